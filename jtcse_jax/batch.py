@@ -1,0 +1,24 @@
+"""The packed batch: the one contract between the data and the model.
+
+Dimension letters used everywhere: K towers, B sentences in a batch (2B views of them), R rows,
+P row length in tokens, C slots per row, D hidden size, H heads.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+
+
+class Batch(NamedTuple):
+    """Several sentences in each row; attention stays inside a sentence because of `segments`.
+
+    A padded batch is the special case of one sentence a row.
+    """
+
+    tokens: Array | np.ndarray  #: [R, P] int32, token ids; fillers are the padding token
+    positions: Array | np.ndarray  #: [R, P] int32, position inside its sentence, from 0
+    segments: Array | np.ndarray  #: [R, P] int32, slot + 1 of the token's sentence, 0 for fillers
+    cls_positions: Array | np.ndarray  #: [R, C] int32, where slot c's first token stands (0: unused)
+    order: Array | np.ndarray  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
+    mask: Array | np.ndarray  #: [2B] bool, False where a last, partial batch has no sentence
