@@ -1,0 +1,308 @@
+"""One run as data: frozen dataclasses, one per concern, every field documented and validated.
+
+A file in `configs/` binds the name `config` to a `Config`; any field can be overridden on the
+command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
+"""
+
+import argparse
+import dataclasses
+import json
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jtcse_jax.errors import UserError
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of one encoder, as a Hugging Face `config.json` states it."""
+
+    family: Literal["bert", "roberta"] = "bert"
+    """BERT, or RoBERTa (positions start behind the padding index)."""
+    vocab_size: int = 30522
+    """Rows of the token embedding."""
+    hidden_size: int = 768
+    """Width of the hidden states (D)."""
+    num_layers: int = 12
+    """Number of transformer layers."""
+    num_heads: int = 12
+    """Attention heads a layer (H); divides hidden_size."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+    max_positions: int = 512
+    """Rows of the position embedding (RoBERTa: longest sentence + pad_token_id + 1)."""
+    type_vocab_size: int = 2
+    """Rows of the token-type embedding; sentences are always type 0."""
+    layer_norm_eps: float = 1e-12
+    """Epsilon of every LayerNorm."""
+    pad_token_id: int = 0
+    """Padding token; in RoBERTa it also sets the first position."""
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"model.scratch.num_heads = {self.num_heads} does not divide "
+                f"hidden_size = {self.hidden_size}: choose a divisor."
+            )
+
+    @property
+    def position_offset(self) -> int:
+        """Index of the first position embedding in use."""
+        return self.pad_token_id + 1 if self.family == "roberta" else 0
+
+    @property
+    def longest_sentence(self) -> int:
+        """Most tokens a sentence can have."""
+        return self.max_positions - self.position_offset
+
+
+@dataclass(frozen=True)
+class Cross:
+    """Cross-attention between the towers, in training only (method: "Cross-attention")."""
+
+    mode: Literal["side", "main", "off"] = "side"
+    """side: crossed streams run beside the plain ones; main: the streams themselves cross; off."""
+    exchange: Literal["value", "probs"] = "value"
+    """What comes from the neighbouring tower: its values, or its attention probabilities."""
+    num_layers: int = 6
+    """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
+
+    def interval(self, num_layers: int) -> int | None:
+        """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""
+        if self.mode == "off" or self.num_layers == 0:
+            return None
+        if self.num_layers < 0 or num_layers % self.num_layers:
+            divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+            raise UserError(
+                f"model.cross.num_layers = {self.num_layers} does not divide the encoder's "
+                f"{num_layers} layers: choose 0 or one of {divisors}."
+            )
+        return num_layers // self.num_layers
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The bank of towers."""
+
+    towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
+    """Where each tower starts, one entry a tower: a Hugging Face folder or hub name, a workdir of
+    this trainer with one tower, or `scratch` (random weights of the shape `scratch`)."""
+    scratch: Architecture = Architecture()
+    """Shape of towers that start from scratch; ignored for others."""
+    tokenizer: str | None = None
+    """Folder or hub name; by default the first tower's. A tower from scratch without one gets a
+    WordPiece tokenizer of `scratch.vocab_size` entries trained on the text."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
+    dropout: float = 0.1
+    """Dropout of hidden states."""
+    attention_dropout: float = 0.1
+    """Dropout of attention probabilities."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the products; parameters, LayerNorm statistics, softmax and losses are float32."""
+    cross: Cross = Cross()
+    """Cross-attention between the towers."""
+
+    def __post_init__(self):
+        if not self.towers:
+            raise UserError("model.towers is empty: name at least one tower.")
+        if SCRATCH in self.towers and set(self.towers) != {SCRATCH}:
+            raise UserError(
+                f"model.towers = {list(self.towers)} mixes `scratch` with trained towers: "
+                "start all from scratch or none."
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"model.{name} = {getattr(self, name)}: choose from [0, 1).")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Text, batches and the development set."""
+
+    source: str = ""
+    """Training text: a file or glob with one sentence a line (plain, .gz, .xz), a .tsv of pairs
+    (two views of a sentence), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, or stdlib (the English
+    of Python's own documentation)."""
+    pairs: Literal["same", "adjacent"] = "same"
+    """The two views of an item: one sentence twice (they differ by dropout), or a sentence and
+    the one after it. A .tsv brings its own pairs."""
+    max_len: int = 64
+    """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
+    batch_size: int = 64
+    """Sentences in a batch, over all devices (two views of each)."""
+    row_length: int = 128
+    """Tokens in a packed row (P); at least 2 * max_len, since both views share a row."""
+    slots: int = 12
+    """Most sentence views in a row (C); even."""
+    dev: str | None = None
+    """Development set: FILE with sentence1<TAB>sentence2<TAB>score, an STS-B file or folder, or
+    `builtin`. Without one nothing selects a best step and the newest is kept."""
+    cache_dir: str = "~/.cache/jtcse_jax"
+    """Where tokenised text is kept."""
+
+    def __post_init__(self):
+        if self.batch_size < 2:
+            raise UserError(
+                f"data.batch_size = {self.batch_size}: a contrastive loss needs other sentences "
+                "as negatives, use at least 2."
+            )
+        if self.max_len < 3:
+            raise UserError(f"data.max_len = {self.max_len}: use at least 3 ([CLS], word, [SEP]).")
+        if self.row_length < 2 * self.max_len:
+            raise UserError(
+                f"data.row_length = {self.row_length} is below 2 * data.max_len = "
+                f"{2 * self.max_len}: both views of a sentence share a row."
+            )
+        if self.slots < 2 or self.slots % 2:
+            raise UserError(f"data.slots = {self.slots}: use an even number of at least 2.")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss."""
+
+    name: Literal["simcse", "tncse", "jtcse"] = "jtcse"
+    """simcse: each tower alone; tncse: two towers without cross-attention; jtcse: with it."""
+    temperature: float = 0.05
+    """Divides the cosines."""
+    simcse_negatives: Literal["other_view", "all"] = "other_view"
+    """simcse: negatives from the other view only (as published), or from both views."""
+    mlp_head: bool = False
+    """simcse: a training-only dense + tanh layer over the sentence vector."""
+    nce_weight: float = 1.0
+    """tncse, jtcse: weight of L_NCE."""
+    icnce_weight: float = 1.0
+    """tncse, jtcse: weight of L_ICNCE."""
+    ictm_weight: float = 1.0
+    """tncse, jtcse: weight of L_ICTM."""
+    modulus_half: bool = True
+    """Halve the modulus factor of L_ICTM, as the authors' scripts do and their formula does not."""
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise UserError(f"objective.temperature = {self.temperature}: must be above 0.")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    learning_rate: float = 1.3e-6
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: constant, or falling to zero at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    decay: Literal["all", "kernels"] = "all"
+    """Decay every parameter (as published), or neither biases nor LayerNorms."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float | None = None
+    """Clip the global gradient norm; None does not clip."""
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise UserError(f"optimizer.learning_rate = {self.learning_rate}: must be above 0.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UserError(
+                f"optimizer.max_grad_norm = {self.max_grad_norm}: must be above 0, or None."
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    workdir: str = "runs/jtcse"
+    """Everything the run writes; a second start with the same workdir resumes."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = 42
+    """Seeds batches, dropout and new weights; a run is a function of it."""
+    epochs: int = 1
+    """Passes over the text; max_steps overrides."""
+    max_steps: int | None = None
+    """Steps to train; a finished run started with more goes on."""
+    eval_every: int = 100
+    """Steps between evaluations on the dev set."""
+    save_every: int = 100
+    """Steps between checkpoints; an evaluation is always saved."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best by dev score."""
+    tower_devices: int = 1
+    """Device groups the towers are spread over: 1, or the number of towers."""
+    dropout_generator: Literal["threefry2x32", "rbg"] = "threefry2x32"
+    """threefry2x32 gives the same masks on any number of devices; rbg is faster on
+    accelerators."""
+    deterministic: bool = False
+    """On a GPU, forbid operations whose result varies from run to run (slower). CPUs and TPUs
+    are deterministic anyway."""
+
+    def __post_init__(self):
+        towers = len(self.model.towers)
+        if self.objective.name != "simcse" and towers < 2:
+            raise UserError(
+                f"objective.name = {self.objective.name} needs two towers or more, and "
+                f"model.towers names {towers}: add one, or use objective.name = simcse."
+            )
+        if self.tower_devices not in (1, towers):
+            raise UserError(
+                f"tower_devices = {self.tower_devices}: choose 1, or one group per tower "
+                f"({towers})."
+            )
+        for name in ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} = {value}: use at least 1.")
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The command line `--config FILE [--any.field VALUE ...]` as a Config.
+
+    Raises UserError for a config file that does not load; the parser exits with the field, the
+    value and the allowed ones when an override is wrong.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, overrides = first.parse_known_args(arguments)
+    default = load_config_file(Path(known.config)) if known.config else Config()
+    description = "Trains sentence encoders. --config FILE first, then any field as an override."
+    return tyro.cli(Config, default=default, args=overrides, description=description)
+
+
+def load_config_file(path: Path) -> Config:
+    """The `config` that a Python file binds; UserError if there is none."""
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file.")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: binds no `config = Config(...)`; see configs/quickstart.py.")
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, as the workdir keeps it."""
+    return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,0 +1,164 @@
+"""A bank of K towers: K encoders of one shape as one stacked pytree, run as one.
+
+K = 1 is SimCSE or a distilled student, K = 2 is JTCSE, K > 2 a ring. The code of a tower is
+`bert.Encoder`; here its parameters get a leading axis K, the axis gets the name "tower" (by `vmap`
+where towers share devices, by `shard_map` where each has its own), and packed rows are gathered
+into one vector per sentence in the batch's own order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from jtcse_jax.batch import Batch
+from jtcse_jax.config import Architecture, Cross, ModelConfig
+from jtcse_jax.models.bert import TOWER_AXIS, Encoder
+
+Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K
+
+
+class TowerOutputs(NamedTuple):
+    """One vector per sentence view and tower, float32."""
+
+    hidden: Array  #: [K, 2B, D] h: last hidden state at [CLS], or its mean over the sentence
+    pooled: Array  #: [K, 2B, D] p: pooler output of h
+    crossed: Array  #: [K, 2B, D] c: as h, of the crossed stream; h itself where nothing crosses
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What K towers have in common; their parameters are passed in."""
+
+    architecture: Architecture
+    num_towers: int
+    pooling: str = "cls"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    compute_dtype: str = "float32"
+    cross: Cross = Cross("off")
+    mesh: Mesh | None = None
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, architecture: Architecture, mesh: Mesh | None = None
+    ) -> "Bank":
+        """The bank that a run trains."""
+        return cls(
+            architecture=architecture,
+            num_towers=len(config.towers),
+            pooling=config.pooling,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            compute_dtype=config.compute_dtype,
+            cross=config.cross,
+            mesh=mesh,
+        )
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of K different towers, normal(0, 0.02), each leaf [K, ...] float32."""
+        return jax.vmap(lambda key: to_params(self._encoder(nnx.Rngs(key))))(
+            jax.random.split(key, self.num_towers)
+        )
+
+    def apply(
+        self, params: Params, batch: Batch, *, key: Array | None = None, crossed: bool = False
+    ) -> TowerOutputs:
+        """Sentence vectors of every tower, in the batch's order.
+
+        Args:
+          params: as from `init`.
+          batch: rows packed as `Batch` says.
+          key: dropout key of this step; None means no dropout. Each tower draws its own masks.
+          crossed: run the crossed streams too; without, `crossed` is `hidden`.
+        """
+        cross = self.cross if crossed else None
+
+        def tower(params: Params, rows: Batch, key: Array | None) -> TowerOutputs:
+            # One key under vmap would give every tower the same masks, silently.
+            if key is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
+            encoder = self._merge(params)
+            main, crossed = encoder(
+                rows.tokens, rows.positions, rows.segments, key=key, cross=cross
+            )
+            hidden = self._sentence_vectors(main, rows)
+            return TowerOutputs(
+                hidden=hidden,
+                pooled=encoder.pool(hidden),
+                crossed=hidden if crossed is main else self._sentence_vectors(crossed, rows),
+            )
+
+        return self._map_towers(tower)(params, batch, key)
+
+    def _map_towers(self, tower: Callable) -> Callable:
+        """`tower` over the leading axis of its first argument, that axis named "tower"."""
+        if self.mesh is None or self.mesh.shape[TOWER_AXIS] == 1:
+            return jax.vmap(tower, in_axes=(0, None, None), axis_name=TOWER_AXIS)
+
+        def on_own_devices(params, rows, key):
+            outputs = tower(jax.tree.map(lambda leaf: leaf[0], params), rows, key)
+            return jax.tree.map(lambda leaf: leaf[None], outputs)
+
+        # Manual over "tower" alone: one collective-permute per crossed layer and direction, where
+        # sharding the vmapped axis would gather all values.
+        split, shared = PartitionSpec(TOWER_AXIS), PartitionSpec()
+        return jax.shard_map(
+            on_own_devices,
+            mesh=self.mesh,
+            axis_names={TOWER_AXIS},
+            in_specs=(split, shared, shared),
+            out_specs=split,
+            check_vma=False,
+        )
+
+    def _sentence_vectors(self, hidden: Array, rows: Batch) -> Array:
+        """[2B, D] float32 from hidden states [R, P, D]: gathered in each row, then in order."""
+        if self.pooling == "cls":
+            slots = jnp.take_along_axis(hidden, rows.cls_positions[..., None], axis=1)
+        else:
+            slot_numbers = 1 + jnp.arange(rows.cls_positions.shape[1])
+            member = (rows.segments[..., None] == slot_numbers).astype(jnp.float32)
+            sums = jnp.einsum("rpc,rpd->rcd", member, hidden.astype(jnp.float32))
+            slots = sums / jnp.maximum(member.sum(axis=1), 1)[..., None]
+        return slots.reshape(-1, hidden.shape[-1])[rows.order].astype(jnp.float32)
+
+    def _encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return Encoder(
+            self.architecture,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            dtype=jnp.dtype(self.compute_dtype),
+            rngs=rngs,
+        )
+
+    def _merge(self, params: Params) -> Encoder:
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._encoder(nnx.Rngs(0))))
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)
+
+
+def to_params(encoder: Encoder) -> Params:
+    """The encoder's parameters as a nested dictionary of arrays."""
+    return nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
+
+
+def sum_towers(hidden: Array) -> Array:
+    """The sentence embedding [N, D] of a bank: the sum of its towers' [K, N, D]."""
+    return hidden.sum(axis=0)
+
+
+def stack(towers: list[Params]) -> Params:
+    """A bank's parameters from those of its towers."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *towers)
+
+
+def unstack(params: Params) -> list[Params]:
+    """The towers' parameters of a bank."""
+    count = len(jax.tree.leaves(params)[0])
+    return [jax.tree.map(lambda leaf: leaf[tower], params) for tower in range(count)]
