@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-import grain.python as grain
+import grain
 import numpy as np
 
 from jtcse_jax.batch import Batch

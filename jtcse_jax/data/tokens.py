@@ -207,7 +207,8 @@ def _shown(blocks: Iterator[list[str]], spec: str, progress: bool) -> Iterator[l
     columns = TextColumn("tokenising {task.description}"), BarColumn(), TimeElapsedColumn()
     count = TextColumn("{task.completed:,} sentences")
     visible = progress and sys.stderr.isatty()
-    with Progress(*columns, count, console=Console(stderr=True)) if visible else nullcontext() as bar:
+    shown = Progress(*columns, count, console=Console(stderr=True)) if visible else nullcontext()
+    with shown as bar:
         task = bar.add_task(spec, total=None) if bar else None
         for block in blocks:
             yield block
@@ -228,5 +229,5 @@ def _publish(unfinished: Path, folder: Path) -> None:
     except UserError:
         damaged = unfinished.with_name(unfinished.name + ".damaged")
         os.rename(folder, damaged)
-        os.rename(unfinished, folder)
         shutil.rmtree(damaged, ignore_errors=True)
+        _publish(unfinished, folder)

@@ -1,0 +1,151 @@
+"""Losses as pure functions of arrays.
+
+Sentence views are interleaved: rows 2i and 2i + 1 of an array [2B, D] are the two views of
+sentence i, so the partner of row r is r XOR 1. Everything is computed in float32 whatever the
+inputs' dtype; every function returns a float32 scalar and is finite, gradients included, for zero
+vectors. `mask` [2B] marks the rows that exist in a last, partial batch; None means all.
+
+Source: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_SMALLEST = 1e-12  # floor of a sum of squares
+_EXCLUDED = -1e30  # a logit that takes no part; -inf would turn masked gradients into NaN
+
+
+def info_nce(x: Array, y: Array, *, temperature: float, mask: Array | None = None) -> Array:
+    """NCE(x, y): the partner's view among all other rows of the batch.
+
+    With S[r, s] = cos(x_r, y_s) / temperature and the entry s = r excluded,
+    the mean over rows r of -log softmax(S[r])[r XOR 1]: 2B - 2 negatives an anchor.
+
+    Args:
+      x, y: [2B, D] anchors and candidates.
+      temperature: divides the cosines.
+      mask: [2B] bool.
+    Raises:
+      ValueError: fewer than two sentences, so no negative.
+    """
+    _check_views(x, y)
+    rows = jnp.arange(len(x))
+    partner = rows ^ 1
+    logits = cosines(x, y) / temperature
+    candidates = rows[:, None] != rows[None, :]
+    if mask is not None:
+        candidates &= mask[None, :] | (rows[None, :] == partner[:, None])
+    logits = jnp.where(candidates, logits, _EXCLUDED)
+    return _masked_mean(_cross_entropy(logits, partner), mask)
+
+
+def info_nce_other_view(
+    x: Array, y: Array, *, temperature: float, mask: Array | None = None
+) -> Array:
+    """Unsupervised SimCSE as published: the even rows of x against the odd rows of y.
+
+    The mean over sentences i of -log softmax_j(cos(x_2i, y_2j+1) / temperature)[i]:
+    B - 1 negatives an anchor.
+
+    Args and errors as `info_nce`.
+    """
+    _check_views(x, y)
+    logits = cosines(x[0::2], y[1::2]) / temperature
+    sentences = jnp.arange(len(logits))
+    exists = None if mask is None else mask[0::2]
+    if exists is not None:
+        itself = sentences[:, None] == sentences[None, :]
+        logits = jnp.where(exists[None, :] | itself, logits, _EXCLUDED)
+    return _masked_mean(_cross_entropy(logits, sentences), exists)
+
+
+def ictm(
+    x: Array,
+    y: Array,
+    p: Array,
+    q: Array,
+    *,
+    modulus_half: bool = True,
+    mask: Array | None = None,
+) -> Array:
+    """T(x, y, p, q): the joint tensor-modulus constraint between two towers.
+
+    The mean over even rows r of -log cos(x_r, y_r+1) times the modulus factor
+    ||p_r - q_r+1|| / (||p_r|| + ||q_r+1||), halved if `modulus_half`. Where the cosine is not
+    positive, -log cos is that of the constant 1e-4, without gradient.
+
+    Args:
+      x, y: [2B, D] sentence vectors of the two towers.
+      p, q: [2B, D] their pooler outputs, whose modulus LayerNorm has not fixed.
+      modulus_half: halve the modulus factor (the authors' scripts do, their formula does not).
+      mask: [2B] bool.
+    """
+    _check_views(x, y)
+    x, y = _normalize(x[0::2]), _normalize(y[1::2])
+    p, q = p[0::2].astype(jnp.float32), q[1::2].astype(jnp.float32)
+    cosine = jnp.sum(x * y, axis=-1)
+    direction = -jnp.log(jnp.where(cosine > 0, cosine, 1e-4))
+    modulus = _norm(p - q) / (_norm(p) + _norm(q))
+    constraint = direction * modulus * (0.5 if modulus_half else 1.0)
+    return _masked_mean(constraint, None if mask is None else mask[0::2])
+
+
+def alignment(x: Array, *, mask: Array | None = None) -> Array:
+    """Mean squared distance of the two normalised views of a sentence, in [0, 4].
+
+    Wang & Isola 2020 (arXiv 2005.10242) with alpha = 2; x is [2B, D] interleaved.
+    """
+    x = _normalize(x)
+    distance = jnp.sum((x[0::2] - x[1::2]) ** 2, axis=-1)
+    return _masked_mean(distance, None if mask is None else mask[0::2])
+
+
+def uniformity(x: Array, *, mask: Array | None = None) -> Array:
+    """log of the mean of exp(-2 d^2) over pairs of different rows, normalised, in [-8, 0].
+
+    Wang & Isola 2020 (arXiv 2005.10242) with t = 2; x is [N, D], one view per sentence.
+    """
+    similarity = cosines(x, x)
+    counted = ~jnp.eye(len(x), dtype=bool)
+    if mask is not None:
+        counted &= mask[:, None] & mask[None, :]
+    # d^2 = 2 - 2 cos between unit vectors
+    logits = jnp.where(counted, 4 * similarity - 4, _EXCLUDED)
+    return jax.nn.logsumexp(logits) - jnp.log(jnp.maximum(counted.sum(), 1))
+
+
+def cosines(x: Array, y: Array) -> Array:
+    """[N, M] float32 cosines of the rows of x [N, D] and y [M, D]."""
+    # On a TPU the default product is bf16, two digits of a cosine that is then divided by 0.05.
+    return jnp.matmul(_normalize(x), _normalize(y).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _normalize(x: Array) -> Array:
+    x = x.astype(jnp.float32)
+    return x / _norm(x)[..., None]
+
+
+def _norm(x: Array) -> Array:
+    # The floor lies under the root: a `where` after it would still give NaN gradients at zero.
+    return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), _SMALLEST))
+
+
+def _cross_entropy(logits: Array, targets: Array) -> Array:
+    target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - target
+
+
+def _masked_mean(values: Array, mask: Array | None) -> Array:
+    if mask is None:
+        return values.mean()
+    # Not values * mask: zero times a masked infinity is NaN.
+    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _check_views(x: Array, y: Array) -> None:
+    if x.shape != y.shape or len(x) % 2 or len(x) < 4:
+        raise ValueError(
+            f"views of shapes {x.shape} and {y.shape}: both must be [2B, D] with B >= 2, "
+            "one sentence alone has no negatives"
+        )

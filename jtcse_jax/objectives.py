@@ -1,0 +1,147 @@
+"""Objectives: forward passes and named loss terms.
+
+An objective is a function `(bank, params, batch, key, config) -> (loss, terms)`; `terms` holds
+every loss term, unweighted. To add one, write it here and give it a line in `OBJECTIVES` and a
+name in `config.ObjectiveConfig.name`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jtcse_jax import losses
+from jtcse_jax.batch import Batch
+from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.bert import initializer
+from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
+
+Terms = dict[str, Array]
+
+
+def simcse(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """Unsupervised SimCSE (arXiv 2104.08821), summed over towers that do not meet."""
+    outputs = bank.apply(params["towers"], batch, key=key)
+    vectors = outputs.hidden
+    if config.mlp_head:
+        head = params["head"]
+        vectors = jnp.tanh(
+            jnp.einsum("knd,kde->kne", vectors, head["kernel"]) + head["bias"][:, None]
+        )
+    nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
+    loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    return loss, {"nce": loss} | health(outputs, batch)
+
+
+def tncse(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """TNCSE (arXiv 2503.12739): no cross-attention, and always the direction a -> b."""
+    outputs = bank.apply(params["towers"], batch, key=key)
+    terms = {
+        "nce": within_towers(outputs.hidden, batch, config),
+        "icnce": between_towers(outputs.hidden, batch, config),
+        "ictm": tensor_modulus(outputs, batch, config),
+    }
+    return weighted_sum(terms, config), terms | health(outputs, batch)
+
+
+def jtcse(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """JTCSE (arXiv 2505.02366): L_NCE + L_ICNCE, crossed streams included, + L_ICTM."""
+    dropout_key, coin_key = jax.random.split(key)
+    outputs = bank.apply(params["towers"], batch, key=dropout_key, crossed=True)
+    # One coin a step turns the direction between all pairs of towers.
+    flip = jax.random.bernoulli(coin_key)
+    icnce = between_towers(outputs.hidden, batch, config, flip=flip)
+    if bank.cross.mode != "off":
+        icnce += between_towers(outputs.crossed, batch, config, flip=flip)
+    terms = {
+        "nce": within_towers(outputs.hidden, batch, config),
+        "icnce": icnce,
+        "ictm": tensor_modulus(outputs, batch, config),
+    }
+    return weighted_sum(terms, config), terms | health(outputs, batch)
+
+
+OBJECTIVES = {"simcse": simcse, "tncse": tncse, "jtcse": jtcse}
+
+
+def init_params(bank: Bank, towers: Params, key: Array, config: ObjectiveConfig) -> Params:
+    """What an objective trains: the bank's towers, and SimCSE's head [K, D, D] where asked for."""
+    params = {"towers": towers}
+    if config.name == "simcse" and config.mlp_head:
+        towers, size = bank.num_towers, bank.architecture.hidden_size
+        kernel = initializer(key, (towers, size, size))
+        params["head"] = {"kernel": kernel, "bias": jnp.zeros((towers, size))}
+    return params
+
+
+def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
+    """How many negatives each anchor of a full batch has in one NCE."""
+    if config.name == "simcse" and config.simcse_negatives == "other_view":
+        return batch_size - 1
+    return 2 * batch_size - 2
+
+
+def neighbours(num_towers: int) -> list[tuple[int, int]]:
+    """Pairs of towers that meet in a loss: (0, 1) for two, a ring for more."""
+    if num_towers == 2:
+        return [(0, 1)]
+    return [(tower, (tower + 1) % num_towers) for tower in range(num_towers)]
+
+
+def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:
+    """L_NCE of vectors [K, 2B, D]: the sum over towers of NCE(h_k, h_k)."""
+    return sum(
+        losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors
+    )
+
+
+def between_towers(
+    vectors: Array, batch: Batch, config: ObjectiveConfig, *, flip: Array | None = None
+) -> Array:
+    """Sum over neighbours of NCE(x_i, x_j), or of NCE(x_j, x_i) where `flip` (a bool scalar)."""
+    total = jnp.zeros(())
+    for i, j in neighbours(len(vectors)):
+        x, y = vectors[i], vectors[j]
+        if flip is not None:
+            x, y = jnp.where(flip, y, x), jnp.where(flip, x, y)
+        total += losses.info_nce(x, y, temperature=config.temperature, mask=batch.mask)
+    return total
+
+
+def tensor_modulus(outputs: TowerOutputs, batch: Batch, config: ObjectiveConfig) -> Array:
+    """L_ICTM: over neighbours, T(h_i, h_j, p_i, p_j) + T(h_j, h_i, p_j, p_i)."""
+    total = jnp.zeros(())
+    for i, j in neighbours(len(outputs.hidden)):
+        for a, b in ((i, j), (j, i)):
+            total += losses.ictm(
+                outputs.hidden[a],
+                outputs.hidden[b],
+                outputs.pooled[a],
+                outputs.pooled[b],
+                modulus_half=config.modulus_half,
+                mask=batch.mask,
+            )
+    return total
+
+
+def weighted_sum(terms: Terms, config: ObjectiveConfig) -> Array:
+    """The loss: each term by its weight."""
+    return (
+        config.nce_weight * terms["nce"]
+        + config.icnce_weight * terms["icnce"]
+        + config.ictm_weight * terms["ictm"]
+    )
+
+
+def health(outputs: TowerOutputs, batch: Batch) -> Terms:
+    """Alignment and uniformity of the bank's embedding, to watch and not to train."""
+    embedding = jax.lax.stop_gradient(sum_towers(outputs.hidden))
+    return {
+        "alignment": losses.alignment(embedding, mask=batch.mask),
+        "uniformity": losses.uniformity(embedding[0::2], mask=batch.mask[0::2]),
+    }
