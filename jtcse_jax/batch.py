@@ -19,6 +19,6 @@ class Batch(NamedTuple):
     tokens: Array | np.ndarray  #: [R, P] int32, token ids; fillers are the padding token
     positions: Array | np.ndarray  #: [R, P] int32, position inside its sentence, from 0
     segments: Array | np.ndarray  #: [R, P] int32, slot + 1 of the token's sentence, 0 for fillers
-    cls_positions: Array | np.ndarray  #: [R, C] int32, where slot c's first token stands (0: unused)
+    cls_positions: Array | np.ndarray  #: [R, C] int32, position of slot c's first token (unused: 0)
     order: Array | np.ndarray  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
     mask: Array | np.ndarray  #: [2B] bool, False where a last, partial batch has no sentence

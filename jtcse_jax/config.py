@@ -8,8 +8,8 @@ import argparse
 import dataclasses
 import json
 import runpy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -285,7 +285,13 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     known, overrides = first.parse_known_args(arguments)
     default = load_config_file(Path(known.config)) if known.config else Config()
     description = "Trains sentence encoders. --config FILE first, then any field as an override."
-    return tyro.cli(Config, default=default, args=overrides, description=description)
+    return tyro.cli(
+        Config,
+        prog="python -m jtcse_jax.train",
+        default=default,
+        args=overrides,
+        description=description,
+    )
 
 
 def load_config_file(path: Path) -> Config:

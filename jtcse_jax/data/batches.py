@@ -111,9 +111,6 @@ class PackedBatches:
         """
         if not 0 <= start_step <= stop_step:
             raise IndexError(f"steps {start_step} to {stop_step} are no range")
-        # An empty slice of a dataset is a mistake to Grain; here it is a finished run.
-        if start_step == stop_step:
-            return
         options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_READ_AHEAD)
         ahead = self._batches.slice(slice(start_step, stop_step)).to_iter_dataset(options)
         yield from zip(range(start_step, stop_step), ahead, strict=True)

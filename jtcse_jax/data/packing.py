@@ -101,7 +101,9 @@ def fill(
             f"a plan of {packing.num_rows} rows of {packing.slots} slots does not fit a grid of "
             f"{num_rows} rows of {slots}"
         )
-    wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows or range(num_rows)
+    if rows is None:
+        rows = slice(None)
+    wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
     local_row = np.full(num_rows, -1)
     local_row[wanted] = np.arange(len(wanted))
 

@@ -32,6 +32,8 @@ from jtcse_jax.errors import UserError
 
 _NAMED = re.compile(r"(?P<name>.+):(?P<split>[^:\[\]]+(\[[^\[\]]*\])?):(?P<field>[^:]+)")
 
+_TFDS_COMMAND = "pip install tensorflow-datasets importlib_resources"
+
 
 @dataclass
 class Source:
@@ -180,24 +182,32 @@ def _hash_files(paths: list[Path]) -> str:
 
 def _open_tfds(spec: str) -> Source:
     name, split, field = _split_spec(spec)
-    tfds = _import("tensorflow_datasets", spec, "pip install tensorflow-datasets importlib_resources")
+    tfds = _import("tensorflow_datasets", spec, _TFDS_COMMAND)
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
     try:
         builder = tfds.builder(name)
-        file_format = builder.info.file_format
-        if file_format is None or not builder.info.splits:
-            raise UserError(
-                f"{spec}: the data set is not prepared in {builder.data_dir}; prepare it with "
-                f"tfds build {name} --file_format=array_record, or set TFDS_DATA_DIR"
-            )
-        if file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise UserError(
-                f"{spec}: the data set is stored as {file_format.value}, which is not read here; "
-                f"convert it with python -m tensorflow_datasets.scripts.convert_format "
-                f"--dataset={name} --out_file_format=array_record"
-            )
-        _check_field(spec, field, builder.info.features)
-        records = builder.as_data_source(split)
-    except (tfds.core.DatasetNotFoundError, ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{spec}: {_first_line(error)} If it lies in another folder than TFDS's own, set "
+            "TFDS_DATA_DIR to it"
+        ) from error
+    info = builder.info
+    if not info.splits:
+        raise UserError(
+            f"{spec}: the data set is not prepared in {builder.data_dir}; set TFDS_DATA_DIR, or "
+            f"prepare it: tfds build {name} --file_format=array_record"
+        )
+    # Parquet has random access too, but TFDS writes it incompletely, without a word.
+    if array_record not in info.available_file_formats():
+        raise UserError(
+            f"{spec}: the data set is stored as {info.file_format.value}; convert it: python -m "
+            f"tensorflow_datasets.scripts.convert_format --dataset_dir={builder.data_dir} "
+            "--out_file_format=array_record"
+        )
+    _check_field(spec, field, info.features)
+    try:
+        records = builder.as_data_source(split, file_format=array_record)
+    except (ValueError, OSError) as error:
         raise UserError(f"{spec}: {_first_line(error)}") from error
 
     def lines() -> Iterator[str]:
@@ -210,8 +220,8 @@ def _open_tfds(spec: str) -> Source:
             except UnicodeDecodeError as error:
                 raise UserError(f"{spec}: record {number} is not UTF-8 text") from error
 
-    files = {key: value.num_examples for key, value in builder.info.splits.items()}
-    identity = [builder.info.full_name, files, len(records), split, field]
+    stored = [[key, part.num_examples, part.num_bytes] for key, part in info.splits.items()]
+    identity = [info.full_name, stored, len(records), split, field]
     return Source(spec, 1, lines, partial(json.dumps, identity))
 
 

@@ -38,7 +38,7 @@ class TokenCache:
         views: 1 for single sentences, 2 for pairs.
         pad_id: the tokenizer's padding token.
         max_len: longest sentence allowed, in tokens; longer ones were truncated.
-        vocab_size: entries of the tokenizer, all token ids are below it.
+        vocab_size: all ids of the tokenizer are below it.
         stats: `source` (its spec), `sentences`, `blank` (lines skipped), `truncated`
             (sentences cut to max_len), `mean_length` (in tokens).
     """
@@ -161,7 +161,8 @@ def _write(
     folder: Path,
     progress: bool,
 ) -> None:
-    vocab_size = backend.get_vocab_size(with_added_tokens=True)
+    # A vocabulary may have holes: its count says nothing of its highest id.
+    vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     lengths, truncated = [], 0
     with open(folder / "tokens.bin", "wb") as file:
@@ -204,11 +205,11 @@ def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:
 
 def _shown(blocks: Iterator[list[str]], spec: str, progress: bool) -> Iterator[list[str]]:
     """The same blocks, counted on a progress bar if stderr is a terminal."""
-    columns = TextColumn("tokenising {task.description}"), BarColumn(), TimeElapsedColumn()
-    count = TextColumn("{task.completed:,} sentences")
+    text = TextColumn("tokenised {task.completed:,} sentences of {task.description}")
+    console = Console(stderr=True)
     visible = progress and sys.stderr.isatty()
-    shown = Progress(*columns, count, console=Console(stderr=True)) if visible else nullcontext()
-    with shown as bar:
+    bar_shown = Progress(text, BarColumn(), TimeElapsedColumn(), console=console)
+    with bar_shown if visible else nullcontext() as bar:
         task = bar.add_task(spec, total=None) if bar else None
         for block in blocks:
             yield block

@@ -160,5 +160,5 @@ def stack(towers: list[Params]) -> Params:
 
 def unstack(params: Params) -> list[Params]:
     """The towers' parameters of a bank."""
-    count = len(jax.tree.leaves(params)[0])
-    return [jax.tree.map(lambda leaf: leaf[tower], params) for tower in range(count)]
+    leaves, structure = jax.tree.flatten(params)
+    return [jax.tree.unflatten(structure, tower) for tower in zip(*leaves, strict=True)]

@@ -1,0 +1,44 @@
+"""A WordPiece tokenizer trained on the user's own text, for towers that start from scratch."""
+
+from collections import Counter
+
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from jtcse_jax.data.sources import Source
+from jtcse_jax.errors import UserError
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_ALPHABET = 1000  # most characters kept; rarer ones become [UNK]
+
+
+def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
+    """An uncased BERT tokenizer of at most `vocab_size` entries, in which [PAD] is 0.
+
+    The same text gives the same vocabulary. Raises UserError where `vocab_size` cannot hold the
+    special tokens and the alphabet of the text.
+    """
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    counts = Counter()
+    for sentence in source.read():
+        counts.update(trainer.normalize(sentence))
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    alphabet = sorted(character for character in ranked[:_ALPHABET] if not character.isspace())
+    # The trainer numbers "##x" in the order of a randomly seeded hash table and breaks ties by
+    # number, so that no two runs agree. Given as special tokens they are numbered by us.
+    fixed = _SPECIAL + alphabet + [f"##{character}" for character in alphabet]
+    if vocab_size < len(fixed):
+        raise UserError(
+            f"model.scratch.vocab_size = {vocab_size}: the special tokens and the alphabet of "
+            f"{source.spec} alone need {len(fixed)}."
+        )
+    trainer.train_from_iterator(
+        source.read(),
+        vocab_size=vocab_size,
+        min_frequency=2,
+        limit_alphabet=_ALPHABET,
+        special_tokens=fixed,
+        show_progress=False,
+    )
+    vocabulary = trainer.get_vocab(with_added_tokens=True)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True)

@@ -1,0 +1,136 @@
+"""Joins the processes of a declared cluster, and of nothing else."""
+
+import os
+import sys
+
+import jax
+
+from jtcse_jax.errors import UserError
+
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(*, timeout: int = 300) -> None:
+    """Starts `jax.distributed` where the environment declares several processes; else does nothing.
+
+    To be called before anything touches a device. What declares a cluster, first match:
+
+    * `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` with `JAX_COORDINATOR_ADDRESS` (host:port of process
+      0): any launcher. `JAX_NUM_PROCESSES=1` keeps a process alone inside a cluster.
+    * Open MPI: more than one rank.
+    * Slurm: a step (`srun`) of more than one task.
+    * Cloud TPU: a TPU VM on which jax finds its chips; jax asks the machine for its fellow workers.
+
+    The last three are read by jax itself. A process that has its node to itself takes all of the
+    node's devices, one that shares it takes the device of its local rank.
+    `JAX_LOCAL_DEVICE_IDS=0,1` names them instead.
+
+    Args:
+        timeout: seconds to wait for the other processes; then jax aborts this one.
+
+    Raises:
+        UserError: the declaration is incomplete, or the cluster cannot be joined. Going on alone
+            would train as many unrelated models as there are processes.
+    """
+    arguments = _declared_cluster()
+    if arguments is None or jax.distributed.is_initialized():
+        return
+    # jax ends a process whose fellows stay away with an abort that no handler sees; this line tells
+    # what it was waiting for.
+    print(
+        f"joining the cluster that the environment declares; every process has to start "
+        f"within {timeout} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"the cluster that the environment declares cannot be joined ({reason}): start all of "
+            f"its processes and let them reach process 0, or declare it with "
+            f"{', '.join(_EXPLICIT)}; JAX_NUM_PROCESSES=1 runs this process alone"
+        ) from error
+
+
+def _declared_cluster() -> dict[str, object] | None:
+    """Arguments for `jax.distributed.initialize`; None where this process is alone."""
+    if "JAX_NUM_PROCESSES" in os.environ or "JAX_PROCESS_ID" in os.environ:
+        return _explicit_cluster()
+    # Before Slurm: mpirun starts its ranks from a Slurm step that counts nodes, not ranks.
+    if _count("OMPI_COMM_WORLD_SIZE") > 1:
+        alone = _count("OMPI_COMM_WORLD_LOCAL_SIZE") == 1
+        return {
+            "cluster_detection_method": "ompi",
+            "local_device_ids": _local_device_ids(alone_on_node=alone),
+        }
+    tasks = _count("SLURM_STEP_NUM_TASKS")
+    if tasks > 1:
+        alone = tasks == _count("SLURM_STEP_NUM_NODES")
+        return {
+            "cluster_detection_method": "slurm",
+            "num_processes": tasks,
+            "local_device_ids": _local_device_ids(alone_on_node=alone),
+        }
+    if _several_tpu_workers():
+        return {}
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        raise UserError(
+            "JAX_COORDINATOR_ADDRESS is set and no cluster is found: set JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID too, or unset it to run this process alone"
+        )
+    return None
+
+
+def _explicit_cluster() -> dict[str, object] | None:
+    if _count("JAX_NUM_PROCESSES") == 1:
+        return None
+    missing = [name for name in _EXPLICIT if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} must be set too: {', '.join(_EXPLICIT)} go together"
+        )
+    return {
+        "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
+        "num_processes": _count("JAX_NUM_PROCESSES"),
+        "process_id": _count("JAX_PROCESS_ID"),
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _local_device_ids(*, alone_on_node: bool) -> list[int] | None:
+    """An empty list restricts nothing; None lets jax take the device of the local rank.
+
+    Left to itself jax takes one device a process even where there is one process a node, and asks
+    for device 1 where the launcher shows a process nothing but its own, as device 0.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return None
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    shows_only_its_own = shown != "" and "," not in shown
+    return [] if alone_on_node or shows_only_its_own else None
+
+
+def _several_tpu_workers() -> bool:
+    # jax adds tpu to its platforms where it finds chips and libtpu, and nobody chose others.
+    if "tpu" not in (jax.config.jax_platforms or ""):
+        return False
+    if "TPU_PROCESS_ADDRESSES_PATH" in os.environ:
+        return True
+    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    workers = next((os.environ[name] for name in names if name in os.environ), None)
+    # Kubernetes names the workers in the environment; on a TPU VM jax asks the metadata server,
+    # which answers for one worker as for many.
+    if workers is None:
+        return "TPU_SKIP_MDS_QUERY" not in os.environ
+    return "," in workers or _count("MEGASCALE_NUM_SLICES") > 1
+
+
+def _count(name: str) -> int:
+    """The whole number in an environment variable; 0 where it is not set."""
+    value = os.environ.get(name, "0")
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{name} is {value!r}; it must be a whole number") from None

@@ -1,0 +1,100 @@
+"""`python -m jtcse_jax.evaluate --model PATH --sts FOLDER`: the seven STS tasks."""
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import rich
+import tyro
+from rich.table import Table
+
+import jtcse_jax
+from jtcse_jax import saved_model
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.evaluation.sts import evaluate_sts, load_sts
+
+LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Scores a model on STS12-16, STS-B and SICK-R: Spearman x 100 in the "all" setting."""
+
+    model: str
+    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
+    sts: str
+    """Folder of the STS tasks in SentEval's layout (STS12-en-test, ..., STSBenchmark, SICK)."""
+    step: int | None = None
+    """Step of a workdir; by default the best by dev score, or the newest."""
+    pooling: Literal["cls", "mean"] | None = None
+    """Needed where the model's folder does not say it."""
+    max_len: int | None = None
+    """Longest sentence in tokens; by default what the model's folder says, or 128."""
+    output: str | None = None
+    """File that the JSON is written to as well."""
+
+
+def evaluate(arguments: Arguments) -> dict[str, Any]:
+    """Scores by task, with the protocol and the versions beside them, ready for JSON.
+
+    Raises UserError as the readers of the model and of the tasks do.
+    """
+    tasks = load_sts(arguments.sts)
+    model = saved_model.load(
+        arguments.model,
+        step=arguments.step,
+        pooling=arguments.pooling,
+        max_len=arguments.max_len,
+    )
+    scores = evaluate_sts(SentenceEncoder.of(model).encode, tasks)
+    return {
+        "model": model.source,
+        "protocol": "Spearman of the cosines, over all pairs of a task together, times 100",
+        "towers": model.bank.num_towers,
+        "pooling": model.bank.pooling,
+        "max_len": model.max_len,
+        "spearman": {name: round(100 * score.spearman, 2) for name, score in scores.items()},
+        "pearson": {name: round(100 * score.pearson, 2) for name, score in scores.items()},
+        "pairs": {name: score.pairs for name, score in scores.items()},
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jtcse_jax": jtcse_jax.__version__}
+        | {library: version(library) for library in LIBRARIES},
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Prints one row of scores under what they depend on."""
+    caption = (
+        f"{result['model']}: {result['towers']} tower(s), {result['pooling']} pooling, "
+        f"max_len {result['max_len']}; {result['protocol']}"
+    )
+    table = Table(caption=caption)
+    for name in result["spearman"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*(f"{score:.2f}" for score in result["spearman"].values()))
+    rich.print(table)
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.evaluate")
+    result = evaluate(arguments)
+    print_table(result)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {arguments.output}: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Semantic textual similarity: scores an encoder by how it ranks sentence pairs.
+
+An encoder is any function from n sentences to an array [n, D]; a pair's score is the cosine of its
+two embeddings. The protocol is the "all" setting: the pairs of every subset of a task are put
+together and one correlation is taken over them. Correlations are raw (-1 to 1), not times 100.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.sts_data import Pairs, StsTask, builtin_dev, load_pairs, load_sts
+
+__all__ = [
+    "Encode",
+    "Pairs",
+    "StsScore",
+    "StsTask",
+    "bootstrap_interval",
+    "builtin_dev",
+    "cosine_scores",
+    "evaluate_sts",
+    "load_pairs",
+    "load_sts",
+    "pearson",
+    "spearman",
+    "word_overlap",
+]
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+class StsScore(NamedTuple):
+    """Correlations (raw, -1 to 1) of one task and the number of pairs behind them."""
+
+    spearman: float
+    pearson: float
+    pairs: int
+
+
+def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore]:
+    """Returns the score of every task by name, and under "average" the mean over the tasks.
+
+    Each distinct sentence of all tasks is encoded once, in one call of `encode`. "average" holds
+    the unweighted means and the total number of pairs. Raises `UserError` as `cosine_scores` does.
+    """
+    all_pairs = {task.name: task.pairs for task in tasks}
+    embeddings, index = _encode_distinct(encode, list(all_pairs.values()))
+    scores = {}
+    for name, pairs in all_pairs.items():
+        cosines = _pair_cosines(embeddings, index, pairs)
+        scores[name] = StsScore(
+            spearman(cosines, pairs.gold), pearson(cosines, pairs.gold), len(pairs)
+        )
+    scores["average"] = StsScore(
+        spearman=float(np.mean([score.spearman for score in scores.values()])),
+        pearson=float(np.mean([score.pearson for score in scores.values()])),
+        pairs=sum(score.pairs for score in scores.values()),
+    )
+    return scores
+
+
+def cosine_scores(encode: Encode, pairs: Pairs) -> np.ndarray:
+    """Returns the cosine of each pair's embeddings, [n] float64; each distinct sentence once.
+
+    A zero embedding has cosine 0 with everything. Raises `UserError` if an embedding is not
+    finite, naming the sentence, and `ValueError` if `encode` returns anything but [n, D].
+    """
+    return _pair_cosines(*_encode_distinct(encode, [pairs]), pairs)
+
+
+def word_overlap(pairs: Pairs) -> np.ndarray:
+    """Returns the share of common words (Jaccard, lower-cased) of each pair, [n] float64.
+
+    The baseline that any sentence encoder must beat. Two sentences without words have overlap 0.
+    """
+    return np.array(
+        [_jaccard(one, two) for one, two in zip(pairs.first, pairs.second, strict=True)]
+    )
+
+
+def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Returns Spearman's rank correlation of [n] and [n], -1 to 1; ties share their mean rank.
+
+    Where either side is constant the coefficient is undefined and 0.0 is returned: breaking the
+    ties at random gives 0 on average, and a collapsed encoder, which ranks nothing, must lose
+    against every other when the best step is chosen (a NaN would win or lose by accident).
+    Raises `ValueError` for unequal lengths, fewer than two pairs, or values that are not finite.
+    """
+    scores, gold = _checked(scores, gold)
+    once = np.ones((1, len(scores)), dtype=np.int64)
+    return float(_counted_spearman(scores, gold, once)[0])
+
+
+def pearson(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Returns Pearson's linear correlation; 0.0 for a constant side and errors as `spearman`."""
+    scores, gold = _checked(scores, gold)
+    if np.ptp(scores) == 0 or np.ptp(gold) == 0:
+        return 0.0
+    once = np.ones((1, len(scores)), dtype=np.int64)
+    return float(_counted_correlation(scores[None], gold[None], once)[0])
+
+
+def bootstrap_interval(
+    scores: np.ndarray,
+    gold: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Returns (low, high), the percentile bootstrap interval of `spearman(scores, gold)`.
+
+    Pairs are drawn with replacement, so the interval says how far the score would move on another
+    sample of pairs of the same kind; it says nothing about training seeds. The same seed gives
+    the same interval. Raises `ValueError` as `spearman` does, and for a `level` outside 0 to 1.
+    """
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1, resamples {resamples} above 0")
+    scores, gold = _checked(scores, gold)
+    n = len(scores)
+    random = np.random.default_rng(seed)
+    values = []
+    chunk = max(1, 2**20 // n)  # bounds the [chunk, n] arrays to a few tens of megabytes
+    for start in range(0, resamples, chunk):
+        r = min(chunk, resamples - start)
+        drawn = random.integers(n, size=(r, n)) + n * np.arange(r)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n)
+        values.append(_counted_spearman(scores, gold, counts))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _encode_distinct(
+    encode: Encode, all_pairs: Sequence[Pairs]
+) -> tuple[np.ndarray, dict[str, int]]:
+    index: dict[str, int] = {}
+    for pairs in all_pairs:
+        for sentence in (*pairs.first, *pairs.second):
+            index.setdefault(sentence, len(index))
+    sentences = list(index)
+    embeddings = np.asarray(encode(sentences))
+    if embeddings.ndim != 2 or len(embeddings) != len(sentences):
+        raise ValueError(
+            f"encode gave {embeddings.shape} for {len(sentences)} sentences, not [n, D]"
+        )
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"the model's embeddings of {len(bad)} of {len(sentences)} sentences are not finite "
+            f"(first: {sentences[bad[0]]!r}); use an earlier checkpoint or float32"
+        )
+    return embeddings, index
+
+
+def _pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) -> np.ndarray:
+    # float64: near-equal cosines of float32 embeddings would tie or swap, and ranks are the score.
+    one = embeddings[[index[sentence] for sentence in pairs.first]].astype(np.float64)
+    two = embeddings[[index[sentence] for sentence in pairs.second]].astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    products = np.sum(one * two, axis=1)
+    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+
+
+def _jaccard(one: str, two: str) -> float:
+    a, b = (set(re.findall(r"\w+(?:'\w+)*", text.lower())) for text in (one, two))
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def _checked(scores: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, gold = np.asarray(scores, np.float64), np.asarray(gold, np.float64)
+    if scores.ndim != 1 or scores.shape != gold.shape or len(scores) < 2:
+        raise ValueError(f"two equally long lists of 2 or more: {scores.shape}, {gold.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(gold).all()):
+        raise ValueError("scores and gold must be finite")
+    return scores, gold
+
+
+def _counted_spearman(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Spearman of the pairs taken `counts` [r, n] times each, [r].
+
+    A bootstrap resample is only a list of counts, and its ranks follow from the counts by a
+    running sum over the order of the whole: one sort for all resamples.
+    """
+    return _counted_correlation(
+        _counted_ranks(scores, counts), _counted_ranks(gold, counts), counts
+    )
+
+
+def _counted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    _, group = np.unique(values, return_inverse=True)  # equal values share a group, in order
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    totals = np.add.reduceat(counts[:, order], starts, axis=1)
+    return (np.cumsum(totals, axis=1) - (totals - 1) / 2)[:, group]
+
+
+def _counted_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    n = counts.sum(axis=1, keepdims=True)
+    x = x - (counts * x).sum(axis=1, keepdims=True) / n
+    y = y - (counts * y).sum(axis=1, keepdims=True) / n
+    squares = (counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1)
+    products = (counts * x * y).sum(axis=1)
+    return np.divide(products, np.sqrt(squares), out=np.zeros_like(products), where=squares > 0)

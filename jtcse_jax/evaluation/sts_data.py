@@ -1,0 +1,241 @@
+"""Reads sentence pairs with human similarity scores: STS test sets, own files, the built-in set."""
+
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from jtcse_jax.errors import UserError
+
+# The subsets are named, not searched for: a missing or an extra file (SMT of STS13, which has
+# scores but no published sentences) would otherwise change the figure without a word.
+SUBSETS = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Sentence pairs with a human similarity score each; `len` is the number of pairs."""
+
+    first: list[str]
+    second: list[str]
+    gold: np.ndarray  #: [n] float64, on whatever scale the data uses
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+@dataclass(frozen=True, eq=False)
+class StsTask:
+    """One test set, its subsets kept apart."""
+
+    name: str
+    subsets: dict[str, Pairs]
+
+    @property
+    def pairs(self) -> Pairs:
+        """All subsets put together, in their order (the "all" setting)."""
+        parts = list(self.subsets.values())
+        return Pairs(
+            first=[sentence for part in parts for sentence in part.first],
+            second=[sentence for part in parts for sentence in part.second],
+            gold=np.concatenate([part.gold for part in parts]),
+        )
+
+
+def load_sts(folder: str | Path) -> list[StsTask]:
+    """Returns STS12 to STS16, STS-B and SICK-R (test splits) from a folder in SentEval's layout.
+
+    `folder` is SentEval's `downstream/STS` (SICK lies beside it) or `downstream` itself.
+    STS-B is read from `STSBenchmark/sts-test.csv`, the file published figures are measured on.
+    Unscored pairs (a blank score line) are left out. Raises `UserError` for missing files, all
+    named at once, and for a malformed line, by file and line.
+    """
+    folder = Path(folder).expanduser()
+    root = folder if (folder / "STS12-en-test").is_dir() else folder / "STS"
+    sick = root.parent / "SICK" / "SICK_test_annotated.txt"
+    benchmark = _benchmark_file(root, "test") or root / "STSBenchmark" / "sts-test.csv"
+    files = {
+        task: {
+            name: (
+                root / f"{task}-en-test" / f"STS.input.{name}.txt",
+                root / f"{task}-en-test" / f"STS.gs.{name}.txt",
+            )
+            for name in names
+        }
+        for task, names in SUBSETS.items()
+    }
+    wanted = [path for task in files.values() for both in task.values() for path in both]
+    missing = [str(path) for path in [*wanted, benchmark, sick] if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: not a complete STS folder in SentEval's layout, missing "
+            f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more' * (len(missing) > 3)}; "
+            "give the folder that holds STS12-en-test"
+        )
+    tasks = [
+        StsTask(task, {name: _read_semeval(*both) for name, both in subsets.items()})
+        for task, subsets in files.items()
+    ]
+    tasks.append(StsTask("STS-B", {"test": load_pairs(benchmark)}))
+    tasks.append(StsTask("SICK-R", {"test": _read_sick(sick)}))
+    return tasks
+
+
+def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
+    """Returns the scored pairs of a file, or of the `split` of an STS-Benchmark folder.
+
+    A file has either three columns, `s1<TAB>s2<TAB>score`, or STS-Benchmark's seven to nine (score
+    in the fifth, sentences in the sixth and seventh; no quoting); its first line decides which.
+    Blank lines are skipped. A folder is searched for `sts-train.csv`, `sts-dev.csv` or
+    `sts-test.csv`, also under `STSBenchmark/` and `stsbenchmark/`.
+
+    Raises `UserError` for a missing or empty file, a malformed line (by file and line), an unknown
+    split, and for pairs that all have the same score: no ranking can be compared with those.
+    """
+    path = Path(path).expanduser()
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    if path.is_dir():
+        found = _benchmark_file(path, split)
+        if found is None:
+            raise UserError(f"{path}: no sts-{split}.csv in this folder; name the file itself")
+        path = found
+    first, second, gold = [], [], []
+    columns = None
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if columns is None:
+            columns = range(3, 4) if len(fields) == 3 else range(7, 10)
+        if len(fields) not in columns:
+            raise UserError(
+                f"{path}:{number}: {len(fields)} tab-separated columns; write "
+                "s1<TAB>s2<TAB>score on every line, or use an STS-Benchmark file (7 to 9 columns)"
+            )
+        if len(fields) == 3:
+            one, two, score = fields
+        else:
+            score, one, two = fields[4:7]
+        first.append(_sentence(one, path, number))
+        second.append(_sentence(two, path, number))
+        gold.append(_score(score, path, number))
+    if not gold:
+        raise UserError(f"{path}: holds no sentence pairs; write s1<TAB>s2<TAB>score lines")
+    if len(set(gold)) == 1:
+        raise UserError(
+            f"{path}: every pair has the score {gold[0]:g}; "
+            "give pairs of different similarity, there is nothing to rank"
+        )
+    return Pairs(first, second, np.array(gold))
+
+
+def builtin_dev() -> Pairs:
+    """Returns the development set that the package carries: 220 English pairs graded 0 to 5.
+
+    Written by hand for this project, before any model was trained, and never to be changed to suit
+    a result. Half is in the register of technical documentation, half everyday life. Grades follow
+    the STS scale, halves allowed: 5 same meaning, 4 same but for unimportant details, 3 roughly
+    the same but important details differ or are missing, 2 not the same but sharing details
+    (negations and exchanged roles stand here), 1 only the topic in common, 0 unrelated. Many
+    paraphrases share few words and many unlike pairs share most of theirs, so that counting common
+    words is not enough.
+    """
+    with resources.as_file(resources.files("jtcse_jax.evaluation") / "dev.tsv") as path:
+        return load_pairs(path)
+
+
+def _benchmark_file(folder: Path, split: str) -> Path | None:
+    below = ("", "STSBenchmark", "stsbenchmark", "STSBenchmark/stsbenchmark")
+    candidates = [folder / name / f"sts-{split}.csv" for name in below]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_semeval(input_file: Path, gold_file: Path) -> Pairs:
+    inputs, golds = _lines(input_file), _lines(gold_file)
+    if len(inputs) != len(golds):
+        raise UserError(
+            f"{input_file}: {len(inputs)} pairs but {len(golds)} scores in {gold_file.name}; "
+            "fetch both files again"
+        )
+    first, second, gold = [], [], []
+    for number, (line, score) in enumerate(zip(inputs, golds, strict=True), start=1):
+        if not score.strip():
+            continue
+        fields = line.split("\t")  # the raw files of 2016 name their sources in further columns
+        if len(fields) < 2:
+            raise UserError(f"{input_file}:{number}: one column, a tab-separated pair is needed")
+        first.append(_sentence(fields[0], input_file, number))
+        second.append(_sentence(fields[1], input_file, number))
+        gold.append(_score(score, gold_file, number))
+    if not gold:
+        raise UserError(f"{gold_file}: holds no scores; fetch the file again")
+    return Pairs(first, second, np.array(gold))
+
+
+def _read_sick(path: Path) -> Pairs:
+    header, *lines = _lines(path) or [""]
+    names = header.split("\t")
+    wanted = ("sentence_A", "sentence_B", "relatedness_score")
+    if not set(wanted) <= set(names):
+        raise UserError(f"{path}:1: the header must name {', '.join(wanted)}; fetch it again")
+    first, second, gold = [], [], []
+    for number, line in enumerate(lines, start=2):
+        fields = line.split("\t")
+        if len(fields) != len(names):
+            raise UserError(f"{path}:{number}: {len(fields)} columns, the header has {len(names)}")
+        row = dict(zip(names, fields, strict=True))
+        first.append(_sentence(row["sentence_A"], path, number))
+        second.append(_sentence(row["sentence_B"], path, number))
+        gold.append(_score(row["relatedness_score"], path, number))
+    if not gold:
+        raise UserError(f"{path}: holds no sentence pairs; fetch the file again")
+    return Pairs(first, second, np.array(gold))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    # Only line feeds end a line: str.splitlines would also cut at the U+2028 or U+0085 of a tweet.
+    # (A carriage return before it falls away where fields are stripped.)
+    raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if raw[-1] == b"":
+        raw.pop()
+    lines = []
+    for number, line in enumerate(raw, start=1):
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
+    return lines
+
+
+def _sentence(text: str, path: Path, number: int) -> str:
+    text = text.strip()
+    if not text:
+        raise UserError(f"{path}:{number}: a sentence is empty; fill it in or remove the line")
+    return text
+
+
+def _score(text: str, path: Path, number: int) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(
+            f"{path}:{number}: the score {text.strip()!r} is not a number; "
+            "write one, and no header line"
+        )
+    return score

@@ -1,0 +1,110 @@
+"""The training loop: dispatch a step, read the metrics of the step before, evaluate, save."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from jtcse_jax import sharding
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import Config
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import Development, DevScore
+from jtcse_jax.metrics import MetricsLog, Speed
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
+
+
+@dataclass
+class Loop:
+    """One process's part of a run."""
+
+    config: Config
+    mesh: Mesh
+    bank: Bank
+    tokenizer: Any
+    batches: PackedBatches
+    train_step: TrainStep
+    checkpoints: Checkpoints
+    dev: Development | None
+    log: MetricsLog
+    say: Callable[[str], None]  #: prints a line, on one process only
+
+    def run(self, state: TrainState, start: int, stop: int) -> TrainState:
+        """Trains steps `start` to `stop`; the last one is evaluated and saved.
+
+        Raises UserError at the first step that is not finite; nothing of it was saved.
+        """
+        key = jax.random.key(self.config.seed, impl=self.config.dropout_generator)
+        self._speed = Speed(self.config.data.batch_size, stop - start)
+        unread: tuple[int, dict[str, Array]] | None = None
+        for step, batch in self.batches.iterate(start, stop):
+            state, metrics = self.train_step(state, sharding.place_batch(self.mesh, batch), key)
+            if unread:
+                self._read(*unread)
+            done = step + 1
+            unread = done, metrics
+            last = done == stop
+            evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
+            if evaluate or last or done % self.config.save_every == 0:
+                # A step is known to be finite before it is saved.
+                self._read(*unread)
+                unread = None
+                scores = self.evaluate(state, done).as_metrics() if evaluate else None
+                self.checkpoints.save(done, as_checkpoint(state), scores)
+                self._speed.pause()
+        self.checkpoints.wait()
+        return state
+
+    def evaluate(self, state: TrainState, step: int) -> DevScore:
+        """The dev score of a state, logged under `step` and said."""
+        encoder = SentenceEncoder(
+            self.bank,
+            state.params["towers"],
+            self.tokenizer,
+            self.config.data.max_len,
+            mesh=self.mesh,
+        )
+        score = self.dev.score(encoder.encode)
+        self.log.write(step, score.as_metrics())
+        self.say(f"step {step}  dev Spearman {score}")
+        return score
+
+    def _read(self, step: int, metrics: dict[str, Array]) -> None:
+        host = jax.device_get(metrics)
+        finite = host.pop("finite")
+        values = {name: float(value) for name, value in host.items()}
+        if not finite:
+            raise UserError(self._not_finite(step, values))
+        self._speed.step()
+        self.log.add(values)
+        if step % self.config.log_every == 0:
+            rate = self._speed.sentences_per_second
+            means = self.log.flush(step, sentences_per_second=rate)
+            terms = "  ".join(f"{name} {means[name]:.4g}" for name in sorted(values, key=_loss_first))
+            self.say(f"step {step}  {terms}  {rate:.1f} sentences/s  ETA {self._eta()}")
+
+    def _eta(self) -> str:
+        seconds = self._speed.seconds_left
+        return "?" if seconds != seconds else str(timedelta(seconds=round(seconds)))
+
+    def _not_finite(self, step: int, values: dict[str, float]) -> str:
+        terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+        good = self.checkpoints.newest_step()
+        where = "no checkpoint was saved yet"
+        if good is not None:
+            where = f"the last good checkpoint is step {good} in {self.config.workdir}"
+        return (
+            f"step {step} is not finite ({terms}): {where}. Try a lower "
+            "optimizer.learning_rate, optimizer.max_grad_norm = 1.0 or more warm-up."
+        )
+
+
+def _loss_first(name: str) -> tuple[bool, str]:
+    return name != "loss", name

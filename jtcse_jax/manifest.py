@@ -1,0 +1,109 @@
+"""The table of contents of one checkpoint folder: every file's size and sha256, and what was saved.
+
+Orbax commits a checkpoint atomically but checks no content: a bit flipped on disk would be
+restored silently and become a weight.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+# Orbax rewrites these two while it commits, after the manifest; nothing in them reaches a restore.
+UNHASHED = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
+
+
+def write(folder: Path, contents: dict[str, Any]) -> None:
+    """Writes `folder/manifest.json`: `contents`, every file's size and sha256, and its own digest.
+
+    Atomic: the file is there whole or not at all.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest cannot be written (disk full).
+    """
+    files = {name: [path.stat().st_size, _sha256(path)] for name, path in _files(folder).items()}
+    body = {**contents, "files": files}
+    unfinished = folder / f"{NAME}.unfinished"
+    with unfinished.open("w") as file:
+        json.dump({**body, "digest": _digest(body)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / NAME)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Returns the manifest as written, or None if it is absent, unreadable or altered."""
+    try:
+        body = json.loads((folder / NAME).read_bytes())
+        return body if body.pop("digest") == _digest(body) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def problem(folder: Path) -> str | None:
+    """Returns what is wrong with the first damaged file of `folder`, or None if all is as written.
+
+    Checks the manifest, missing and additional files, then sizes, then sha256 sums.
+    """
+    manifest = read(folder)
+    if manifest is None:
+        return f"{NAME} is {'altered' if (folder / NAME).exists() else 'missing'}"
+    try:
+        present = _files(folder)
+        for name in sorted(present.keys() ^ manifest["files"].keys()):
+            return f"{name} is {'missing' if name in manifest['files'] else 'not in the manifest'}"
+        sizes = {name: path.stat().st_size for name, path in present.items()}
+        for name, (size, _) in manifest["files"].items():
+            if sizes[name] != size:
+                return f"{name} has {sizes[name]} bytes, {size} were written"
+        for name, (_, sha256) in manifest["files"].items():
+            if _sha256(present[name]) != sha256:
+                return f"{name} has another sha256 than when it was written"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
+    return None
+
+
+def set_aside(folder: Path) -> str:
+    """Moves a damaged folder into `corrupt/` beside it; returns what became of it, in words."""
+    target = folder.parent / "corrupt" / folder.name
+    try:
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(f"{target.name}-again")
+        folder.rename(target)
+    except OSError as error:
+        return f"left there ({error.strerror})"
+    return f"moved to {target}"
+
+
+def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
+    """Returns a line for every leaf of the `wanted` items that is not as the manifest's `leaves`.
+
+    `wanted` is item -> leaf path -> dtype and shape, as in the `leaves` given to `write`.
+    """
+    saved = (read(folder) or {}).get("leaves", {})
+    lines = []
+    for item, leaves in wanted.items():
+        there = saved.get(item, {})
+        for name in dict.fromkeys([*there, *leaves]):
+            was, want = there.get(name, "nothing"), leaves.get(name, "nothing")
+            if was != want:
+                lines.append(f"{item} {name}: saved {was}, wanted {want}")
+    return lines
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: p for name, p in paths.items() if name not in UNHASHED and not p.is_dir()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard, and a line of progress.
+
+Every line of `metrics.jsonl` has the step, and either the means of the training metrics since the
+line before, or the scores of an evaluation. A resumed run forgets what came after its checkpoint.
+"""
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tensorboard.summary import Writer
+
+JSONL = "metrics.jsonl"
+
+
+class MetricsLog:
+    """The log of one run; where `write` is False (all processes but one) it only counts."""
+
+    def __init__(self, workdir: Path, *, start_step: int, write: bool = True):
+        self._path = workdir / JSONL
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
+        self._tensorboard = None
+        if write:
+            keep_until(self._path, start_step)
+            self._tensorboard = Writer(str(workdir / "tensorboard"))
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Takes the metrics of one step."""
+        for name, value in metrics.items():
+            self._sums[name] += value
+        self._count += 1
+
+    def flush(self, step: int, **more: float) -> dict[str, float]:
+        """Writes and returns the means since the last flush, with `more` beside them."""
+        means = {name: total / self._count for name, total in self._sums.items()} | more
+        self._sums.clear()
+        self._count = 0
+        self.write(step, means)
+        return means
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes one line of numbers."""
+        if self._tensorboard is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Speed:
+    """Sentences per second and the time left, over the training steps alone."""
+
+    def __init__(self, batch_size: int, steps_left: int):
+        self._batch_size = batch_size
+        self._steps_left = steps_left
+        self._steps = 0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def step(self) -> None:
+        """A step has ended; the first after a pause only starts the clock (it may compile)."""
+        now = time.perf_counter()
+        self._steps_left -= 1
+        if self._since is not None:
+            self._steps += 1
+            self._seconds += now - self._since
+        self._since = now
+
+    def pause(self) -> None:
+        """What follows (an evaluation, a checkpoint) is no training."""
+        self._since = None
+
+    @property
+    def sentences_per_second(self) -> float:
+        """Since the start; 0 before two steps."""
+        return self._steps * self._batch_size / self._seconds if self._seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """For the remaining steps at that speed."""
+        return self._steps_left * self._seconds / self._steps if self._steps else float("nan")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, [] if there is none; a line cut short by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines after `step`, which a resumed run will write again."""
+    lines = read_jsonl(path)
+    if not lines:
+        return
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    temporary = path.with_suffix(".new")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

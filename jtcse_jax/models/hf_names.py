@@ -1,0 +1,129 @@
+"""The strict name table between our encoder's parameters and Hugging Face's tensors, both ways.
+
+A tensor that is missing, extra or misshaped is a problem, and all problems are listed. Only what
+an encoder does not have (heads, position buffers) is passed over.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jtcse_jax.config import Architecture
+from jtcse_jax.models.bert import Encoder
+from jtcse_jax.models.towers import Params, to_params
+
+# Our module -> theirs, outside the layers and inside one.
+OUTSIDE = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
+INSIDE = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# In checkpoints of whole models; `mlp` is the training-only head of SimCSE.
+NOT_OURS = re.compile(
+    r"(cls|lm_head|classifier|qa_outputs|mlp)\.|embeddings\.(position_ids|token_type_ids)$"
+)
+
+
+def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The encoder's tensors under the table's names, and a list of those that appear twice."""
+    # What stands before the encoder differs: "", "bert.", "roberta.", "0.auto_model." ...
+    mark = "embeddings.word_embeddings.weight"
+    prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
+    named: dict[str, np.ndarray] = {}
+    twice = []
+    for name, value in tensors.items():
+        name = name.removeprefix(prefix)
+        if NOT_OURS.match(name):
+            continue
+        for old, new in OLD_ENDINGS.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name in named:
+            twice.append(f"{name} twice")
+        named[name] = value
+    return named, twice
+
+
+def misfits(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Every missing, extra, misshaped or non-finite tensor, in words."""
+    return [
+        *(f"{name} missing" for name in sorted(shapes.keys() - tensors.keys())),
+        *(f"{name} extra" for name in sorted(tensors.keys() - shapes.keys())),
+        *(
+            f"{name} has shape {list(tensors[name].shape)}, not {list(shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ),
+        *(f"{name} not finite" for name, value in tensors.items() if not np.isfinite(value).all()),
+    ]
+
+
+def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor, by the table's name."""
+    return {
+        _their_name(path): leaf.shape[::-1] if _transposed(path) else leaf.shape
+        for path, leaf in _leaves(_abstract(architecture))
+    }
+
+
+def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params:
+    """One tower's nested parameters from tensors that fit (`misfits` found nothing)."""
+    params: Params = {}
+    for path, _ in _leaves(_abstract(architecture)):
+        value = tensors[_their_name(path)]
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.ascontiguousarray(value.T) if _transposed(path) else value
+    return params
+
+
+def to_tensors(params: Params) -> dict[str, np.ndarray]:
+    """One tower's parameters as float32 tensors under the table's names."""
+    named = {}
+    for path, leaf in _leaves(params):
+        value = np.asarray(leaf, np.float32)
+        named[_their_name(path)] = np.ascontiguousarray(value.T if _transposed(path) else value)
+    return named
+
+
+def _abstract(architecture: Architecture) -> Params:
+    return to_params(nnx.eval_shape(lambda: Encoder(architecture, rngs=nnx.Rngs(0))))
+
+
+def _leaves(params: Params) -> Iterable[tuple[str, Any]]:
+    """Pairs of a dotted path, such as `layers.0.attention.query.kernel`, and its leaf."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+def _their_name(path: str) -> str:
+    module, _, leaf = path.rpartition(".")
+    if module.startswith("layers."):
+        _, number, module = module.split(".", 2)
+        return f"encoder.layer.{number}.{INSIDE[module]}.{LEAVES[leaf]}"
+    return f"{OUTSIDE[module]}.{LEAVES[leaf]}"
+
+
+def _transposed(path: str) -> bool:
+    """Flax keeps [inputs, outputs], torch [outputs, inputs]."""
+    return path.endswith(".kernel")

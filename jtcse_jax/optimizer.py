@@ -1,0 +1,43 @@
+"""AdamW with a schedule, a decay mask and clipping, all from optax."""
+
+import jax
+import optax
+
+from jtcse_jax.config import OptimizerConfig
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `total_steps` steps (warm-up included)."""
+    adamw = optax.adamw(
+        make_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=None if config.decay == "all" else only_kernels,
+    )
+    if config.max_grad_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or falling to zero at total_steps."""
+    peak = config.learning_rate
+    remaining = max(total_steps - config.warmup_steps, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, remaining),
+        "cosine": optax.cosine_decay_schedule(peak, remaining),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def only_kernels(params: optax.Params) -> optax.Params:
+    """True for products' kernels and embeddings, False for biases and LayerNorms."""
+    return jax.tree.map_with_path(
+        lambda path, _: path[-1].key in ("kernel", "embedding"), params
+    )

@@ -1,0 +1,179 @@
+"""A bank on disk: workdirs of the trainer, exported folders, and Hugging Face folders.
+
+Beside the weights a small `jtcse.json` keeps what no weight tells (pooling, longest sentence), so
+that no reader has to guess. A workdir has its weights in `checkpoints/`, an exported folder in one
+Hugging Face folder per tower.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import Architecture
+from jtcse_jax.errors import UserError
+from jtcse_jax.models import hf_weights
+from jtcse_jax.models.towers import Bank, Params, stack, unstack
+
+DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A bank, its parameters and what is needed to feed it."""
+
+    bank: Bank
+    params: Params  #: leaves [K, ...] float32
+    tokenizer: Any  #: a fast transformers tokenizer
+    max_len: int  #: longest sentence in tokens
+    source: str  #: where it comes from, in words for a log line
+
+
+def load(
+    name: str | Path,
+    *,
+    step: int | None = None,
+    pooling: str | None = None,
+    max_len: int | None = None,
+) -> SavedModel:
+    """The model in a workdir, an exported folder or a Hugging Face folder (or hub name).
+
+    Args:
+      name: folder or hub name.
+      step: of a workdir, the step to take; by default the best by dev score, or the newest where
+        no step has one.
+      pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
+        folder says it, and overrides them.
+      max_len: overrides the longest sentence likewise; by default 128 where nothing says it.
+    Raises:
+      UserError: no such model, an unknown pooling, a step asked of something without steps.
+    """
+    folder = hf_weights.find_folder(str(name))
+    description = read_description(folder)
+    pooling = pooling or description.get("pooling")
+    if pooling is None:
+        raise UserError(
+            f"{name}: nothing there says how sentence vectors are pooled: give --pooling cls or "
+            "--pooling mean (SimCSE-like models: cls)."
+        )
+    if (folder / CHECKPOINTS).is_dir():
+        bank, tokenizer = read_workdir_model(folder)
+        architecture = bank.architecture
+        params, source = _read_checkpoint(folder, bank, step)
+    else:
+        if step is not None:
+            raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
+        towers = [folder / tower for tower in description.get("towers", ["."])]
+        architecture = hf_weights.read_architecture(towers[0])
+        params = stack([hf_weights.read_tower(tower, architecture) for tower in towers])
+        tokenizer = hf_weights.load_tokenizer(towers[0])
+        source = str(name)
+    max_len = max_len or description.get("max_len") or min(128, architecture.longest_sentence)
+    if max_len > architecture.longest_sentence:
+        raise UserError(
+            f"{name}: max_len = {max_len} is above the {architecture.longest_sentence} positions "
+            "of the model."
+        )
+    hf_weights.check_tokenizer(tokenizer, architecture)
+    bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
+    return SavedModel(bank, params, tokenizer, max_len, source)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `jtcse.json`, or else a sentence-transformers folder, says of a model; {} if neither."""
+    path = folder / DESCRIPTION
+    if path.is_file():
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
+    return _read_sentence_transformers(folder)
+
+
+def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> None:
+    """Writes what a workdir needs beside its checkpoints."""
+    tokenizer.save_pretrained(workdir / TOKENIZER)
+    description = {
+        "architecture": dataclasses.asdict(bank.architecture),
+        "num_towers": bank.num_towers,
+        "pooling": bank.pooling,
+        "max_len": max_len,
+    }
+    _write_description(workdir, description)
+
+
+def export(model: SavedModel, folder: Path) -> None:
+    """Writes the model as Hugging Face folders: one tower as `folder` itself, more as tower_K.
+
+    Raises UserError if the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
+    towers = unstack(model.params)
+    names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
+    for name, params in zip(names, towers, strict=True):
+        hf_weights.write_tower(
+            folder / name, model.bank.architecture, params, tokenizer=model.tokenizer
+        )
+    description = {"towers": names, "pooling": model.bank.pooling, "max_len": model.max_len}
+    _write_description(folder, description)
+
+
+def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
+    """The shape of a workdir's bank, and its tokenizer."""
+    description = read_description(workdir)
+    try:
+        architecture = Architecture(**description["architecture"])
+        bank = Bank(architecture, description["num_towers"], pooling=description["pooling"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{workdir / DESCRIPTION}: incomplete ({error}): train again.") from error
+    return bank, hf_weights.load_tokenizer(workdir / TOKENIZER)
+
+
+def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Params, str]:
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        why = "asked for"
+        if step is None:
+            step = checkpoints.best_step()
+            why = "best by dev score"
+        if step is None:
+            step = checkpoints.newest_step()
+            why = "newest, no dev score"
+        if step is None:
+            raise UserError(f"{workdir}: no checkpoint yet; train first.")
+        abstract = jax.eval_shape(bank.init, jax.random.key(0))
+        step, state = checkpoints.restore(step, params=abstract)
+    return state["params"], f"{workdir}, step {step} ({why})"
+
+
+def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
+    pooling_file = folder / "1_Pooling" / "config.json"
+    if not (folder / "modules.json").is_file() or not pooling_file.is_file():
+        return {}
+    pooling = json.loads(pooling_file.read_text(encoding="utf-8"))
+    mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
+    if mode is None:
+        modes = [key for key, value in pooling.items() if value is True and "_mode_" in key]
+        mode = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}.get(
+            modes[0] if len(modes) == 1 else ""
+        )
+    if mode not in ("cls", "mean"):
+        raise UserError(f"{pooling_file}: only cls and mean pooling are supported.")
+    description = {"pooling": mode}
+    lengths = folder / "sentence_bert_config.json"
+    if lengths.is_file():
+        description["max_len"] = json.loads(lengths.read_text(encoding="utf-8")).get(
+            "max_seq_length"
+        )
+    return description
+
+
+def _write_description(folder: Path, description: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{DESCRIPTION}.new"
+    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / DESCRIPTION)

@@ -1,0 +1,209 @@
+"""`python -m jtcse_jax.train --config FILE [--any.field VALUE ...]`: trains a bank of towers."""
+
+import logging
+import os
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jtcse_jax import config as configs
+from jtcse_jax import distributed, objectives, saved_model, sharding
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import Config
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.evaluation.development import METRIC, Development, DevScore
+from jtcse_jax.loop import Loop
+from jtcse_jax.metrics import JSONL, MetricsLog, read_jsonl
+from jtcse_jax.models.towers import Bank, Params
+from jtcse_jax.optimizer import make_optimizer
+from jtcse_jax.start import Start, open_workdir, start_model
+from jtcse_jax.train_step import (
+    TrainState,
+    as_checkpoint,
+    from_checkpoint,
+    init_state,
+    make_train_step,
+)
+
+
+def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
+    """Trains, evaluates and saves one run; called again with the same workdir, resumes it.
+
+    `devices` are those of the mesh, by default all. Raises UserError for what the user can mend, and where a loss is not finite.
+    """
+    if not config.data.source:
+        raise UserError("data.source is not set: give your text, --data.source sentences.txt")
+    workdir = Path(config.workdir).expanduser()
+    source = open_source(config.data.source)
+    dev = Development(config.data.dev) if config.data.dev else None
+    mesh = sharding.make_mesh(config.tower_devices, devices)
+    with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints:
+        resuming = checkpoints.newest_step() is not None
+        open_workdir(workdir, config, resuming=resuming, write=is_primary())
+        start = start_model(config, source, workdir, resuming=resuming)
+        bank = Bank.from_config(config.model, start.architecture, mesh)
+        if not resuming and is_primary():
+            saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
+        batches = make_batches(config, source, start, mesh)
+        stop = config.max_steps or config.epochs * batches.steps_per_epoch
+        optimizer = make_optimizer(config.optimizer, stop)
+        state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
+        first = int(state.step)
+        log = MetricsLog(workdir, start_step=first, write=is_primary())
+        loop = Loop(
+            config=config,
+            mesh=mesh,
+            bank=bank,
+            tokenizer=start.tokenizer,
+            batches=batches,
+            train_step=make_train_step(bank, config.objective, optimizer, shardings),
+            checkpoints=checkpoints,
+            dev=dev,
+            log=log,
+            say=say,
+        )
+        say_start(config, batches, mesh, first, stop)
+        if dev is None:
+            say("no data.dev: nothing selects a best step, the newest is kept")
+        elif first == 0:
+            say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {dev.word_overlap()}")
+            loop.evaluate(state, 0)
+        if first >= stop:
+            say(f"already trained for {first} steps; more with --max-steps")
+        else:
+            loop.run(state, first, stop)
+        log.close()
+        say_end(workdir, checkpoints, dev)
+
+
+def start_state(
+    config: Config,
+    bank: Bank,
+    start: Start,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+) -> tuple[TrainState, TrainState]:
+    """The state on the devices, new or from the newest good checkpoint, and its shardings."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def fresh(towers: Params) -> TrainState:
+        params = objectives.init_params(bank, towers, key, config.objective)
+        return init_state(params, optimizer)
+
+    abstract = jax.eval_shape(fresh, jax.eval_shape(bank.init, key))
+    shardings = sharding.tower_shardings(mesh, abstract)
+    if start.towers is not None:
+        towers = sharding.place(start.towers, shardings.params["towers"])
+        return jax.jit(fresh, out_shardings=shardings)(towers), shardings
+    wanted = as_checkpoint(
+        jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            abstract,
+            shardings,
+        )
+    )
+    step, saved = checkpoints.restore(**wanted)
+    say(f"resuming from step {step}")
+    return from_checkpoint(saved), shardings
+
+
+def make_batches(config: Config, source: Source, start: Start, mesh: Mesh) -> PackedBatches:
+    """The batches of the run, with this process's rows."""
+    data = config.data
+    cache = tokenize(source, start.tokenizer, data.max_len, data.cache_dir, progress=is_primary())
+    stats = cache.stats
+    say(
+        f"text {data.source}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
+        f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
+        "skipped"
+    )
+    return PackedBatches(
+        cache,
+        batch_size=data.batch_size,
+        row_length=data.row_length,
+        slots=data.slots,
+        seed=config.seed,
+        pairs=data.pairs,
+        row_multiple=mesh.shape["data"],
+        shard=sharding.data_shard(mesh),
+    )
+
+
+def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
+    """Says what is about to run."""
+    devices = mesh.devices
+    negatives = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
+    say(
+        f"{config.objective.name}, {len(config.model.towers)} tower(s) in "
+        f"{config.model.compute_dtype} on {devices.size} {devices.flat[0].device_kind} device(s) "
+        f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch in "
+        f"{batches.usual_rows} rows of {config.data.row_length}, {negatives} negatives an anchor; "
+        f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
+    )
+
+
+def say_end(workdir: Path, checkpoints: Checkpoints, dev: Development | None) -> None:
+    """Says how the run went, where the model is and how to use it."""
+    lines = read_jsonl(workdir / JSONL)
+    trained = [line for line in lines if "loss" in line]
+    if len(trained) > 1:
+        fallen = ", ".join(
+            f"{name} {trained[0][name]:.4g} -> {value:.4g}"
+            for name, value in trained[-1].items()
+            if name not in ("step", "sentences_per_second")
+        )
+        say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {fallen}")
+    step, which = checkpoints.newest_step(), "newest"
+    if dev is not None:
+        scores = {line["step"]: line for line in lines if METRIC in line}
+        best = checkpoints.best_step()
+        if best is not None:
+            step, which = best, "best by dev score"
+        before, after = _score(scores.get(0)), _score(scores.get(step))
+        say(f"dev Spearman: before {before}, step {step} {after}, overlap {dev.word_overlap()}")
+    say(f"model: {workdir}, step {step} ({which}). To use it:")
+    say(f"  python -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
+    say(f"  python -m jtcse_jax.encode --model {workdir} --input FILE --output vectors.npy")
+    say(f"  python -m jtcse_jax.export --model {workdir} --output FOLDER")
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Prints a line, on the primary process alone."""
+    if is_primary():
+        print(line, flush=True)
+
+
+def set_up_jax(config: Config) -> None:
+    """What must be set before anything touches a device."""
+    if config.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    distributed.initialize()
+
+
+def _score(line: dict[str, float] | None) -> str:
+    return "?" if line is None else str(DevScore(line[METRIC], line["dev_low"], line["dev_high"]))
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = configs.parse()
+    set_up_jax(config)
+    train(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The trunk: one pure training step, jitted over the mesh with its state donated."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jtcse_jax.batch import Batch
+from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.towers import Bank, Params
+from jtcse_jax.objectives import OBJECTIVES
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    step: Array  #: scalar int32, steps done
+    params: Params  #: {"towers": bank parameters [K, ...], and what the objective adds}
+    opt_state: optax.OptState
+
+
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_train_step(
+    bank: Bank,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState | None = None,
+) -> TrainStep:
+    """A jitted `(state, batch, key) -> (state, metrics)`, the state staying where it is.
+
+    The randomness of a step is a function of (key, state.step). Metrics are float32 scalars: the
+    loss, its terms, the gradient norm before clipping, and `finite`. A step whose loss, gradient
+    or new state is not finite changes nothing: the state is donated and metrics are read late, so
+    only the step itself can decide.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: Array):
+        step_key = jax.random.fold_in(key, state.step)
+
+        def loss_of(params: Params):
+            return OBJECTIVES[objective.name](bank, params, batch, step_key, objective)
+
+        (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite(new)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite}
+        return kept, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def as_checkpoint(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's two items: the towers alone can then be read for inference."""
+    rest = {name: value for name, value in state.params.items() if name != "towers"}
+    return {
+        "params": state.params["towers"],
+        "optimizer": {"step": state.step, "opt_state": state.opt_state, "rest": rest},
+    }
+
+
+def from_checkpoint(saved: dict[str, Any]) -> TrainState:
+    """The inverse of `as_checkpoint`, of arrays or of their shapes."""
+    optimizer = saved["optimizer"]
+    params = {"towers": saved["params"], **optimizer["rest"]}
+    return TrainState(optimizer["step"], params, optimizer["opt_state"])
+
+
+def all_finite(tree) -> Array:
+    """Whether every entry of every array is finite, a bool scalar."""
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Makes .venv in the checkout (reused if present) and installs a requirements file into it, with
+# the jax of this machine's accelerator.
+#   bash launch/install.sh [requirements.txt]
+# PYTHON=python3.12 names the interpreter; JTCSE_ACCELERATOR=cpu, cuda12, cuda13 or tpu names the
+# jax, for a machine that differs from the one that will run (a login node).
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+requirements="$root/${1:-requirements.txt}"
+venv="$root/.venv"
+
+main() {
+  if ! is_recent "$venv/bin/python"; then
+    make_venv
+  elif ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    "$venv/bin/python" -m ensurepip >/dev/null ||
+      fail "$venv has no pip; remove that folder and start again"
+  fi
+  local accelerator="${JTCSE_ACCELERATOR:-$(bash "$root/launch/accelerator.sh")}"
+  local packages=(-r "$requirements")
+  case "$accelerator" in
+    cpu) ;;
+    cuda12 | cuda13 | tpu) packages+=("jax[$accelerator]") ;;
+    *) fail "JTCSE_ACCELERATOR is '$accelerator'; it may be cpu, cuda12, cuda13 or tpu" ;;
+  esac
+  echo "launch: installing ${requirements##*/} for $accelerator into $venv" >&2
+  # Byte-compiling every file takes as long as all the rest; imports compile what they need.
+  "$venv/bin/python" -m pip install --quiet --no-compile "${packages[@]}"
+}
+
+make_venv() {
+  local python
+  python="$(find_python)" ||
+    fail "Python 3.11 or newer is needed; install it, or name it: PYTHON=/path/to/python3"
+  echo "launch: making $venv with $("$python" --version)" >&2
+  "$python" -m venv --clear "$venv" ||
+    fail "$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"
+  # A newer pip resolves and downloads in half the time; an old one does the job too.
+  "$venv/bin/python" -m pip install --quiet --upgrade pip ||
+    echo "launch: pip could not be upgraded; going on with the one there is" >&2
+}
+
+find_python() {
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    if is_recent "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+is_recent() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+fail() {
+  echo "launch: $1" >&2
+  exit 1
+}
+
+main

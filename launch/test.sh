@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs the development requirements, then checks style and runs the tests.
+#   bash launch/test.sh [pytest arguments]       with CI=true the slow tests too
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The tests run on simulated CPU devices whatever the machine has.
+JTCSE_ACCELERATOR="${JTCSE_ACCELERATOR:-cpu}" bash launch/install.sh requirements-dev.txt
+slow=()
+if [[ "${CI:-}" == true ]]; then
+  slow=(-m "")
+fi
+.venv/bin/python -m ruff check .
+exec .venv/bin/python -m pytest ${slow[@]+"${slow[@]}"} "$@"

@@ -1,0 +1,208 @@
+"""Batches read back sentence by sentence: nothing lost, nothing moved, the same on any shards."""
+
+import numpy as np
+import pytest
+
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.packing import pack
+from jtcse_jax.errors import UserError
+
+MAX_LEN = 16
+
+
+class Sentences:
+    """Stands in for a `TokenCache`: sentence i is [1000 + i, 1, 2, ...]."""
+
+    def __init__(self, count, views=1, lengths=None):
+        self.lengths = np.random.default_rng(count).integers(3, MAX_LEN + 1, count, np.uint16)
+        if lengths is not None:
+            self.lengths = np.asarray(lengths, np.uint16)
+        self.views, self.pad_id, self.max_len = views, 7, MAX_LEN
+        self.stats = {"source": "some.txt"}
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def sentence(self, index):
+        tokens = np.arange(self.lengths[index], dtype=np.int32)
+        tokens[0] = 1000 + index
+        return tokens
+
+
+def make(cache, **changes):
+    fields = {"batch_size": 8, "row_length": 2 * MAX_LEN, "slots": 6, "seed": 42}
+    return PackedBatches(cache, **(fields | changes))
+
+
+def read_back(batch, cache):
+    """The cached sentence of each view, None where masked; checks all that a row says of it."""
+    slots = batch.cls_positions.shape[1]
+    views = []
+    for place, present in zip(batch.order, batch.mask, strict=True):
+        row, slot = divmod(int(place), slots)
+        mine = batch.segments[row] == slot + 1
+        if not present:
+            views.append(None)
+            continue
+        tokens = batch.tokens[row, mine]
+        index = tokens[0] - 1000
+        np.testing.assert_array_equal(tokens, cache.sentence(index))
+        np.testing.assert_array_equal(batch.positions[row, mine], np.arange(len(tokens)))
+        assert batch.cls_positions[row, slot] == mine.argmax()
+        views.append(int(index))
+    filler = batch.segments == 0
+    assert (batch.tokens[filler] == cache.pad_id).all() and not batch.positions[filler].any()
+    assert (~filler).sum() == sum(cache.lengths[view] for view in views if view is not None)
+    return views
+
+
+def assert_same(batch, other):
+    for name, array, expected in zip(batch._fields, batch, other, strict=True):
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("views", "pairs", "items"), [(1, "same", 61), (1, "adjacent", 60), (2, "same", 30)]
+)
+def test_each_epoch_visits_every_item_once_in_its_own_order(views, pairs, items):
+    cache = Sentences(60 if views == 2 else 61, views)
+    batches = make(cache, pairs=pairs)
+    step, second = {(1, "same"): (1, 0), (1, "adjacent"): (1, 1), (2, "same"): (2, 1)}[views, pairs]
+    expected = [(step * i, step * i + second) for i in range(items)]
+    assert batches.num_items == items
+    assert batches.steps_per_epoch == -(-items // 8)
+
+    epochs = []
+    for epoch in range(3):
+        seen = []
+        for step in range(batches.steps_per_epoch):
+            found = read_back(batches[epoch * batches.steps_per_epoch + step], cache)
+            seen += [
+                pair for pair in zip(found[::2], found[1::2], strict=True) if pair != (None, None)
+            ]
+        assert sorted(seen) == expected
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0] and epochs[0] != expected
+
+
+def test_a_last_partial_batch_is_masked_and_keeps_its_shape():
+    cache = Sentences(20)
+    batches = make(cache)
+    last = batches[2]
+    assert last.mask.tolist() == [True] * 8 + [False] * 8
+    assert last.order.shape == (16,) and not last.order[8:].any()
+    assert batches[0].mask.all() and batches[3].mask.all()
+
+
+def test_both_views_share_a_row():
+    batches = make(Sentences(64))
+    for step in range(8):
+        rows = batches[step].order // 6
+        np.testing.assert_array_equal(rows[::2], rows[1::2])
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone():
+    cache = Sentences(50)
+    one, other = make(cache), make(cache)
+    forward = [one[step] for step in range(12)]
+    for step in (11, 3, 7, 0):
+        assert_same(other[step], forward[step])
+    assert read_back(make(cache, seed=43)[0], cache) != read_back(forward[0], cache)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 14), (5, 9), (13, 14), (4, 4)])
+def test_iterating_from_any_step_gives_the_batches_of_those_steps(start, stop):
+    batches = make(Sentences(50))
+    found = list(batches.iterate(start, stop))
+    assert [step for step, _ in found] == list(range(start, stop))
+    for step, batch in found:
+        assert_same(batch, batches[step])
+
+
+def test_an_iteration_may_be_left_early():
+    batches = make(Sentences(50))
+    for step, _ in batches.iterate(0, 10**9):
+        if step == 3:
+            break
+    assert step == 3
+
+
+def test_shards_hold_the_rows_of_the_whole_batch():
+    cache = Sentences(50)
+    whole = make(cache, row_multiple=4)
+    for count in (2, 4):
+        shards = [make(cache, row_multiple=4, shard=(i, count)) for i in range(count)]
+        for step in range(9):
+            parts = [shard[step] for shard in shards]
+            rows = [
+                np.concatenate(arrays) for arrays in zip(*(part[:4] for part in parts), strict=True)
+            ]
+            for part in parts:
+                assert_same(whole[step], type(part)(*rows, part.order, part.mask))
+        assert {shard.usual_rows for shard in shards} == {whole.usual_rows}
+
+
+def test_a_batch_too_long_for_the_usual_rows_takes_the_most():
+    short = Sentences(400, lengths=np.full(400, 4))
+    lengths = short.lengths.copy()
+    for step in (3, 20):  # the order of the items does not depend on their lengths
+        lengths[read_back(make(short)[step], short)] = MAX_LEN
+    cache = Sentences(400, lengths=lengths)
+    batches = make(cache, slots=8, row_multiple=2)
+    assert (batches.usual_rows, batches.most_rows) == (2, 8)
+    for step, batch in batches.iterate(0, 50):
+        assert len(batch.tokens) == (8 if step in (3, 20) else 2)
+        assert None not in read_back(batch, cache)
+
+
+def test_row_counts_are_rounded_up_to_the_multiple():
+    batches = make(Sentences(80, lengths=np.full(80, MAX_LEN)), row_multiple=3)
+    assert batches.usual_rows == batches.most_rows == len(batches[0].tokens) == 9
+
+
+def test_usual_rows_cost_least_over_the_first_batches():
+    lengths = np.random.default_rng(0).integers(3, MAX_LEN + 1, 4000)
+    cache = Sentences(4000, lengths=lengths)
+    batches = make(cache, batch_size=32)
+    needed = []
+    for step in range(125):
+        views = read_back(batches[step], cache)
+        needed.append(pack(cache.lengths[views], 2 * MAX_LEN, 6, group=2).num_rows)
+
+    def work(usual):
+        return sum(usual if rows <= usual else 32 for rows in needed)
+
+    assert work(batches.usual_rows) == min(map(work, range(1, 33)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"batch_size": 51}, "some.txt gives 50 sentences.*data.batch_size from 51"),
+        ({"batch_size": 50, "pairs": "adjacent"}, "gives 49 sentences"),
+        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"row_length": 31}, "data.row_length is 31.*32 tokens"),
+        ({"slots": 5}, "data.slots is 5.*even"),
+        ({"slots": 0}, "data.slots is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"pairs": "both"}, 'data.pairs is "both".*"same" or "adjacent"'),
+    ],
+)
+def test_a_field_that_cannot_work_is_named(changes, problem):
+    with pytest.raises(UserError, match=problem):
+        make(Sentences(50), **changes)
+
+
+def test_adjacent_pairs_of_a_source_of_pairs_are_refused():
+    with pytest.raises(UserError, match="some.txt holds pairs"):
+        make(Sentences(50, views=2), pairs="adjacent")
+
+
+def test_a_shard_must_divide_the_rows_and_a_step_must_exist():
+    for shard in ((0, 3), (2, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="shard"):
+            make(Sentences(50), row_multiple=4, shard=shard)
+    with pytest.raises(IndexError):
+        make(Sentences(50))[-1]
+    with pytest.raises(IndexError):
+        next(make(Sentences(50)).iterate(3, 2))

@@ -1,0 +1,439 @@
+"""Folders written by hand, tensor by tensor, under the names that transformers uses."""
+
+import filecmp
+import json
+import subprocess
+import sys
+
+import huggingface_hub
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jtcse_jax.config import Architecture
+from jtcse_jax.errors import UserError
+from jtcse_jax.models import hf_weights
+from jtcse_jax.models.bert import Encoder
+from jtcse_jax.models.towers import to_params
+
+VOCAB, HIDDEN, INNER, LONGEST = 30, 8, 16, 20
+ARCHITECTURE = Architecture(
+    vocab_size=VOCAB,
+    hidden_size=HIDDEN,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=INNER,
+    max_positions=LONGEST,
+)
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": INNER,
+    "max_position_embeddings": LONGEST,
+}
+
+
+def bert_tensors():
+    """A BERT of two layers with the names and shapes of `BertModel.state_dict()`."""
+    shapes = {
+        "embeddings.word_embeddings.weight": (VOCAB, HIDDEN),
+        "embeddings.position_embeddings.weight": (LONGEST, HIDDEN),
+        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+        "embeddings.LayerNorm.weight": (HIDDEN,),
+        "embeddings.LayerNorm.bias": (HIDDEN,),
+        "pooler.dense.weight": (HIDDEN, HIDDEN),
+        "pooler.dense.bias": (HIDDEN,),
+    }
+    for number in range(2):
+        layer = f"encoder.layer.{number}."
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            shapes[f"{layer}attention.{name}.weight"] = (HIDDEN, HIDDEN)
+            shapes[f"{layer}attention.{name}.bias"] = (HIDDEN,)
+        shapes[f"{layer}intermediate.dense.weight"] = (INNER, HIDDEN)
+        shapes[f"{layer}intermediate.dense.bias"] = (INNER,)
+        shapes[f"{layer}output.dense.weight"] = (HIDDEN, INNER)
+        shapes[f"{layer}output.dense.bias"] = (HIDDEN,)
+        for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes[f"{layer}{norm}.weight"] = (HIDDEN,)
+            shapes[f"{layer}{norm}.bias"] = (HIDDEN,)
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def tensors():
+    return bert_tensors()
+
+
+def save(folder, tensors, **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_every_tensor_comes_to_its_module(tmp_path, tensors):
+    params = hf_weights.read_tower(save(tmp_path, tensors), ARCHITECTURE)
+    layer, their_layer = params["layers"][1], "encoder.layer.1."
+    for ours, theirs in {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+    }.items():
+        weight = tensors[f"{their_layer}{theirs}.weight"]
+        np.testing.assert_array_equal(layer["attention"][ours]["kernel"], weight.T)
+    inner = tensors[f"{their_layer}intermediate.dense.weight"]
+    np.testing.assert_array_equal(layer["intermediate"]["kernel"], inner.T)
+    norm = tensors[f"{their_layer}attention.output.LayerNorm.weight"]
+    np.testing.assert_array_equal(layer["attention_norm"]["scale"], norm)
+    norm = tensors[f"{their_layer}output.LayerNorm.bias"]
+    np.testing.assert_array_equal(layer["output_norm"]["bias"], norm)
+    # Each tensor is used once, and the whole is what the encoder expects.
+    used = sorted(leaf.sum(dtype="f8") for leaf in jax.tree.leaves(params))
+    np.testing.assert_allclose(used, sorted(x.sum(dtype="f8") for x in tensors.values()))
+    encoder = to_params(Encoder(ARCHITECTURE, rngs=jax_rngs()))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, encoder)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def jax_rngs():
+    from flax import nnx
+
+    return nnx.Rngs(0)
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "roberta.", "0.auto_model."])
+def test_prefixes_and_heads(tmp_path, tensors, prefix):
+    expected = hf_weights.read_tower(save(tmp_path / "plain", tensors), ARCHITECTURE)
+    other = {prefix + name: value for name, value in tensors.items()}
+    extras = ("cls.predictions.bias", "lm_head.dense.weight", "classifier.bias", "mlp.dense.weight")
+    other |= {name: np.ones(3, "f4") for name in extras}
+    other[prefix + "embeddings.position_ids"] = np.arange(LONGEST)[None]
+    folder = save(tmp_path / "prefixed", other)
+    assert_equal(hf_weights.read_tower(folder, ARCHITECTURE), expected)
+
+
+def test_old_layer_norm_names(tmp_path, tensors):
+    expected = hf_weights.read_tower(save(tmp_path / "new", tensors), ARCHITECTURE)
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in tensors.items()
+    }
+    assert "encoder.layer.0.output.LayerNorm.gamma" in old
+    assert_equal(hf_weights.read_tower(save(tmp_path / "old", old), ARCHITECTURE), expected)
+    both = old | {"embeddings.LayerNorm.weight": tensors["embeddings.LayerNorm.weight"]}
+    with pytest.raises(UserError, match="embeddings.LayerNorm.weight twice"):
+        hf_weights.read_tower(save(tmp_path / "both", both), ARCHITECTURE)
+
+
+def shard(folder, tensors):
+    folder.mkdir()
+    names = sorted(tensors)
+    index = {}
+    for number, part in enumerate((names[:10], names[10:]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        index |= {name: file for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def test_sharded(tmp_path, tensors):
+    expected = hf_weights.read_tower(save(tmp_path / "whole", tensors), ARCHITECTURE)
+    folder = shard(tmp_path / "sharded", tensors)
+    assert_equal(hf_weights.read_tower(folder, ARCHITECTURE), expected)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00002.safetensors: damaged.* or absent"):
+        hf_weights.read_tower(folder, ARCHITECTURE)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened(tmp_path, tensors, dtype):
+    half = {name: value.astype(dtype) for name, value in tensors.items()}
+    expected = {name: value.astype(np.float32) for name, value in half.items()}
+    wide = hf_weights.read_tower(save(tmp_path / "half", half), ARCHITECTURE)
+    assert_equal(wide, hf_weights.read_tower(save(tmp_path / "wide", expected), ARCHITECTURE))
+
+
+def test_other_number_formats_are_refused(tmp_path, tensors):
+    tensors["pooler.dense.weight"] = np.ones((HIDDEN, HIDDEN), np.int8)
+    with pytest.raises(UserError, match="pooler.dense.weight is I8"):
+        hf_weights.read_tower(save(tmp_path, tensors), ARCHITECTURE)
+
+
+def test_absent_pooler_is_drawn_and_said(tmp_path, tensors, caplog):
+    wide = Architecture(hidden_size=128, num_layers=1, num_heads=2, intermediate_size=8)
+    encoder = to_params(Encoder(wide, rngs=jax_rngs()))
+    hf_weights.write_tower(tmp_path, wide, encoder)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kernel, bias = tensors.pop("pooler.dense.weight"), tensors.pop("pooler.dense.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    pooler = hf_weights.read_tower(tmp_path, wide)["pooler"]
+    assert "has no pooler" in caplog.text and len(caplog.records) == 1
+    assert not np.array_equal(pooler["kernel"], kernel.T)
+    assert abs(pooler["kernel"].std() - 0.02) < 0.001 and abs(pooler["kernel"].mean()) < 0.001
+    np.testing.assert_array_equal(pooler["bias"], 0)
+    assert pooler["kernel"].dtype == pooler["bias"].dtype == np.float32
+    assert_equal(hf_weights.read_tower(tmp_path, wide)["pooler"], pooler)
+    other = hf_weights.read_tower(tmp_path, wide, key=jax.random.key(1))["pooler"]
+    assert not np.array_equal(other["kernel"], pooler["kernel"])
+
+    save_file(tensors | {"pooler.dense.bias": bias}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="pooler.dense.weight missing"):
+        hf_weights.read_tower(tmp_path, wide)
+
+
+def test_absent_token_types_are_zeros(tmp_path, tensors):
+    del tensors["embeddings.token_type_embeddings.weight"]
+    params = hf_weights.read_tower(save(tmp_path, tensors), ARCHITECTURE)
+    token_type = params["embeddings"]["token_type"]["embedding"]
+    np.testing.assert_array_equal(token_type, np.zeros((2, HIDDEN), "f4"))
+
+
+def test_one_error_lists_all_misfits(tmp_path, tensors):
+    del tensors["encoder.layer.0.output.dense.bias"]
+    del tensors["embeddings.word_embeddings.weight"]
+    tensors["encoder.layer.2.output.dense.bias"] = np.ones(HIDDEN, "f4")
+    tensors["something.weight"] = np.ones(1, "f4")
+    tensors["pooler.dense.bias"] = np.ones(HIDDEN + 1, "f4")
+    tensors["embeddings.LayerNorm.bias"][3] = np.nan
+    with pytest.raises(UserError) as error:
+        hf_weights.read_tower(save(tmp_path, tensors), ARCHITECTURE)
+    message = str(error.value)
+    for problem in (
+        "6 tensors",
+        "encoder.layer.0.output.dense.bias missing",
+        "embeddings.word_embeddings.weight missing",
+        "encoder.layer.2.output.dense.bias extra",
+        "something.weight extra",
+        f"pooler.dense.bias has shape [{HIDDEN + 1}], not [{HIDDEN}]",
+        "embeddings.LayerNorm.bias not finite",
+        str(tmp_path),
+    ):
+        assert problem in message
+    assert "\n" not in message
+
+
+def test_transposed_kernel_is_a_misfit(tmp_path, tensors):
+    name = "encoder.layer.0.output.dense.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+    with pytest.raises(UserError, match=r"has shape \[16, 8\], not \[8, 16\]"):
+        hf_weights.read_tower(save(tmp_path, tensors), ARCHITECTURE)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"version https://git"])
+def test_damaged_file(tmp_path, tensors, damage):
+    path = save(tmp_path, tensors) / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
+        hf_weights.read_tower(tmp_path, ARCHITECTURE)
+
+
+def test_no_weights(tmp_path):
+    with pytest.raises(UserError, match="no model.safetensors"):
+        hf_weights.read_tower(tmp_path, ARCHITECTURE)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match="no weight_map"):
+        hf_weights.read_tower(tmp_path, ARCHITECTURE)
+
+
+def test_pickled_weights_are_refused_with_the_conversion_that_works(tmp_path, tensors):
+    expected = hf_weights.read_tower(save(tmp_path / "right", tensors), ARCHITECTURE)
+    folder = tmp_path / "it's old"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="only pytorch_model.bin") as error:
+        hf_weights.read_tower(folder, ARCHITECTURE)
+
+    torch = pytest.importorskip("torch", reason="the conversion itself needs torch")
+    state = {name: torch.tensor(value) for name, value in tensors.items()}
+    tied = "cls.predictions.decoder.weight"
+    state[tied] = state["embeddings.word_embeddings.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    command = str(error.value).partition("python -c ")[2].strip()
+    subprocess.run(["bash", "-c", f"{sys.executable} -c {command}"], check=True)
+    assert_equal(hf_weights.read_tower(folder, ARCHITECTURE), expected)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_written_folder_reads_back_and_writes_the_same_bytes(tmp_path, tensors, family):
+    architecture = Architecture(
+        family=family,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=INNER,
+        max_positions=LONGEST,
+        type_vocab_size=2,
+        layer_norm_eps=1e-5,
+        pad_token_id=3,
+    )
+    params = hf_weights.read_tower(save(tmp_path / "made", tensors), architecture)
+    once, again = tmp_path / "new" / "once", tmp_path / "again"
+    hf_weights.write_tower(once, architecture, params)
+    assert hf_weights.read_architecture(once) == architecture
+    read = hf_weights.read_tower(once, architecture)
+    assert_equal(read, params)
+    hf_weights.write_tower(again, architecture, jax.tree.map(jax.numpy.asarray, read))
+    assert filecmp.cmp(once / "model.safetensors", again / "model.safetensors", shallow=False)
+    written = load_file(once / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(written[name], value)
+
+
+def test_write_refuses_what_does_not_fit(tmp_path, tensors):
+    params = hf_weights.read_tower(save(tmp_path / "made", tensors), ARCHITECTURE)
+    params["pooler"]["bias"] = np.stack([params["pooler"]["bias"]] * 2)  # a bank, not a tower
+    with pytest.raises(UserError, match=r"pooler.dense.bias has shape \[2, 8\], not \[8\]"):
+        hf_weights.write_tower(tmp_path / "new", ARCHITECTURE, params)
+    assert not (tmp_path / "new").exists()
+
+
+def test_write_into_what_is_no_folder(tmp_path, tensors):
+    params = hf_weights.read_tower(save(tmp_path / "made", tensors), ARCHITECTURE)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be written"):
+        hf_weights.write_tower(tmp_path / "file", ARCHITECTURE, params)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_transformers_opens_the_written_folder(tmp_path, tensors, family):
+    torch = pytest.importorskip("torch", reason="opens the folder with torch's AutoModel")
+    from transformers import AutoModel
+
+    folder = save(tmp_path / "made", tensors, model_type=family, pad_token_id=1)
+    architecture = hf_weights.read_architecture(folder)
+    hf_weights.write_tower(
+        tmp_path / "new", architecture, hf_weights.read_tower(folder, architecture)
+    )
+    model, info = AutoModel.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert type(model).__name__ == {"bert": "BertModel", "roberta": "RobertaModel"}[family]
+    assert not any(info.values())
+    state = model.state_dict()
+    for name, value in tensors.items():
+        assert torch.equal(state[name], torch.tensor(value)), name
+    assert model.config.hidden_act == "gelu" and model.dtype == torch.float32
+    assert model.config.layer_norm_eps == 1e-12 and model.config.pad_token_id == 1
+
+
+def test_read_architecture(tmp_path):
+    def read(**config):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | config))
+        return hf_weights.read_architecture(tmp_path)
+
+    assert read() == ARCHITECTURE
+    roberta = read(model_type="roberta", type_vocab_size=1, layer_norm_eps=1e-5)
+    assert (roberta.family, roberta.pad_token_id, roberta.type_vocab_size) == ("roberta", 1, 1)
+    assert roberta.layer_norm_eps == 1e-5
+    assert read(model_type="xlm-roberta", pad_token_id=1).family == "roberta"
+    assert read(model_type="camembert").family == "roberta"
+    assert read(pad_token_id=7).pad_token_id == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "distilbert"),
+        ("hidden_act", "gelu_new"),
+        ("position_embedding_type", "relative_key"),
+        ("is_decoder", True),
+        ("num_hidden_layers", None),
+        ("hidden_size", "8"),
+        ("vocab_size", 0),
+        ("type_vocab_size", 0),
+        ("layer_norm_eps", None),
+        ("num_attention_heads", 3),
+    ],
+)
+def test_architectures_that_are_refused(tmp_path, field, value):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {field: value}))
+    with pytest.raises(UserError, match=f"config.json: {field} = {value!r}"):
+        hf_weights.read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"model_type": "\\ud800'])
+def test_unreadable_config(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json"):
+        hf_weights.read_architecture(tmp_path)
+
+
+def small_tokenizer(size=10):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"word{number}" for number in range(size - len(words))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def test_tokenizer_is_written_and_loaded(tmp_path, tensors):
+    params = hf_weights.read_tower(save(tmp_path / "made", tensors), ARCHITECTURE)
+    hf_weights.write_tower(tmp_path / "new", ARCHITECTURE, params, small_tokenizer())
+    tokenizer = hf_weights.load_tokenizer(tmp_path / "new")
+    assert tokenizer.is_fast
+    assert tokenizer("word1 word4 unheard")["input_ids"] == [6, 9, 1]
+    assert tokenizer.pad_token_id == 0
+
+
+def test_folders_without_a_tokenizer(tmp_path):
+    # From config.json alone transformers would make one of five special tokens, silently.
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(UserError, match="no tokenizer"):
+        hf_weights.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="its tokenizer does not open"):
+        hf_weights.load_tokenizer(tmp_path)
+
+
+def test_check_tokenizer():
+    hf_weights.check_tokenizer(small_tokenizer(VOCAB), ARCHITECTURE)
+    with pytest.raises(UserError, match=f"ids up to {VOCAB},.*vocab_size = {VOCAB}"):
+        hf_weights.check_tokenizer(small_tokenizer(VOCAB + 1), ARCHITECTURE)
+    tokenizer = small_tokenizer()
+    tokenizer.pad_token = "word0"
+    with pytest.raises(UserError, match="pads with id 5, the model with pad_token_id = 0"):
+        hf_weights.check_tokenizer(tokenizer, ARCHITECTURE)
+
+
+def test_find_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "cache")
+
+    assert hf_weights.find_folder(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert hf_weights.find_folder(f"~/{tmp_path.name}") == tmp_path
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hf_weights.find_folder("owner/name") == tmp_path / "cache"
+    assert asked == [("owner/name", ["*.json", "*.txt", "*.safetensors"])]
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "nobody/has-this-model", "two words"])
+def test_find_folder_offline(name):
+    with pytest.raises(UserError, match=f"{name} is neither a folder nor a reachable") as error:
+        hf_weights.find_folder(name)
+    assert "\n" not in str(error.value)

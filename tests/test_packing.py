@@ -1,0 +1,160 @@
+"""Packing against a plain loop, and the invariants that the model relies on."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jtcse_jax.data.packing import fill, pack
+
+PAD = 99
+
+
+def best_fit_by_loop(lengths, row_length, slots, group):
+    """[(row, start, slot)] of each sentence: every row is looked at for every group."""
+    sizes = [sum(lengths[i : i + group]) for i in range(0, len(lengths), group)]
+    rows = []  # dicts of room, sentences in the row, time of the last change
+    where = [None] * len(lengths)
+    for time, g in enumerate(sorted(range(len(sizes)), key=lambda g: (-sizes[g], g))):
+        fits = [r for r in rows if r["room"] >= sizes[g] and r["used"] + group <= slots]
+        if fits:
+            row = min(fits, key=lambda r: (r["room"], -r["time"]))
+        else:
+            row = {"index": len(rows), "room": row_length, "used": 0}
+            rows.append(row)
+        for i in range(g * group, (g + 1) * group):
+            where[i] = (row["index"], row_length - row["room"], row["used"])
+            row["room"] -= lengths[i]
+            row["used"] += 1
+        row["time"] = time
+    return where, len(rows)
+
+
+@st.composite
+def problems(draw):
+    group = draw(st.integers(1, 3))
+    row_length = draw(st.integers(6 * group, 60))
+    slots = draw(st.integers(group, 9))
+    longest = row_length // group
+    count = group * draw(st.integers(0, 40))
+    lengths = draw(st.lists(st.integers(1, longest), min_size=count, max_size=count))
+    return lengths, row_length, slots, group
+
+
+@settings(deadline=None)
+@given(problems())
+def test_equals_the_plain_loop(problem):
+    packing = pack(np.array(problem[0], np.uint16), *problem[1:])
+    where, num_rows = best_fit_by_loop(*problem)
+    found = list(zip(packing.rows, packing.starts, packing.slot_of, strict=True))
+    assert (found, packing.num_rows) == (where, num_rows)
+
+
+@settings(deadline=None)
+@given(problems())
+def test_every_sentence_lies_alone_in_its_place_and_groups_stay_together(problem):
+    lengths, row_length, slots, group = problem
+    packing = pack(np.array(lengths), row_length, slots, group)
+    owner = np.full((packing.num_rows, row_length), -1)
+    for i, (row, start) in enumerate(zip(packing.rows, packing.starts, strict=True)):
+        assert 0 <= start and start + lengths[i] <= row_length
+        assert (owner[row, start : start + lengths[i]] == -1).all()
+        owner[row, start : start + lengths[i]] = i
+    assert (packing.slot_of < slots).all()
+    assert len(set(packing.order.tolist())) == len(lengths)
+    assert np.array_equal(packing.order, packing.rows * slots + packing.slot_of)
+    assert (packing.rows.reshape(-1, group) == packing.rows.reshape(-1, group)[:, :1]).all()
+    assert set(packing.rows.tolist()) == set(range(packing.num_rows))
+
+
+def test_pairs_of_usual_sentences_fill_their_rows():
+    rng = np.random.default_rng(0)
+    lengths = np.repeat(np.clip(rng.lognormal(3.3, 0.6, 64), 5, 64).astype(int), 2)
+    packing = pack(lengths, 128, 12, group=2)
+    assert packing.num_rows <= 1.08 * lengths.sum() / 128
+
+
+def fill_by_loop(packing, sentences, num_rows, row_length, slots):
+    tokens = np.full((num_rows, row_length), PAD)
+    positions, segments = np.zeros((2, num_rows, row_length), int)
+    cls_positions = np.zeros((num_rows, slots), int)
+    for i, sentence in enumerate(sentences):
+        row, start, slot = packing.rows[i], packing.starts[i], packing.slot_of[i]
+        cls_positions[row, slot] = start
+        for position, token in enumerate(sentence):
+            tokens[row, start + position] = token
+            positions[row, start + position] = position
+            segments[row, start + position] = slot + 1
+    return tokens, positions, segments, cls_positions
+
+
+@pytest.fixture
+def packed():
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 13, 30)
+    sentences = [rng.integers(100, 1000, length) for length in lengths]
+    return pack(lengths, 24, 6, group=2), sentences, lengths
+
+
+def test_filled_rows_equal_the_plain_loop(packed):
+    packing, sentences, lengths = packed
+    num_rows = packing.num_rows + 3
+    filled = fill(packing, sentences.__getitem__, lengths, num_rows, 24, 6, PAD)
+    for array, expected in zip(
+        filled, fill_by_loop(packing, sentences, num_rows, 24, 6), strict=True
+    ):
+        assert array.dtype == np.int32
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_a_shard_fills_its_rows_and_reads_no_other_sentence(packed):
+    packing, sentences, lengths = packed
+    num_rows = packing.num_rows + 2
+    whole = fill(packing, sentences.__getitem__, lengths, num_rows, 24, 6, PAD)
+    for rows in (range(0, 2), range(2, num_rows), slice(1, 4), range(num_rows - 1, num_rows)):
+        read = []
+        part = fill(
+            packing,
+            lambda i, read=read: read.append(i) or sentences[i],
+            lengths,
+            num_rows,
+            24,
+            6,
+            PAD,
+            rows,
+        )
+        wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
+        for array, expected in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(array, expected[list(wanted)])
+        assert sorted(read) == [i for i in range(30) if packing.rows[i] in wanted]
+
+
+def test_no_rows_asked_gives_no_rows(packed):
+    packing, sentences, lengths = packed
+    tokens, *_ = fill(
+        packing, sentences.__getitem__, lengths, packing.num_rows, 24, 6, PAD, range(0)
+    )
+    assert tokens.shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "group", "problem"),
+    [
+        ([3, 3, 3], 2, "not whole groups"),
+        ([3, 0], 1, "sentence 1 has no tokens"),
+        ([3, 11], 1, "group 1 has 11 tokens"),
+        ([6, 5], 2, "group 0 has 11 tokens"),
+        ([1] * 5, 5, "cannot hold a group"),
+    ],
+)
+def test_what_fits_no_row_is_refused(lengths, group, problem):
+    with pytest.raises(ValueError, match=problem):
+        pack(np.array(lengths), 10, 4, group)
+
+
+def test_a_grid_too_small_and_a_sentence_of_another_length_are_refused(packed):
+    packing, sentences, lengths = packed
+    with pytest.raises(ValueError, match="does not fit a grid"):
+        fill(packing, sentences.__getitem__, lengths, packing.num_rows - 1, 24, 6, PAD)
+    with pytest.raises(ValueError, match="tokens came"):
+        fill(packing, lambda i: sentences[i][1:], lengths, packing.num_rows, 24, 6, PAD)

@@ -1,0 +1,249 @@
+"""Whole runs: resuming, choosing a step, devices, and what goes wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import largest_difference, saved_params, tiny_config
+
+from jtcse_jax import saved_model
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+def read_metrics(config) -> list[dict]:
+    path = Path(config.workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The config of a finished run of ten steps."""
+    config = tiny_config(tmp_path_factory.mktemp("finished"))
+    train(config, devices=one_device())
+    return config
+
+
+def test_run_leaves_an_encoder_and_its_log(finished, capsys):
+    encoder = SentenceEncoder.load(finished.workdir)
+    assert encoder.encode(["The cat sees me.", "A dog."]).shape == (2, 16)
+    lines = read_metrics(finished)
+    assert [line["step"] for line in lines if "dev_spearman" in line] == [0, 4, 8, 10]
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == [2, 4, 6, 8, 10]
+    for line in trained:
+        assert line["loss"] == pytest.approx(line["nce"] + line["icnce"] + line["ictm"], rel=1e-4)
+        assert {"alignment", "uniformity", "grad_norm"} <= line.keys()
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert list((Path(finished.workdir) / "tensorboard").iterdir())
+    written = json.loads((Path(finished.workdir) / "train_config.json").read_text())
+    assert written["optimizer"]["learning_rate"] == 1e-3
+
+
+def test_step_taken_is_the_best_by_dev_score_unless_asked(finished):
+    scores = {x["step"]: x["dev_spearman"] for x in read_metrics(finished) if "dev_spearman" in x}
+    best = max((step for step in scores if step), key=lambda step: (scores[step], step))
+    assert f"step {best} (best" in saved_model.load(finished.workdir).source
+    assert "step 6 (asked for)" in saved_model.load(finished.workdir, step=6).source
+    six, ten = saved_params(finished.workdir, 6), saved_params(finished.workdir, 10)
+    assert largest_difference(six, ten) > 1e-4
+
+
+def test_resumed_run_is_bit_identical(finished, tmp_path):
+    config = tiny_config(tmp_path, max_steps=6)
+    train(config, devices=one_device())
+    train(dataclasses.replace(config, max_steps=10), devices=one_device())
+    assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) == 0
+    steps = [line["step"] for line in read_metrics(config) if "loss" in line]
+    assert steps == [2, 4, 6, 8, 10]
+
+
+def test_same_run_on_eight_devices_is_equal_to_rounding(tmp_path):
+    results = []
+    for count in (1, 2, 8):
+        (tmp_path / str(count)).mkdir()
+        config = tiny_config(
+            tmp_path / str(count), optimizer=OptimizerConfig(learning_rate=3e-5)
+        )
+        train(config, devices=jax.devices()[:count])
+        results.append((read_metrics(config), saved_params(config.workdir)))
+    (expected, params), *others = results
+    for lines, other in others:
+        assert largest_difference(params, other) < 1e-5
+        for one, two in zip(expected, lines, strict=True):
+            if "loss" in one:
+                assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_run_resumes_on_other_devices(finished, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=3e-5)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = tiny_config(tmp_path / "a", optimizer=optimizer)
+    train(whole, devices=one_device())
+    broken = tiny_config(tmp_path / "b", optimizer=optimizer, max_steps=6)
+    train(broken, devices=one_device())
+    train(
+        dataclasses.replace(broken, max_steps=10, tower_devices=2), devices=jax.devices()[:4]
+    )
+    assert largest_difference(saved_params(whole.workdir), saved_params(broken.workdir)) < 1e-5
+
+
+def test_without_dev_set_the_newest_step_is_taken_and_it_says_so(tmp_path, capsys):
+    config = tiny_config(tmp_path, max_steps=4)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
+    train(config, devices=one_device())
+    assert "nothing selects a best step" in capsys.readouterr().out
+    assert "step 4 (newest" in saved_model.load(config.workdir).source
+
+
+def test_not_finite_loss_stops_and_saves_nothing_of_it(tmp_path):
+    config = tiny_config(tmp_path, optimizer=OptimizerConfig(learning_rate=1e30))
+    with pytest.raises(UserError, match=r"step \d+ is not finite .*nce.*(no|last good) checkpoint"):
+        train(config, devices=one_device())
+    with Checkpoints(Path(config.workdir) / saved_model.CHECKPOINTS) as checkpoints:
+        for step in checkpoints.steps():
+            params = saved_params(config.workdir, step)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_other_config_in_the_same_workdir_is_refused(finished):
+    changed = dataclasses.replace(finished, seed=1)
+    with pytest.raises(UserError, match=r"seed \(was 42, now 1\)"):
+        train(changed, devices=one_device())
+
+
+def test_simcse_tower_starts_a_twin(tmp_path):
+    stages = []
+    for seed in (1, 2):
+        config = tiny_config(
+            tmp_path,
+            workdir=str(tmp_path / f"tower_{seed}"),
+            objective=ObjectiveConfig(name="simcse", mlp_head=True),
+            seed=seed,
+            max_steps=4,
+        )
+        model = dataclasses.replace(config.model, towers=("scratch",))
+        train(dataclasses.replace(config, model=model), devices=one_device())
+        stages.append(config.workdir)
+    twin = tiny_config(tmp_path, model=ModelConfig(towers=tuple(stages)), max_steps=2)
+    twin = dataclasses.replace(
+        twin,
+        model=dataclasses.replace(twin.model, cross=tiny_config(tmp_path).model.cross),
+        optimizer=OptimizerConfig(learning_rate=1e-9),
+    )
+    train(twin, devices=one_device())
+    parts = [SentenceEncoder.load(stage).encode("The cat sees me.") for stage in stages]
+    # Nearly nothing was learned, so the twin's vector is still the sum of its towers'.
+    np.testing.assert_allclose(
+        SentenceEncoder.load(twin.workdir).encode("The cat sees me."), sum(parts), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(data=DataConfig()), "data.source is not set"),
+        (dict(data=DataConfig(source="nowhere.txt")), "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(tmp_path, **change), devices=one_device())
+
+
+def run_in_process(code: str, **environment: str) -> subprocess.Popen:
+    """Python with one device unless the environment says otherwise."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+RUN = """
+from pathlib import Path
+from runs import tiny_config
+from jtcse_jax.train import set_up_jax, train
+config = tiny_config(Path({folder!r}), max_steps={max_steps}, **{fields})
+set_up_jax(config)
+train(config)
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+    random = np.random.default_rng()
+    fields = dict(save_every=1, eval_every=7, keep=3)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = RUN.format(folder=str(tmp_path / "whole"), max_steps=60, fields=fields)
+    output, _ = run_in_process(whole).communicate(timeout=300)
+    assert "model:" in output, output
+    killed = RUN.format(folder=str(tmp_path / "killed"), max_steps=60, fields=fields)
+    checkpoints = tmp_path / "killed" / "run" / saved_model.CHECKPOINTS
+    kill_after = int(random.integers(2, 40))
+    process = run_in_process(killed)
+    while not any(checkpoints.glob(f"{kill_after}")) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    output, _ = run_in_process(killed).communicate(timeout=300)
+    assert "resuming from step" in output, f"killed after step {kill_after}: {output}"
+    difference = largest_difference(
+        saved_params(tmp_path / "whole" / "run"), saved_params(tmp_path / "killed" / "run")
+    )
+    assert difference == 0, f"killed after step {kill_after}"
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, free_port):
+    optimizer = "__import__('jtcse_jax.config').config.OptimizerConfig(learning_rate=3e-5)"
+    fields = f"dict(optimizer={optimizer})"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = RUN.format(folder=str(tmp_path / "one"), max_steps=10, fields=fields)
+    output, _ = run_in_process(one).communicate(timeout=300)
+    assert "model:" in output, output
+    two = RUN.format(folder=str(tmp_path / "two"), max_steps=10, fields=fields)
+    processes = [
+        run_in_process(
+            two,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert "of 2 process(es)" in outputs[0] and "model:" in outputs[0], outputs
+    assert "step" not in outputs[1], "the second process speaks"
+    difference = largest_difference(
+        saved_params(tmp_path / "one" / "run"), saved_params(tmp_path / "two" / "run")
+    )
+    assert difference < 1e-5
+    read = [(tmp_path / name / "run" / "metrics.jsonl").read_text() for name in ("one", "two")]
+    for first, second in zip(*(text.splitlines() for text in read), strict=True):
+        first, second = json.loads(first), json.loads(second)
+        if "loss" in first:
+            assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
