@@ -145,8 +145,7 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
             why = "newest, no dev score"
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet; train first.")
-        abstract = jax.eval_shape(bank.init, jax.random.key(0))
-        step, state = checkpoints.restore(step, params=abstract)
+        step, state = checkpoints.restore(step, params=bank.abstract())
     return state["params"], f"{workdir}, step {step} ({why})"
 
 

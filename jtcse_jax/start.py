@@ -96,7 +96,7 @@ def _from_scratch(config: Config, source: Source) -> Start:
         tokenizer = train_tokenizer(source, architecture.vocab_size)
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     bank = Bank.from_config(config.model, architecture)
-    return Start(architecture, tokenizer, jax.jit(bank.init)(jax.random.key(config.seed)))
+    return Start(architecture, tokenizer, bank.init(config.seed))
 
 
 def _from_towers(config: ModelConfig) -> Start:

@@ -96,7 +96,7 @@ def start_state(
         params = objectives.init_params(bank, towers, key, config.objective)
         return init_state(params, optimizer)
 
-    abstract = jax.eval_shape(fresh, jax.eval_shape(bank.init, key))
+    abstract = jax.eval_shape(fresh, bank.abstract())
     shardings = sharding.tower_shardings(mesh, abstract)
     if start.towers is not None:
         towers = sharding.place(start.towers, shardings.params["towers"])

@@ -53,7 +53,7 @@ def make_train_step(
         (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite(new)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite}

@@ -1,16 +1,24 @@
 """Every test runs on 8 simulated CPU devices, without network."""
 
 import os
+import socket
+import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-import socket  # noqa: E402
-
-import pytest  # noqa: E402
+# Compiling takes most of the time of these tests: optimise less, and compile each step once.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
+)
+_compiled = tempfile.TemporaryDirectory(prefix="jtcse-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ SIDE = Cross("side", "value", 1)
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -105,7 +105,7 @@ def make_towers():
         shared = 0.3 * rng.normal(size=leaf.shape[1:])
         return (leaf + shared + 0.15 * rng.normal(size=leaf.shape)).astype(np.float32)
 
-    return jax.tree.map(spread, make_bank().init(jax.random.key(0)))
+    return jax.tree.map(spread, make_bank().init(0))
 
 
 def make_params(bank: Bank, config: ObjectiveConfig):

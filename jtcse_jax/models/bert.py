@@ -14,6 +14,7 @@ from jax import Array
 from jtcse_jax.config import Architecture, Cross
 
 TOWER_AXIS = "tower"
+INITIAL_STDDEV = 0.02  # of kernels and embeddings, as in BERT
 MAIN, CROSSED = 0, 1  # streams, for dropout keys
 
 
@@ -213,4 +214,4 @@ def layer_norm(architecture: Architecture, dtype, rngs: nnx.Rngs) -> nnx.LayerNo
     )
 
 
-initializer = jax.nn.initializers.normal(0.02)
+initializer = jax.nn.initializers.normal(INITIAL_STDDEV)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Architecture, Cross, ModelConfig
-from jtcse_jax.models.bert import TOWER_AXIS, Encoder
+from jtcse_jax.models.bert import INITIAL_STDDEV, TOWER_AXIS, Encoder
 
 Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K
 
@@ -60,10 +61,26 @@ class Bank:
             mesh=mesh,
         )
 
-    def init(self, key: Array) -> Params:
-        """Fresh parameters of K different towers, normal(0, 0.02), each leaf [K, ...] float32."""
-        return jax.vmap(lambda key: to_params(self._encoder(nnx.Rngs(key))))(
-            jax.random.split(key, self.num_towers)
+    def init(self, seed: int) -> Params:
+        """Fresh parameters of K different towers, numpy float32 leaves [K, ...].
+
+        Kernels and embeddings are normal(0, 0.02), biases 0, LayerNorm scales 1, as in BERT. Drawn
+        on the host: the same everywhere, and nothing to compile.
+        """
+        rng = np.random.default_rng(seed)
+
+        def draw(path, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            if path[-1].key in ("kernel", "embedding"):
+                return INITIAL_STDDEV * rng.standard_normal(leaf.shape, leaf.dtype)
+            return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
+
+        return jax.tree.map_with_path(draw, self.abstract())
+
+    def abstract(self) -> Params:
+        """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
+        tower = to_params(nnx.eval_shape(lambda: self._encoder(nnx.Rngs(0))))
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self.num_towers, *leaf.shape), leaf.dtype), tower
         )
 
     def apply(
