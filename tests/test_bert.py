@@ -131,7 +131,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "sizes"), zip(["bert", "roberta"], SIZES, strict=True))
+@pytest.mark.parametrize(("family", "sizes"), [("bert", SIZES[0]), ("roberta", SIZES[1])])
 def test_every_module_equals_torch(tmp_path, family, sizes):
     model = torch_model(tmp_path, family, seed=1, **sizes)
     architecture = hf_weights.read_architecture(tmp_path)

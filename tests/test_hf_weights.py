@@ -437,3 +437,17 @@ def test_find_folder_offline(name):
     with pytest.raises(UserError, match=f"{name} is neither a folder nor a reachable") as error:
         hf_weights.find_folder(name)
     assert "\n" not in str(error.value)
+
+
+def test_find_folder_in_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "some_weights" / "model").mkdir(parents=True)
+    (tmp_path / "some_weights" / "__init__.py").write_text("raise ImportError")  # not imported
+    (tmp_path / "some_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = hf_weights.find_folder("package:some_weights/model")
+    assert found == tmp_path / "some_weights" / "model"
+    with pytest.raises(UserError, match="the package has no folder 'other'"):
+        hf_weights.find_folder("package:some_weights/other")
+    for name in ("not_there", "some_module", "../some_weights"):
+        with pytest.raises(UserError, match="no Python package .* is installed"):
+            hf_weights.find_folder(f"package:{name}/model")

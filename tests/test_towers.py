@@ -1,5 +1,8 @@
 """The bank against hand-written towers: a numpy loop, one sentence and one tower at a time."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,7 @@ SMALL = Architecture(
     max_positions=20,
     layer_norm_eps=1e-5,
 )
+SHORT = dataclasses.replace(SMALL, num_layers=2)  # dropout and gradients compile slowly
 ROW = 16
 random = np.random.default_rng(0)
 SENTENCES = [random.integers(1, 40, length) for length in (5, 5, 9, 7, 2, 2, 8, 6)]
@@ -29,12 +33,13 @@ SENTENCES = [random.integers(1, 40, length) for length in (5, 5, 9, 7, 2, 2, 8, 
 
 def random_params(bank, seed=0):
     """Parameters large enough that every one of them matters."""
-    # By numpy: XLA takes half a minute to compile the drawing of a fresh bank.
     random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(random.normal(scale=0.3, size=leaf.shape), jnp.float32),
-        jax.eval_shape(bank.init, jax.random.key(0)),
-    )
+
+    def draw(path, leaf):
+        centre = 1 if path[-1].key == "scale" else 0
+        return jnp.asarray(random.normal(centre, 0.3, leaf.shape), jnp.float32)
+
+    return jax.tree.map_with_path(draw, bank.abstract())
 
 
 def identical(bank):
@@ -75,9 +80,12 @@ def bank_of(towers=2, mode="side", exchange="value", layers=2, **fields):
 
 
 def run(bank, params, batch, key=None, crossed=True):
-    return jax.jit(lambda params, key: bank.apply(params, batch, key=key, crossed=crossed))(
-        params, key
-    )
+    return compiled(bank, crossed)(params, batch, key)
+
+
+@functools.cache
+def compiled(bank, crossed):
+    return jax.jit(lambda params, batch, key: bank.apply(params, batch, key=key, crossed=crossed))
 
 
 def assert_close(ours, reference, tolerance=1e-5):
@@ -191,9 +199,7 @@ def layer_norm(architecture, weights, x):
     ],
 )
 def test_bank_equals_the_loop(num_towers, mode, exchange, layers, pooling, family):
-    sizes = {"layer_norm_eps": 1e-5, "max_positions": 20, "num_layers": 4, "vocab_size": 40}
-    sizes |= {"hidden_size": 16, "num_heads": 2, "intermediate_size": 24}
-    architecture = Architecture(family=family, **sizes)
+    architecture = dataclasses.replace(SMALL, family=family)
     bank = bank_of(num_towers, mode, exchange, layers, pooling=pooling, architecture=architecture)
     params = random_params(bank)
     expected = reference(architecture, params, SENTENCES, bank.cross, pooling)
@@ -221,7 +227,7 @@ def test_identical_towers_cross_to_themselves(mode, exchange):
     "cross", [Cross("off"), Cross("side", "value", 0), Cross("main", "probs", 0)]
 )
 def test_no_crossed_layer_gives_the_plain_stream(cross):
-    bank = bank_of(cross=cross, dropout=0.1)
+    bank = bank_of(cross=cross, dropout=0.1, architecture=SHORT)
     params = random_params(bank)
     outputs = run(bank, params, packed(), jax.random.key(0))
     plain = run(bank, params, packed(), jax.random.key(0), crossed=False)
@@ -235,13 +241,13 @@ def test_uneven_crossing_is_refused():
         run(bank, random_params(bank), packed())
 
 
-@pytest.mark.parametrize(("num_towers", "mode"), [(2, "side"), (4, "main")])
-def test_towers_on_their_own_devices_equal_towers_on_shared_ones(num_towers, mode):
-    """Values and gradients, dropout included, on a ("tower", "data") mesh of 8 devices."""
-    shared = bank_of(num_towers, mode, dropout=0.1, attention_dropout=0.1)
+@pytest.mark.parametrize(("num_towers", "mode", "dropout"), [(2, "side", 0.1), (4, "main", 0.0)])
+def test_towers_on_their_own_devices_equal_towers_on_shared_ones(num_towers, mode, dropout):
+    """Values and gradients, dropout masks included, on a ("tower", "data") mesh of 8 devices."""
+    shared = bank_of(num_towers, mode, layers=1, architecture=SHORT, dropout=dropout)
     shape, names = (num_towers, 8 // num_towers), ("tower", "data")
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2)
-    own = bank_of(num_towers, mode, dropout=0.1, attention_dropout=0.1, mesh=mesh)
+    own = dataclasses.replace(shared, mesh=mesh)
     params, batch = random_params(shared), packed()
     weights = jax.random.normal(jax.random.key(5), (3, num_towers, len(SENTENCES), 16))
 
@@ -266,8 +272,8 @@ def test_towers_on_their_own_devices_equal_towers_on_shared_ones(num_towers, mod
 
 @pytest.mark.parametrize(("exchange", "sent"), [("value", ["value"]), ("probs", ["key", "query"])])
 def test_crossed_state_sends_gradient_to_the_neighbour(exchange, sent):
-    """With layer 4 alone crossed, tower 0 uses that much of tower 1's layer 4 and no more."""
-    bank = bank_of(3, exchange=exchange, layers=1)
+    """With layer 2 alone crossed, tower 0 uses that much of tower 1's layer 2 and no more."""
+    bank = bank_of(3, exchange=exchange, layers=1, architecture=SHORT)
     params = random_params(bank)
 
     def reached(part):
@@ -278,7 +284,7 @@ def test_crossed_state_sends_gradient_to_the_neighbour(exchange, sent):
                 ).sum()
             )
         )(params)
-        attention = gradient["layers"][3]["attention"]
+        attention = gradient["layers"][1]["attention"]
         return [
             sorted(name for name in attention if np.abs(attention[name]["kernel"][tower]).max() > 0)
             for tower in range(3)
@@ -293,7 +299,7 @@ def test_crossed_state_sends_gradient_to_the_neighbour(exchange, sent):
 @pytest.mark.parametrize("rates", [{"dropout": 0.1}, {"attention_dropout": 0.1}])
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
 def test_dropout_differs_between_towers_and_between_views(rates, generator):
-    bank = bank_of(**rates)
+    bank = bank_of(layers=1, architecture=SHORT, **rates)
     params = identical(bank)
     # Views 0 and 1 share a row; views 2 and 3 stand at the same place of different rows.
     spots = [(0, 0, 0), (0, 1, 8), (1, 0, 0), (2, 0, 0)]
@@ -312,10 +318,10 @@ def test_dropout_differs_between_towers_and_between_views(rates, generator):
 
 def test_crossed_stream_shares_masks_until_it_crosses_and_draws_its_own_after():
     """A layer whose output dense is zero drops nothing visible: it shows what came before it."""
-    bank = bank_of(layers=1, dropout=0.3, attention_dropout=0.3)
+    bank = bank_of(layers=1, architecture=SHORT, dropout=0.3, attention_dropout=0.3)
 
     def silence(params, *names):
-        layer = params["layers"][3]
+        layer = params["layers"][1]
         for name in names:
             part = layer["attention"]["output"] if name == "attention" else layer["output"]
             part |= jax.tree.map(jnp.zeros_like, part)
@@ -332,7 +338,7 @@ def test_crossed_stream_shares_masks_until_it_crosses_and_draws_its_own_after():
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_packed_equals_padded_in_values_and_gradients(pooling):
-    bank = bank_of(pooling=pooling)
+    bank = bank_of(layers=1, architecture=SHORT, pooling=pooling)
     params = random_params(bank)
     weights = jax.random.normal(jax.random.key(5), (3, 2, len(SENTENCES), 16))
 
@@ -353,7 +359,7 @@ def test_packed_equals_padded_in_values_and_gradients(pooling):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_neighbour_changes_neither_embedding_nor_gradient(pooling):
     """Each sentence has words of its own: no other word may have a gradient, nor any position."""
-    bank = bank_of(pooling=pooling)
+    bank = bank_of(layers=1, architecture=SHORT, pooling=pooling)
     params = random_params(bank)
     # Sentence 0 shares its row with sentences 1 and 4; token 0 is the filler.
     own = [
@@ -387,11 +393,10 @@ def test_a_neighbour_changes_neither_embedding_nor_gradient(pooling):
     jax.tree.map(np.testing.assert_array_equal, gradient, changed_gradient)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("pooling", "dtype"), [("cls", "float32"), ("mean", "bfloat16")])
 def test_fillers_and_unused_slots_are_harmless(pooling, dtype):
     """Empty rows, empty slots, and sentences of a partial batch whose order points to slot 0."""
-    bank = bank_of(pooling=pooling, compute_dtype=dtype, dropout=0.1)
+    bank = bank_of(layers=1, architecture=SHORT, pooling=pooling, compute_dtype=dtype, dropout=0.1)
     batch = place(SENTENCES[:2], [(1, 0, 0), (1, 2, 8)], num_rows=3)
     batch = batch._replace(
         order=np.append(batch.order, [0, 0]).astype(np.int32), mask=np.array([1, 1, 0, 0], bool)
@@ -417,17 +422,19 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_new_parameters():
-    bank = bank_of(3)
+    bank = bank_of(3, architecture=SHORT)
     params = bank.init(0)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert {leaf.shape[0] for leaf in jax.tree.leaves(params)} == {3}
     words = np.asarray(params["embeddings"]["word"]["embedding"])
-    kernel = np.asarray(params["layers"][2]["intermediate"]["kernel"])
+    kernel = np.asarray(params["layers"][1]["intermediate"]["kernel"])
     for weights in (words, kernel):
         assert abs(weights.std() - 0.02) < 0.002
         assert not any(np.array_equal(weights[i], weights[i - 1]) for i in range(3))
     np.testing.assert_array_equal(params["layers"][0]["output_norm"]["scale"], 1)
     np.testing.assert_array_equal(params["pooler"]["bias"], 0)
+    jax.tree.map(np.testing.assert_array_equal, bank.init(0), params)
+    assert not np.array_equal(bank.init(1)["pooler"]["kernel"], params["pooler"]["kernel"])
 
 
 def test_stack_and_unstack():

