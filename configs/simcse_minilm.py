@@ -14,7 +14,7 @@ config = Config(
     data=DataConfig(max_len=64, batch_size=64),
     objective=ObjectiveConfig(name="simcse", simcse_negatives="all"),
     optimizer=OptimizerConfig(learning_rate=3e-5, max_grad_norm=1.0),
-    max_steps=60,
+    max_steps=40,
     eval_every=20,
     save_every=20,
 )
