@@ -46,6 +46,10 @@ class Architecture:
     """Padding token; in RoBERTa it also sets the first position."""
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name != "pad_token_id")
+            if field.type is int and value < least:
+                raise UserError(f"model.scratch.{field.name} = {value}: use at least {least}.")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"model.scratch.num_heads = {self.num_heads} does not divide "
@@ -217,6 +221,11 @@ class OptimizerConfig:
     def __post_init__(self):
         if not self.learning_rate > 0:
             raise UserError(f"optimizer.learning_rate = {self.learning_rate}: must be above 0.")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps = {self.warmup_steps}: use at least 0.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: choose from [0, 1).")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UserError(
                 f"optimizer.max_grad_norm = {self.max_grad_norm}: must be above 0, or None."
@@ -268,6 +277,8 @@ class Config:
                 f"tower_devices = {self.tower_devices}: choose 1, or one group per tower "
                 f"({towers})."
             )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         for name in ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:

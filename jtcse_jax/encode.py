@@ -41,6 +41,8 @@ def encode(arguments: Arguments) -> None:
     if output.exists():
         raise UserError(f"--output {output}: exists already; name a new file.")
     source = open_source(arguments.input)
+    if source.views > 1:
+        raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
     sentences = list(source.read())
     if source.blank:
         raise UserError(

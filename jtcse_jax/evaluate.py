@@ -11,6 +11,7 @@ import jax
 import rich
 import tyro
 from rich.table import Table
+from rich.text import Text
 
 import jtcse_jax
 from jtcse_jax import saved_model
@@ -73,7 +74,7 @@ def print_table(result: dict[str, Any]) -> None:
         f"{result['model']}: {result['towers']} tower(s), {result['pooling']} pooling, "
         f"max_len {result['max_len']}; {result['protocol']}"
     )
-    table = Table(caption=caption)
+    table = Table(caption=Text(caption))  # a path may look like markup
     for name in result["spearman"]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(*(f"{score:.2f}" for score in result["spearman"].values()))

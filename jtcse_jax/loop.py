@@ -87,7 +87,8 @@ class Loop:
         if step % self.config.log_every == 0:
             rate = self._speed.sentences_per_second
             means = self.log.flush(step, sentences_per_second=rate)
-            terms = "  ".join(f"{name} {means[name]:.4g}" for name in sorted(values, key=_loss_first))
+            names = sorted(values, key=_loss_first)
+            terms = "  ".join(f"{name} {means[name]:.4g}" for name in names)
             self.say(f"step {step}  {terms}  {rate:.1f} sentences/s  ETA {self._eta()}")
 
     def _eta(self) -> str:

@@ -24,7 +24,8 @@ class MetricsLog:
         self._count = 0
         self._tensorboard = None
         if write:
-            keep_until(self._path, start_step)
+            # A run without a checkpoint starts anew: it writes the scores of step 0 again.
+            keep_until(self._path, start_step or -1)
             self._tensorboard = Writer(str(workdir / "tensorboard"))
 
     def add(self, metrics: dict[str, float]) -> None:
@@ -106,10 +107,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def keep_until(path: Path, step: int) -> None:
     """Drops the lines after `step`, which a resumed run will write again."""
-    lines = read_jsonl(path)
-    if not lines:
+    if not path.is_file():
         return
-    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= step]
     temporary = path.with_suffix(".new")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)

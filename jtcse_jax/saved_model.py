@@ -60,6 +60,8 @@ def load(
             f"{name}: nothing there says how sentence vectors are pooled: give --pooling cls or "
             "--pooling mean (SimCSE-like models: cls)."
         )
+    if pooling not in ("cls", "mean"):
+        raise UserError(f"{name}: pooling = {pooling!r}: choose cls or mean.")
     if (folder / CHECKPOINTS).is_dir():
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
@@ -86,12 +88,7 @@ def load(
 def read_description(folder: Path) -> dict[str, Any]:
     """What `jtcse.json`, or else a sentence-transformers folder, says of a model; {} if neither."""
     path = folder / DESCRIPTION
-    if path.is_file():
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
-    return _read_sentence_transformers(folder)
+    return _read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
 
 
 def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> None:
@@ -153,7 +150,11 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     pooling_file = folder / "1_Pooling" / "config.json"
     if not (folder / "modules.json").is_file() or not pooling_file.is_file():
         return {}
-    pooling = json.loads(pooling_file.read_text(encoding="utf-8"))
+    for module in _read_json(folder / "modules.json", list):
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind not in ("Transformer", "Pooling", "Normalize"):  # cosines need no Normalize
+            raise UserError(f"{folder / 'modules.json'}: its {kind} module is not supported.")
+    pooling = _read_json(pooling_file, dict)
     mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
     if mode is None:
         modes = [key for key, value in pooling.items() if value is True and "_mode_" in key]
@@ -165,10 +166,22 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     description = {"pooling": mode}
     lengths = folder / "sentence_bert_config.json"
     if lengths.is_file():
-        description["max_len"] = json.loads(lengths.read_text(encoding="utf-8")).get(
-            "max_seq_length"
-        )
+        description["max_len"] = _read_json(lengths, dict).get("max_seq_length")
+    tokenizer = folder / "tokenizer_config.json"  # the new place
+    if not description.get("max_len") and tokenizer.is_file():
+        length = _read_json(tokenizer, dict).get("model_max_length")
+        description["max_len"] = length if length and length < 1e6 else None  # 1e30: no limit
     return description
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"a {type(content).__name__} where a {kind.__name__} belongs")
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
+    return content
 
 
 def _write_description(folder: Path, description: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jtcse_jax import config as configs
 from jtcse_jax import distributed, objectives, saved_model, sharding
 from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.config import Config
+from jtcse_jax.config import SCRATCH, Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import tokenize
@@ -34,7 +34,8 @@ from jtcse_jax.train_step import (
 def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
     """Trains, evaluates and saves one run; called again with the same workdir, resumes it.
 
-    `devices` are those of the mesh, by default all. Raises UserError for what the user can mend, and where a loss is not finite.
+    `devices` are those of the mesh, by default all. Raises UserError for what the user can mend,
+    and where a loss is not finite.
     """
     if not config.data.source:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
@@ -78,7 +79,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         else:
             loop.run(state, first, stop)
         log.close()
-        say_end(workdir, checkpoints, dev)
+        say_end(config, checkpoints, dev)
 
 
 def start_state(
@@ -148,29 +149,48 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
     )
 
 
-def say_end(workdir: Path, checkpoints: Checkpoints, dev: Development | None) -> None:
+def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
     """Says how the run went, where the model is and how to use it."""
+    workdir = Path(config.workdir).expanduser()
     lines = read_jsonl(workdir / JSONL)
     trained = [line for line in lines if "loss" in line]
     if len(trained) > 1:
-        fallen = ", ".join(
+        changes = ", ".join(
             f"{name} {trained[0][name]:.4g} -> {value:.4g}"
             for name, value in trained[-1].items()
             if name not in ("step", "sentences_per_second")
         )
-        say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {fallen}")
-    step, which = checkpoints.newest_step(), "newest"
+        say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
+    step, which = checkpoints.best_step(), "best by dev score"
+    if dev is None or step is None:
+        step, which = checkpoints.newest_step(), "newest"
+    scores = {line["step"]: _dev_score(line) for line in lines if METRIC in line}
+    before, after = scores.get(0), scores.get(step)
     if dev is not None:
-        scores = {line["step"]: line for line in lines if METRIC in line}
-        best = checkpoints.best_step()
-        if best is not None:
-            step, which = best, "best by dev score"
-        before, after = _score(scores.get(0)), _score(scores.get(step))
-        say(f"dev Spearman: before {before}, step {step} {after}, overlap {dev.word_overlap()}")
+        say(f"dev Spearman before {before}, step {step} {after}, overlap {dev.word_overlap()}")
     say(f"model: {workdir}, step {step} ({which}). To use it:")
     say(f"  python -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
     say(f"  python -m jtcse_jax.encode --model {workdir} --input FILE --output vectors.npy")
     say(f"  python -m jtcse_jax.export --model {workdir} --output FOLDER")
+    if before and after and after.spearman < before.spearman:
+        say(f"The dev score fell, {_why_it_fell(config)}")
+
+
+def _dev_score(line: dict[str, float]) -> DevScore:
+    return DevScore(line[METRIC], line["dev_low"], line["dev_high"])
+
+
+def _why_it_fell(config: Config) -> str:
+    if SCRATCH in config.model.towers:
+        return (
+            "as it does from random weights: a short run learns to tell sentences apart by their "
+            "words, not by their meaning. For a useful encoder start from trained towers, as "
+            "configs/quickstart_minilm.py does."
+        )
+    return (
+        "so the towers were better before: try a lower optimizer.learning_rate, or text that is "
+        "more like the dev set."
+    )
 
 
 def is_primary() -> bool:
@@ -190,10 +210,6 @@ def set_up_jax(config: Config) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
     distributed.initialize()
-
-
-def _score(line: dict[str, float] | None) -> str:
-    return "?" if line is None else str(DevScore(line[METRIC], line["dev_low"], line["dev_high"]))
 
 
 @one_line_errors

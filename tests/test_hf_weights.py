@@ -1,6 +1,7 @@
 """Folders written by hand, tensor by tensor, under the names that transformers uses."""
 
 import filecmp
+import functools
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -81,7 +84,7 @@ def save(folder, tensors, **config):
 
 def assert_equal(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), one, other)
 
 
 def test_every_tensor_comes_to_its_module(tmp_path, tensors):
@@ -104,15 +107,9 @@ def test_every_tensor_comes_to_its_module(tmp_path, tensors):
     # Each tensor is used once, and the whole is what the encoder expects.
     used = sorted(leaf.sum(dtype="f8") for leaf in jax.tree.leaves(params))
     np.testing.assert_allclose(used, sorted(x.sum(dtype="f8") for x in tensors.values()))
-    encoder = to_params(Encoder(ARCHITECTURE, rngs=jax_rngs()))
+    encoder = to_params(Encoder(ARCHITECTURE, rngs=nnx.Rngs(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, encoder)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-
-
-def jax_rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
 
 
 @pytest.mark.parametrize("prefix", ["bert.", "roberta.", "0.auto_model."])
@@ -178,7 +175,7 @@ def test_other_number_formats_are_refused(tmp_path, tensors):
 
 def test_absent_pooler_is_drawn_and_said(tmp_path, tensors, caplog):
     wide = Architecture(hidden_size=128, num_layers=1, num_heads=2, intermediate_size=8)
-    encoder = to_params(Encoder(wide, rngs=jax_rngs()))
+    encoder = to_params(Encoder(wide, rngs=nnx.Rngs(0)))
     hf_weights.write_tower(tmp_path, wide, encoder)
     tensors = load_file(tmp_path / "model.safetensors")
     kernel, bias = tensors.pop("pooler.dense.weight"), tensors.pop("pooler.dense.bias")
@@ -293,6 +290,8 @@ def test_written_folder_reads_back_and_writes_the_same_bytes(tmp_path, tensors, 
     assert_equal(read, params)
     hf_weights.write_tower(again, architecture, jax.tree.map(jax.numpy.asarray, read))
     assert filecmp.cmp(once / "model.safetensors", again / "model.safetensors", shallow=False)
+    with safe_open(once / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}  # older transformers refuse the file without
     written = load_file(once / "model.safetensors")
     assert written.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -436,6 +435,16 @@ def test_find_folder(tmp_path, monkeypatch):
 def test_find_folder_offline(name):
     with pytest.raises(UserError, match=f"{name} is neither a folder nor a reachable") as error:
         hf_weights.find_folder(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_error_of_many_lines_becomes_one(monkeypatch):
+    def snapshot_download(name, allow_patterns):
+        raise OSError("401 Client Error.\n\nCannot access gated repo.\nPlease log in.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=r"OSError: 401 Client Error\.\)") as error:
+        hf_weights.find_folder("owner/name")
     assert "\n" not in str(error.value)
 
 

@@ -417,6 +417,7 @@ def test_bfloat16_is_close_to_float32():
     params = random_params(bank)
     half = run(bank_of(compute_dtype="bfloat16"), params, packed())
     for ours, exact in zip(half, run(bank, params, packed()), strict=True):
+        assert ours.dtype == jnp.float32
         assert np.linalg.norm(ours - exact) < 2e-2 * np.linalg.norm(exact)
         assert np.abs(ours - exact).max() > 0
 

@@ -174,9 +174,14 @@ def test_bad_input_is_one_sentence(tmp_path, change, message):
 
 def run_in_process(code: str, **environment: str) -> subprocess.Popen:
     """Python with one device unless the environment says otherwise."""
+    inherited = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+        env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,334 @@
+"""Configs: files, overrides and what is refused, through the real command line."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jtcse_jax import config as configs
+from jtcse_jax import train
+from jtcse_jax.config import (
+    Architecture,
+    Config,
+    Cross,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    load_config_file,
+    parse,
+    to_json,
+)
+from jtcse_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+SMALL_FILE = """
+from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig
+config = Config(
+    seed=7,
+    model=ModelConfig(towers=("one",)),
+    data=DataConfig(batch_size=16),
+    objective=ObjectiveConfig(name="simcse"),
+)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL_FILE)
+    return path
+
+
+def test_file_gives_the_defaults_and_overrides_are_typed(file):
+    assert parse(["--config", str(file)]) == load_config_file(file)
+    config = parse(
+        [
+            *(
+                "--data.batch-size",
+                "32",
+                "--config",
+                str(file),
+                "--optimizer.learning-rate",
+                "3e-5",
+            ),
+            *("--model.towers", "a", "b", "c", "--model.cross.mode", "off", "--max-steps", "5"),
+            *("--data.dev", "dev.tsv", "--objective.no-modulus-half", "--deterministic"),
+        ]
+    )
+    assert config == Config(
+        seed=7,
+        model=ModelConfig(towers=("a", "b", "c"), cross=Cross(mode="off")),
+        data=DataConfig(batch_size=32, dev="dev.tsv"),
+        objective=ObjectiveConfig(name="simcse", modulus_half=False),
+        optimizer=OptimizerConfig(learning_rate=3e-5),
+        max_steps=5,
+        deterministic=True,
+    )
+    assert type(config.data.batch_size) is int and type(config.optimizer.learning_rate) is float
+
+
+def test_without_a_file_the_defaults_are_those_of_the_fields():
+    assert parse([]) == Config()
+    assert parse(["--optimizer.max-grad-norm", "0.5"]).optimizer.max_grad_norm == 0.5
+    assert parse(["--max-steps", "None"]).max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--data.batch-sizes", "3"], ["--data.batch-sizes", "--data.batch-size INT"]),
+        (["--data.batch-size", "many"], ["--data.batch-size", "'many'", "INT"]),
+        (["--objective.name", "foo"], ["--objective.name", "'foo'", "simcse", "tncse", "jtcse"]),
+        (["--model.cross.mode", "both"], ["--model.cross.mode", "'both'", "side", "main", "off"]),
+        (["--data.batch-size"], ["--data.batch-size"]),
+        (["--temperature", "3"], ["--temperature", "--objective.temperature"]),
+    ],
+)
+def test_wrong_override_names_field_value_and_what_is_allowed(
+    monkeypatch, capsys, arguments, named
+):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exit:
+        train.main()
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    for words in named:
+        assert words in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.batch-size", "1"], "data.batch_size = 1: "),
+        (["--config", "nowhere.py"], "--config nowhere.py: no such file"),
+        (["--model.towers", "a"], "objective.name = jtcse needs two towers"),
+    ],
+)
+def test_refused_value_is_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        train.main()
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+def test_help_explains_every_field():
+    command = [sys.executable, "-m", "jtcse_jax.train", "--config", "configs/quickstart.py", "-h"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    fields, explained = [], " ".join(said.replace("│", " ").split())
+
+    def walk(kind, prefix):
+        for field in dataclasses.fields(kind):
+            name = prefix + field.name.replace("_", "-")
+            if dataclasses.is_dataclass(field.type):
+                walk(field.type, name + ".")
+            else:
+                fields.append(name)
+
+    walk(Config, "--")
+    assert len(fields) > 40
+    for name in fields:
+        assert name in explained, name
+    assert explained.count("(default: ") >= len(fields)
+    assert "Sentences in a batch, over all devices" in explained
+    assert "(default: 300)" in explained  # of the file: max_steps
+
+
+TWO = ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Architecture(num_heads=7), "model.scratch.num_heads = 7"),
+        (lambda: Architecture(num_heads=0), "model.scratch.num_heads = 0"),
+        (lambda: Architecture(num_layers=0), "model.scratch.num_layers = 0"),
+        (lambda: Architecture(vocab_size=-1), "model.scratch.vocab_size = -1"),
+        (lambda: Cross(num_layers=5).interval(12), r"model.cross.num_layers = 5 .*\[1, 2, 3, 4, 6"),
+        (lambda: Cross(num_layers=-1).interval(12), "model.cross.num_layers = -1"),
+        (lambda: ModelConfig(towers=()), "model.towers is empty"),
+        (lambda: ModelConfig(towers=("scratch", "a")), "model.towers = .*scratch"),
+        (lambda: ModelConfig(dropout=1.0), "model.dropout = 1.0"),
+        (lambda: ModelConfig(dropout=-0.1), "model.dropout = -0.1"),
+        (lambda: ModelConfig(attention_dropout=2), "model.attention_dropout = 2"),
+        (lambda: DataConfig(batch_size=1), "data.batch_size = 1"),
+        (lambda: DataConfig(max_len=2), "data.max_len = 2"),
+        (lambda: DataConfig(row_length=127), "data.row_length = 127 .*data.max_len = 128"),
+        (lambda: DataConfig(slots=5), "data.slots = 5"),
+        (lambda: DataConfig(slots=0), "data.slots = 0"),
+        (lambda: ObjectiveConfig(temperature=0.0), "objective.temperature = 0.0"),
+        (lambda: ObjectiveConfig(temperature=float("nan")), "objective.temperature = nan"),
+        (lambda: OptimizerConfig(learning_rate=0), "optimizer.learning_rate = 0"),
+        (lambda: OptimizerConfig(max_grad_norm=0.0), "optimizer.max_grad_norm = 0.0"),
+        (lambda: OptimizerConfig(warmup_steps=-1), "optimizer.warmup_steps = -1"),
+        (lambda: OptimizerConfig(b1=1.0), "optimizer.b1 = 1.0"),
+        (lambda: OptimizerConfig(b2=-0.5), "optimizer.b2 = -0.5"),
+        (lambda: Config(model=ModelConfig(towers=("a",))), "objective.name = jtcse .*model.towers"),
+        (lambda: Config(tower_devices=3), r"tower_devices = 3: choose 1, or .*\(2\)"),
+        (lambda: Config(epochs=0), "epochs = 0"),
+        (lambda: Config(max_steps=0), "max_steps = 0"),
+        (lambda: Config(eval_every=0), "eval_every = 0"),
+        (lambda: Config(save_every=-3), "save_every = -3"),
+        (lambda: Config(log_every=0), "log_every = 0"),
+        (lambda: Config(keep=0), "keep = 0"),
+        (lambda: Config(seed=-1), "seed = -1"),
+        (lambda: Config(seed=2**32), "seed = 4294967296"),
+    ],
+)
+def test_refusal_names_field_and_value(make, named):
+    with pytest.raises(UserError, match="^" + named):
+        make()
+
+
+def test_values_at_the_bounds_are_taken():
+    Architecture(num_heads=1)
+    ModelConfig(towers=("scratch", "scratch"), dropout=0.0, attention_dropout=0.0)
+    DataConfig(batch_size=2, max_len=3, row_length=6, slots=2)
+    OptimizerConfig(max_grad_norm=None, warmup_steps=0, b1=0.0)
+    Config(seed=0, tower_devices=2, keep=1)
+    Config(model=ModelConfig(towers=("a",)), objective=ObjectiveConfig(name="simcse"))
+    layers = [Cross(num_layers=n).interval(12) for n in (0, 1, 2, 3, 4, 6, 12)]
+    assert layers == [None, 12, 6, 4, 3, 2, 1]
+    assert Cross(mode="off", num_layers=5).interval(12) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("configs = 3", "binds no `config"),
+        ("config = 3", "binds no `config"),
+        ("config = (", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: .*nothing_of_that_name"),
+        ("from jtcse_jax.config import *\nconfig = Config(keep=0)", "keep = 0"),
+        ("from jtcse_jax.config import *\nconfig = Config(kept=0)", "TypeError.*kept"),
+    ],
+)
+def test_file_that_does_not_load_is_named(tmp_path, content, message):
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}: {message}"):
+        load_config_file(path)
+
+
+def test_json_holds_every_field(file):
+    config = load_config_file(file)
+    written = json.loads(to_json(config))
+    kinds = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "objective": ObjectiveConfig,
+        "optimizer": OptimizerConfig,
+    }
+    written["model"]["towers"] = tuple(written["model"]["towers"])
+    written["model"]["cross"] = Cross(**written["model"]["cross"])
+    written["model"]["scratch"] = Architecture(**written["model"]["scratch"])
+    parts = {name: kind(**written[name]) for name, kind in kinds.items()}
+    assert Config(**written | parts) == config
+
+
+# ../shared/method.md, "Stages" (SimCSE's own rates per backbone: arXiv 2104.08821, appendix A).
+ADAMW = {"optimizer.b1": 0.9, "optimizer.b2": 0.999, "optimizer.eps": 1e-8}
+STAGE_TWO = ADAMW | {
+    "optimizer.weight_decay": 0.01,
+    "optimizer.decay": "all",
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+    "optimizer.max_grad_norm": None,
+    "objective.temperature": 0.05,
+    "objective.nce_weight": 1.0,
+    "objective.icnce_weight": 1.0,
+    "objective.ictm_weight": 1.0,
+    "objective.modulus_half": True,
+    "model.pooling": "cls",
+    "data.max_len": 64,
+    "data.pairs": "same",
+    "epochs": 1,
+    "seed": 42,
+    "eval_every": 100,
+}
+CROSSED = {
+    "objective.name": "jtcse",
+    "model.cross.mode": "side",
+    "model.cross.exchange": "value",
+    "model.cross.num_layers": 6,
+    "model.dropout": 0.1,
+    "model.attention_dropout": 0.1,
+}
+STAGE_ONE = ADAMW | {
+    "objective.name": "simcse",
+    "objective.simcse_negatives": "other_view",
+    "objective.mlp_head": True,
+    "objective.temperature": 0.05,
+    "model.pooling": "cls",
+    "model.dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "data.max_len": 32,
+    "data.pairs": "same",
+    "epochs": 1,
+    "seed": 42,
+}
+BERT, ROBERTA = {"data.batch_size": 64}, {"data.batch_size": 256}
+PUBLISHED = {
+    "jtcse_bert_base": STAGE_TWO | CROSSED | BERT | {"optimizer.learning_rate": 1.3e-6},
+    "jtcse_roberta_base": STAGE_TWO | CROSSED | ROBERTA | {"optimizer.learning_rate": 1e-6},
+    "tncse_bert_base": STAGE_TWO
+    | BERT
+    | {
+        "objective.name": "tncse",
+        "optimizer.learning_rate": 1e-6,
+        "model.dropout": 0.00025,
+        "model.attention_dropout": 0.00025,
+    },
+    "tncse_roberta_base": STAGE_TWO
+    | ROBERTA
+    | {"objective.name": "tncse", "model.dropout": 0.0175, "model.attention_dropout": 0.0175},
+    "simcse_bert_base": STAGE_ONE | BERT | {"optimizer.learning_rate": 3e-5},
+    "simcse_roberta_base": STAGE_ONE | {"data.batch_size": 512, "optimizer.learning_rate": 1e-5},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_loads_and_says_its_command(name):
+    path = ROOT / "configs" / f"{name}.py"
+    config = load_config_file(path)
+    assert config.workdir.startswith(f"runs/{name}")
+    assert f"--config configs/{name}.py" in path.read_text() or name == "quickstart"
+    for other in re.findall(r"configs/(\w+)\.py", path.read_text()):
+        assert other in FILES, f"{name} speaks of {other}, which is not there"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hyperparameters(name):
+    config = load_config_file(ROOT / "configs" / f"{name}.py")
+    found = {}
+    for field in PUBLISHED[name]:
+        value = config
+        for part in field.split("."):
+            value = getattr(value, part)
+        found[field] = value
+    assert found == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["jtcse_bert_base", "jtcse_roberta_base", "jtcse_minilm"])
+def test_towers_of_a_twin_are_those_the_first_stage_writes(name):
+    twin = load_config_file(ROOT / "configs" / f"{name}.py")
+    path = ROOT / "configs" / f"{name.replace('jtcse', 'simcse')}.py"
+    stage_one = load_config_file(path)
+    first, second = twin.model.towers
+    assert stage_one.workdir == first and first.endswith("_a")
+    assert second == first.removesuffix("_a") + "_b"
+    assert stage_one.model.pooling == twin.model.pooling
+
+
+def test_defaults_are_the_published_twin():
+    assert configs.Config().seed == 42 and configs.OptimizerConfig().learning_rate == 1.3e-6

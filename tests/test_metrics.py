@@ -1,0 +1,113 @@
+"""The log of a run: means, resuming, and a clock that stands still in pauses."""
+
+import json
+import math
+
+import pytest
+
+from jtcse_jax import metrics
+from jtcse_jax.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / JSONL).read_text().splitlines()]
+
+
+def test_lines_are_means_since_the_line_before(tmp_path):
+    log = MetricsLog(tmp_path, start_step=0)
+    for value in (1.0, 2.0, 6.0):
+        log.add({"loss": value, "nce": 2 * value})
+    means = log.flush(3, speed=70.0)
+    assert means == {"loss": 3.0, "nce": 6.0, "speed": 70.0}
+    log.write(3, {"dev_spearman": 0.5})
+    log.add({"loss": 10.0})
+    assert log.flush(4) == {"loss": 10.0}
+    log.close()
+    assert lines(tmp_path) == [
+        {"step": 3, "loss": 3.0, "nce": 6.0, "speed": 70.0},
+        {"step": 3, "dev_spearman": 0.5},
+        {"step": 4, "loss": 10.0},
+    ]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    log = MetricsLog(tmp_path, start_step=0)
+    log.write(7, {"loss": 0.25})
+    log.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    events = [event for event in EventFileLoader(str(file)).Load() if event.summary.value]
+    (value,) = events[0].summary.value
+    assert (events[0].step, value.tag, value.tensor.float_val[0]) == (7, "loss", 0.25)
+
+
+def test_only_one_process_writes(tmp_path):
+    log = MetricsLog(tmp_path, start_step=0, write=False)
+    log.add({"loss": 4.0})
+    assert log.flush(1) == {"loss": 4.0}
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_resumed_log_forgets_later_steps(tmp_path):
+    log = MetricsLog(tmp_path, start_step=0)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    log = MetricsLog(tmp_path, start_step=4)
+    log.write(6, {"loss": 60.0})
+    log.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(2, 2), (4, 4), (6, 60)]
+
+
+def test_log_of_a_run_that_starts_anew_is_empty(tmp_path):
+    for score in (0.1, 0.2):  # killed before its first checkpoint, then started again
+        log = MetricsLog(tmp_path, start_step=0)
+        log.write(0, {"dev_spearman": score})
+        log.close()
+    assert lines(tmp_path) == [{"step": 0, "dev_spearman": 0.2}]
+
+
+@pytest.mark.parametrize("before", ['{"step": 1, "loss": 3.0}\n', ""])
+def test_line_cut_by_a_kill_is_dropped(tmp_path, before):
+    path = tmp_path / JSONL
+    path.write_text(before + '{"step": 2, "lo')
+    whole = [json.loads(line) for line in before.splitlines()]
+    assert read_jsonl(path) == whole
+    log = MetricsLog(tmp_path, start_step=2)
+    log.write(3, {"loss": 1.0})
+    log.close()
+    assert lines(tmp_path) == [*whole, {"step": 3, "loss": 1.0}]
+
+
+def test_no_log_yet(tmp_path):
+    assert read_jsonl(tmp_path / JSONL) == []
+    keep_until(tmp_path / JSONL, 5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_speed_counts_training_alone(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    speed = Speed(batch_size=8, steps_left=10)
+
+    def step_after(seconds):
+        nonlocal now
+        now += seconds
+        speed.step()
+
+    step_after(30)  # compiles
+    assert speed.sentences_per_second == 0 and math.isnan(speed.seconds_left)
+    step_after(2)
+    step_after(4)
+    assert speed.sentences_per_second == pytest.approx(8 / 3)  # two steps in six seconds
+    assert speed.seconds_left == pytest.approx(7 * 3)
+    speed.pause()
+    step_after(1000)  # an evaluation: starts the clock again
+    assert speed.sentences_per_second == pytest.approx(8 / 3)
+    assert speed.seconds_left == pytest.approx(6 * 3)
+    step_after(3)
+    assert speed.sentences_per_second == pytest.approx(8 / 3)
+    step_after(11)
+    assert speed.sentences_per_second == pytest.approx(4 * 8 / 20)

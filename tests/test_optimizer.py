@@ -1,0 +1,94 @@
+"""AdamW against the update written out in numpy (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jtcse_jax.config import Architecture, OptimizerConfig
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.optimizer import make_optimizer, make_schedule, only_kernels
+
+NAMES = ("kernel", "bias", "scale", "embedding")
+
+
+def tree(seed: int) -> dict:
+    random = np.random.default_rng(seed)
+    return {"layer": {name: random.normal(size=(2, 3)).astype(np.float32) for name in NAMES}}
+
+
+def numpy_adamw(params, all_grads, config: OptimizerConfig, rates, decayed):
+    """The parameters after len(all_grads) steps, in float64."""
+    params = {name: value.astype(np.float64) for name, value in params["layer"].items()}
+    first = {name: 0.0 for name in NAMES}
+    second = {name: 0.0 for name in NAMES}
+    for t, (grads, rate) in enumerate(zip(all_grads, rates, strict=True), start=1):
+        grads = {name: value.astype(np.float64) for name, value in grads["layer"].items()}
+        if config.max_grad_norm is not None:
+            norm = math.sqrt(sum((value**2).sum() for value in grads.values()))
+            scale = min(1.0, config.max_grad_norm / norm)
+            grads = {name: scale * value for name, value in grads.items()}
+        for name, grad in grads.items():
+            first[name] = config.b1 * first[name] + (1 - config.b1) * grad
+            second[name] = config.b2 * second[name] + (1 - config.b2) * grad**2
+            mean = first[name] / (1 - config.b1**t)
+            root = np.sqrt(second[name] / (1 - config.b2**t))
+            decay = config.weight_decay if name in decayed else 0.0
+            params[name] = params[name] - rate * (mean / (root + config.eps) + decay * params[name])
+    return params
+
+
+@pytest.mark.parametrize(
+    ("fields", "decayed"),
+    [
+        ({"weight_decay": 0.3}, NAMES),
+        ({"weight_decay": 0.3, "decay": "kernels"}, ("kernel", "embedding")),
+        ({"weight_decay": 0.0, "b1": 0.5, "b2": 0.7, "eps": 0.1}, ()),
+        ({"weight_decay": 0.3, "max_grad_norm": 0.5, "eps": 1e-2}, NAMES),
+        ({"weight_decay": 0.3, "max_grad_norm": 1e6}, NAMES),
+    ],
+)
+def test_three_steps_are_those_of_adamw(fields, decayed):
+    config = OptimizerConfig(learning_rate=0.1, schedule="linear", **fields)
+    optimizer = make_optimizer(config, total_steps=4)
+    params, all_grads = tree(0), [tree(seed) for seed in (1, 2, 3)]
+    expected = numpy_adamw(params, all_grads, config, (0.1, 0.075, 0.05), decayed)
+    state = optimizer.init(params)
+    for grads in all_grads:
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for name in NAMES:
+        np.testing.assert_allclose(params["layer"][name], expected[name], rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 0, {0: 2.0, 1: 2.0, 12: 2.0}),
+        ("constant", 4, {0: 0.0, 1: 0.5, 3: 1.5, 4: 2.0, 12: 2.0}),
+        ("linear", 0, {0: 2.0, 6: 1.0, 9: 0.5, 12: 0.0}),
+        ("linear", 4, {0: 0.0, 2: 1.0, 4: 2.0, 8: 1.0, 12: 0.0, 15: 0.0}),
+        ("cosine", 0, {0: 2.0, 4: 1 + math.cos(math.pi / 3), 6: 1.0, 12: 0.0}),
+        ("cosine", 4, {2: 1.0, 4: 2.0, 8: 1.0, 12: 0.0}),
+        ("linear", 12, {6: 1.0, 12: 2.0, 13: 0.0}),
+    ],
+)
+def test_rate_of_a_run_of_twelve_steps(schedule, warmup, rates):
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_steps=warmup)
+    rate = make_schedule(config, 12)
+    assert {step: pytest.approx(float(rate(step)), abs=1e-6) for step in rates} == rates
+
+
+def test_biases_and_layer_norms_are_told_from_kernels():
+    shape = Architecture(
+        vocab_size=9, hidden_size=4, num_layers=2, num_heads=2, intermediate_size=4, max_positions=8
+    )
+    head = {"kernel": np.zeros((2, 4, 4)), "bias": np.zeros((2, 4))}
+    marks = only_kernels({"towers": Bank(shape, 2).abstract(), "head": head})
+    names = {jax.tree_util.keystr(path): mark for path, mark in jax.tree.leaves_with_path(marks)}
+    assert len(names) == 5 + 16 * 2 + 2 + 2  # embeddings, layers, pooler, head
+    for name, mark in names.items():
+        assert mark == (not ("bias" in name or "scale" in name)), name
+    assert sum(names.values()) == 3 + 6 * 2 + 1 + 1

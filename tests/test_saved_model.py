@@ -1,0 +1,310 @@
+"""Saved banks: what is written is what is read, and by other libraries too."""
+
+import dataclasses
+import filecmp
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import largest_difference
+from test_encoder import padded_vectors, some_sentences, tiny_model
+
+from jtcse_jax import saved_model
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.saved_model import SavedModel
+
+SENTENCES = some_sentences(12)
+
+
+def shifted(model: SavedModel, step: int) -> dict:
+    """Parameters that tell the step."""
+    return jax.tree.map(lambda leaf: leaf + step / 100, model.params)
+
+
+def write_run(workdir: Path, model: SavedModel, scores: dict[int, float | None]) -> Path:
+    """A workdir with a checkpoint at every step of `scores`, as a run would leave it."""
+    saved_model.write_workdir(workdir, model.bank, model.tokenizer, model.max_len)
+    with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=9) as checkpoints:
+        for step, score in scores.items():
+            state = {"params": shifted(model, step), "optimizer": {"step": jnp.int32(step)}}
+            metrics = None if score is None else {"dev_spearman": score}
+            checkpoints.save(step, jax.tree.map(jnp.asarray, state), metrics)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return tiny_model(2)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return tiny_model(1, pooling="mean", max_len=20)
+
+
+@pytest.fixture(scope="module")
+def run(twin, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), twin, {2: 0.3, 4: 0.7, 6: 0.5, 7: None})
+
+
+@pytest.fixture(scope="module")
+def exported(twin, single, tmp_path_factory):
+    """Exported folders by number of towers."""
+    folder = tmp_path_factory.mktemp("exported")
+    for count, model in ((1, single), (2, twin)):
+        saved_model.export(model, folder / str(count))
+    return {count: folder / str(count) for count in (1, 2)}
+
+
+def test_workdir_gives_the_best_step_or_the_asked_one(run, twin):
+    best = saved_model.load(run)
+    assert best.source == f"{run}, step 4 (best by dev score)"
+    assert largest_difference(best.params, shifted(twin, 4)) == 0
+    asked = saved_model.load(run, step=7)
+    assert "step 7 (asked for)" in asked.source
+    assert largest_difference(asked.params, shifted(twin, 7)) == 0
+    assert (best.bank, best.max_len) == (twin.bank, twin.max_len)
+    assert best.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
+
+
+def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):
+    model = saved_model.load(write_run(tmp_path / "run", single, {1: None, 3: None}))
+    assert "step 3 (newest, no dev score)" in model.source
+    assert largest_difference(model.params, shifted(single, 3)) == 0
+    assert model.bank.pooling == "mean" and model.max_len == 20
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_exported_folder_gives_identical_vectors(exported, twin, single, count):
+    model = {1: single, 2: twin}[count]
+    loaded = saved_model.load(exported[count])
+    assert (loaded.bank, loaded.max_len) == (model.bank, model.max_len)
+    np.testing.assert_array_equal(
+        SentenceEncoder.of(loaded).encode(SENTENCES), SentenceEncoder.of(model).encode(SENTENCES)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_export_of_an_export_is_the_same_files(exported, tmp_path, count):
+    # transformers notes in a tokenizer's file that it was read from disk: compare from there on.
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    saved_model.export(saved_model.load(exported[count]), once)
+    saved_model.export(saved_model.load(once), twice)
+    names = relative_files(exported[count])
+    assert names == relative_files(once) == relative_files(twice)
+    assert sum(name.name == "model.safetensors" for name in names) == count
+    _, different, unread = filecmp.cmpfiles(exported[count], once, names, shallow=False)
+    assert {path.name for path in different} <= {"tokenizer_config.json"} and not unread
+    _, different, unread = filecmp.cmpfiles(once, twice, names, shallow=False)
+    assert (different, unread) == ([], [])
+
+
+def relative_files(folder: Path) -> list[Path]:
+    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+
+
+def test_towers_open_in_transformers_and_their_sum_is_the_encoder(exported, twin):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from transformers import AutoModel, AutoTokenizer
+
+    total = 0
+    for tower in range(2):
+        folder = exported[2] / f"tower_{tower}"
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        encoded = tokenizer(
+            SENTENCES, padding=True, truncation=True, max_length=twin.max_len, return_tensors="pt"
+        )
+        with torch.no_grad():
+            hidden = AutoModel.from_pretrained(folder).eval()(**encoded).last_hidden_state
+        own = dataclasses.replace(
+            twin,
+            bank=dataclasses.replace(twin.bank, num_towers=1),
+            params=jax.tree.map(lambda leaf, tower=tower: leaf[tower : tower + 1], twin.params),
+        )
+        np.testing.assert_allclose(hidden[:, 0].numpy(), padded_vectors(own, SENTENCES), atol=2e-5)
+        total = total + hidden[:, 0].numpy()
+    np.testing.assert_allclose(
+        SentenceEncoder.load(exported[2]).encode(SENTENCES), total, atol=3e-5
+    )
+
+
+def test_one_tower_of_an_export_is_a_model_itself(exported, twin):
+    parts = [
+        SentenceEncoder.load(exported[2] / f"tower_{tower}", pooling="cls", max_len=16)
+        for tower in range(2)
+    ]
+    np.testing.assert_allclose(
+        sum(part.encode(SENTENCES) for part in parts),
+        SentenceEncoder.of(twin).encode(SENTENCES),
+        atol=2e-5,
+    )
+
+
+def as_sentence_transformers(folder: Path, exported: Path, pooling: dict, modules=()) -> Path:
+    """A folder as sentence-transformers writes it, without our own description."""
+    shutil.copytree(exported, folder)
+    (folder / saved_model.DESCRIPTION).unlink()
+    types = ("Transformer", "Pooling", *modules)
+    listed = [{"type": f"sentence_transformers.models.{name}"} for name in types]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 11}))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+OLD = {"word_embedding_dimension": 16, "pooling_mode_max_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        (OLD | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        (OLD | {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"embedding_dimension": 16, "pooling_mode": "cls", "include_prompt": True}, "cls"),
+        ({"embedding_dimension": 16, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+    ],
+)
+def test_sentence_transformers_folder_says_pooling_and_length(exported, tmp_path, config, pooling):
+    folder = as_sentence_transformers(tmp_path / "st", exported[1], config, ("Normalize",))
+    model = saved_model.load(folder)
+    assert (model.bank.pooling, model.max_len) == (pooling, 11)
+    assert saved_model.load(folder, pooling="cls", max_len=9).max_len == 9
+    assert saved_model.load(folder, pooling="cls").bank.pooling == "cls"
+
+
+@pytest.mark.parametrize(("said", "taken"), [(17, 17), (10**30, 128), (None, 128)])
+def test_new_sentence_transformers_folder_says_length_with_its_tokenizer(
+    exported, tmp_path, said, taken
+):
+    folder = as_sentence_transformers(tmp_path / "st", exported[1], {"pooling_mode": "cls"})
+    (folder / "sentence_bert_config.json").write_text('{"transformer_task": "feature-extraction"}')
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    text = json.dumps(tokenizer | {"model_max_length": said})
+    (folder / "tokenizer_config.json").write_text(text)
+    assert saved_model.load(folder).max_len == taken
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pooling_mode": "max"},
+        {"pooling_mode": ["cls", "mean"]},
+        OLD | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        OLD | {"pooling_mode_max_tokens": True},
+        OLD,
+    ],
+)
+def test_other_poolings_of_sentence_transformers_are_refused(exported, tmp_path, config):
+    folder = as_sentence_transformers(tmp_path / "st", exported[1], config)
+    with pytest.raises(UserError, match="1_Pooling.*only cls and mean pooling"):
+        saved_model.load(folder)
+
+
+def test_other_modules_of_sentence_transformers_are_refused(exported, tmp_path):
+    config = {"pooling_mode": "mean"}
+    folder = as_sentence_transformers(tmp_path / "st", exported[1], config, ("Dense",))
+    with pytest.raises(UserError, match="modules.json: .*Dense"):
+        saved_model.load(folder)
+
+
+def test_length_is_128_or_what_the_model_can_where_nothing_says_it(exported):
+    assert saved_model.load(exported[2] / "tower_1", pooling="cls").max_len == 128
+
+
+def test_pooling_is_never_guessed(exported):
+    with pytest.raises(UserError, match="--pooling cls or --pooling mean"):
+        saved_model.load(exported[2] / "tower_0")
+    with pytest.raises(UserError, match="pooling = 'max': choose cls or mean"):
+        saved_model.load(exported[2] / "tower_0", pooling="max")
+
+
+def test_step_needs_a_workdir_that_has_it(exported, run):
+    with pytest.raises(UserError, match="--step 3 needs a workdir"):
+        saved_model.load(exported[1], step=3)
+    with pytest.raises(UserError, match="step 3"):
+        saved_model.load(run, step=3)
+
+
+def test_sentences_longer_than_the_positions_are_refused(exported, run):
+    for folder in (exported[1], run):
+        with pytest.raises(UserError, match="max_len = 201 is above the 200 positions"):
+            saved_model.load(folder, max_len=201)
+    assert saved_model.load(exported[1], max_len=200).max_len == 200
+
+
+@pytest.mark.parametrize("content", ['{"pooling": "cls"', "[1]", "\xff"])
+def test_damaged_description_is_named(exported, tmp_path, content):
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported[1], folder)
+    (folder / saved_model.DESCRIPTION).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="damaged/jtcse.json: no valid JSON"):
+        saved_model.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda description: description.pop("num_towers"), "num_towers"),
+        (lambda description: description.pop("architecture"), "architecture"),
+        (lambda description: description["architecture"].update(heads=2), "heads"),
+    ],
+)
+def test_incomplete_description_of_a_workdir_is_named(run, tmp_path, change, message):
+    folder = tmp_path / "run"
+    (folder / saved_model.CHECKPOINTS).mkdir(parents=True)
+    description = json.loads((run / saved_model.DESCRIPTION).read_text())
+    change(description)
+    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=f"jtcse.json: incomplete .*{message}"):
+        saved_model.load(folder)
+
+
+def test_workdir_without_a_checkpoint_is_refused(twin, tmp_path):
+    folder = write_run(tmp_path / "run", twin, {})
+    with pytest.raises(UserError, match="no checkpoint yet; train first"):
+        saved_model.load(folder)
+
+
+def test_tower_that_is_missing_is_named(exported, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(exported[2], folder)
+    (folder / "tower_1" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="tower_1: no model.safetensors"):
+        saved_model.load(folder)
+
+
+def test_export_into_what_is_there_is_refused(exported, single, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (exported[2], tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=f"--output {output}: exists and is not empty"):
+            saved_model.export(single, output)
+    assert not (exported[2] / "model.safetensors").exists()
+    (tmp_path / "empty").mkdir()
+    saved_model.export(single, tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_folder_saved_by_sentence_transformers_gives_its_vectors(exported, tmp_path):
+    models = pytest.importorskip(
+        "sentence_transformers.models", reason="sentence-transformers is not installed"
+    )
+    from sentence_transformers import SentenceTransformer
+
+    for mode in ("cls", "mean"):
+        transformer = models.Transformer(str(exported[1]), max_seq_length=20)
+        theirs = SentenceTransformer(
+            modules=[transformer, models.Pooling(16, pooling_mode=mode)], device="cpu"
+        )
+        theirs.save(str(tmp_path / mode))
+        ours = SentenceEncoder.load(tmp_path / mode)
+        assert ours.bank.pooling == mode
+        np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)
+        assert ours.max_len == 20
