@@ -40,6 +40,8 @@ def encode(arguments: Arguments) -> None:
     output = Path(arguments.output)
     if output.exists():
         raise UserError(f"--output {output}: exists already; name a new file.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first.")
     source = open_source(arguments.input)
     if source.views > 1:
         raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")

@@ -106,7 +106,7 @@ def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> No
 def export(model: SavedModel, folder: Path) -> None:
     """Writes the model as Hugging Face folders: one tower as `folder` itself, more as tower_K.
 
-    Raises UserError if the folder exists and is not empty.
+    The folder of one tower is a sentence-transformers folder as well. Raises UserError if the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
@@ -116,6 +116,8 @@ def export(model: SavedModel, folder: Path) -> None:
         hf_weights.write_tower(
             folder / name, model.bank.architecture, params, tokenizer=model.tokenizer
         )
+    if len(towers) == 1:
+        _write_sentence_transformers(folder, model)
     description = {"towers": names, "pooling": model.bank.pooling, "max_len": model.max_len}
     _write_description(folder, description)
 
@@ -172,6 +174,30 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
         length = _read_json(tokenizer, dict).get("model_max_length")
         description["max_len"] = length if length and length < 1e6 else None  # 1e30: no limit
     return description
+
+
+def _write_sentence_transformers(folder: Path, model: SavedModel) -> None:
+    """Without these files sentence-transformers would take the mean, whatever the model takes."""
+    # The old module paths and keys, which old and new releases read.
+    prefix = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{prefix}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{prefix}.Pooling"},
+    ]
+    pooling = {
+        "word_embedding_dimension": model.bank.architecture.hidden_size,
+        "pooling_mode_cls_token": model.bank.pooling == "cls",
+        "pooling_mode_mean_tokens": model.bank.pooling == "mean",
+    }
+    lengths = {"max_seq_length": model.max_len, "do_lower_case": False}
+    for name, content in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", pooling),
+        ("sentence_bert_config.json", lengths),
+    ):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path, kind: type) -> Any:

@@ -154,7 +154,7 @@ def as_sentence_transformers(folder: Path, exported: Path, pooling: dict, module
     listed = [{"type": f"sentence_transformers.models.{name}"} for name in types]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 11}))
-    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
 
@@ -308,3 +308,16 @@ def test_folder_saved_by_sentence_transformers_gives_its_vectors(exported, tmp_p
         assert ours.bank.pooling == mode
         np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)
         assert ours.max_len == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_one_exported_tower_opens_in_sentence_transformers(single, tmp_path, pooling):
+    package = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    model = dataclasses.replace(single, bank=dataclasses.replace(single.bank, pooling=pooling))
+    saved_model.export(model, tmp_path / "out")
+    theirs = package.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    ours = SentenceEncoder.of(model)
+    np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)

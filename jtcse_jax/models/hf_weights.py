@@ -181,6 +181,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: its tokenizer does not open ({reason}): {advice}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: its tokenizer is no fast one (tokenizer.json): {advice}")
+    # transformers keeps how it was loaded among what it saves.
+    for name in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 
