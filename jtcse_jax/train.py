@@ -183,8 +183,8 @@ def _dev_score(line: dict[str, float]) -> DevScore:
 def _why_it_fell(config: Config) -> str:
     if SCRATCH in config.model.towers:
         return (
-            "as it does from random weights: a short run learns to tell sentences apart by their "
-            "words, not by their meaning. For a useful encoder start from trained towers, as "
+            "as it does from random weights: a short run learns to tell sentences apart, not what "
+            "they mean. For a useful encoder start from trained towers, as "
             "configs/quickstart_minilm.py does."
         )
     return (
