@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -213,13 +214,13 @@ def test_evaluate_without_the_tasks_is_one_line(refused, run, tmp_path):
 
 
 @pytest.mark.parametrize("module", [encode, evaluate, export])
-def test_missing_argument_is_named(command, capsys, monkeypatch, module):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_missing_argument_is_named(command, capsys, module):
     with pytest.raises(SystemExit) as exit:
         command(module, "--pooling", "max")
     assert exit.value.code == 2
-    said = capsys.readouterr().err
-    assert "'max'" in said and "'cls', 'mean'" in said
+    # In a frame whose width, and so line ends, depend on the terminal.
+    said = set(re.findall(r"\w+", capsys.readouterr().err))
+    assert {"pooling", "max", "cls", "mean"} <= said
     with pytest.raises(SystemExit) as exit:
         command(module)
     assert exit.value.code == 2 and "--model" in capsys.readouterr().err

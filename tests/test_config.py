@@ -141,7 +141,7 @@ def test_help_explains_every_field():
         assert name in explained, name
     assert explained.count("(default: ") >= len(fields)
     assert "Sentences in a batch, over all devices" in explained
-    assert "(default: 300)" in explained  # of the file: max_steps
+    assert "(default: runs/quickstart)" in explained  # of the file, not of Config
 
 
 TWO = ("a", "b")
