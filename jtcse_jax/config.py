@@ -11,13 +11,25 @@ import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from jtcse_jax.errors import UserError
 
 SCRATCH = "scratch"
+
+
+def check_choices(section: str, fields: object) -> None:
+    """Raises UserError where a field of a closed set of values has another one.
+
+    The command line checks its own arguments; this is for config files.
+    """
+    for name, kind in get_type_hints(type(fields)).items():
+        value = getattr(fields, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            allowed = ", ".join(map(str, get_args(kind)))
+            raise UserError(f"{section}{name} = {value!r}: choose one of {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Architecture:
     """Padding token; in RoBERTa it also sets the first position."""
 
     def __post_init__(self):
+        check_choices("model.scratch.", self)
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name != "pad_token_id")
             if field.type is int and value < least:
@@ -77,6 +90,9 @@ class Cross:
     """What comes from the neighbouring tower: its values, or its attention probabilities."""
     num_layers: int = 6
     """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
+
+    def __post_init__(self):
+        check_choices("model.cross.", self)
 
     def interval(self, num_layers: int) -> int | None:
         """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""
@@ -115,6 +131,9 @@ class ModelConfig:
     """Cross-attention between the towers."""
 
     def __post_init__(self):
+        check_choices("model.", self)
+        if isinstance(self.towers, str):
+            raise UserError(f'model.towers = {self.towers!r}: write ("{self.towers}",), a tuple.')
         if not self.towers:
             raise UserError("model.towers is empty: name at least one tower.")
         if SCRATCH in self.towers and set(self.towers) != {SCRATCH}:
@@ -153,6 +172,7 @@ class DataConfig:
     """Where tokenised text is kept."""
 
     def __post_init__(self):
+        check_choices("data.", self)
         if self.batch_size < 2:
             raise UserError(
                 f"data.batch_size = {self.batch_size}: a contrastive loss needs other sentences "
@@ -191,6 +211,7 @@ class ObjectiveConfig:
     """Halve the modulus factor of L_ICTM, as the authors' scripts do and their formula does not."""
 
     def __post_init__(self):
+        check_choices("objective.", self)
         if not self.temperature > 0:
             raise UserError(f"objective.temperature = {self.temperature}: must be above 0.")
 
@@ -219,6 +240,7 @@ class OptimizerConfig:
     """Clip the global gradient norm; None does not clip."""
 
     def __post_init__(self):
+        check_choices("optimizer.", self)
         if not self.learning_rate > 0:
             raise UserError(f"optimizer.learning_rate = {self.learning_rate}: must be above 0.")
         if self.warmup_steps < 0:
@@ -266,6 +288,9 @@ class Config:
     are deterministic anyway."""
 
     def __post_init__(self):
+        check_choices("", self)
+        if "://" in self.workdir:
+            raise UserError(f"workdir = {self.workdir}: mount the bucket and name its folder.")
         towers = len(self.model.towers)
         if self.objective.name != "simcse" and towers < 2:
             raise UserError(

@@ -43,6 +43,7 @@ class Loop:
         """
         key = jax.random.key(self.config.seed, impl=self.config.dropout_generator)
         self._speed = Speed(self.config.data.batch_size, stop - start)
+        self._stop = stop
         unread: tuple[int, dict[str, Array]] | None = None
         for step, batch in self.batches.iterate(start, stop):
             state, metrics = self.train_step(state, sharding.place_batch(self.mesh, batch), key)
@@ -84,7 +85,7 @@ class Loop:
             raise UserError(self._not_finite(step, values))
         self._speed.step()
         self.log.add(values)
-        if step % self.config.log_every == 0:
+        if step % self.config.log_every == 0 or step == self._stop:
             rate = self._speed.sentences_per_second
             means = self.log.flush(step, sentences_per_second=rate)
             names = sorted(values, key=_loss_first)

@@ -26,9 +26,10 @@ def simcse(
     vectors = outputs.hidden
     if config.mlp_head:
         head = params["head"]
-        vectors = jnp.tanh(
-            jnp.einsum("knd,kde->kne", vectors, head["kernel"]) + head["bias"][:, None]
+        projected = jnp.einsum(
+            "knd,kde->kne", vectors, head["kernel"], precision=jax.lax.Precision.HIGHEST
         )
+        vectors = jnp.tanh(projected + head["bias"][:, None])
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
     loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
     return loss, {"nce": loss} | health(outputs, batch)

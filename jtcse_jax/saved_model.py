@@ -106,7 +106,8 @@ def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> No
 def export(model: SavedModel, folder: Path) -> None:
     """Writes the model as Hugging Face folders: one tower as `folder` itself, more as tower_K.
 
-    The folder of one tower is a sentence-transformers folder as well. Raises UserError if the folder exists and is not empty.
+    The folder of one tower is a sentence-transformers folder as well. Raises UserError if the
+    folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")

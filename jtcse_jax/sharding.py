@@ -32,7 +32,14 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
         for column, devices in enumerate(mesh.devices.T)
         if any(device.process_index == mine for device in devices)
     ]
-    return columns[0] // len(columns), mesh.shape["data"] // len(columns)
+    count, remainder = divmod(mesh.shape["data"], len(columns))
+    contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
+    if remainder or not contiguous or columns[0] % len(columns):
+        raise UserError(
+            f"tower_devices = {mesh.shape['tower']}: a process holds devices of several towers "
+            "and not the same rows for each: use 1, or processes that divide the towers evenly."
+        )
+    return columns[0] // len(columns), count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -20,7 +20,7 @@ CONFIG = "train_config.json"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
-    *("tower_devices", "deterministic", "data.dev", "data.cache_dir"),
+    *("tower_devices", "deterministic", "data.cache_dir"),
 }
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,26 @@ def _from_scratch(config: Config, source: Source) -> Start:
     architecture = config.model.scratch
     if config.model.tokenizer:
         tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.model.tokenizer))
+        _check_scratch_tokenizer(tokenizer, config.model)
     else:
         tokenizer = train_tokenizer(source, architecture.vocab_size)
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     bank = Bank.from_config(config.model, architecture)
     return Start(architecture, tokenizer, bank.init(config.seed))
+
+
+def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > config.scratch.vocab_size:
+        raise UserError(
+            f"model.scratch.vocab_size = {config.scratch.vocab_size}: the tokenizer "
+            f"{config.tokenizer} needs {needed}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"model.tokenizer = {config.tokenizer}: it has no padding token; name another, or none "
+            "to train one on the text."
+        )
 
 
 def _from_towers(config: ModelConfig) -> Start:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -169,9 +170,9 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
     if dev is not None:
         say(f"dev Spearman before {before}, step {step} {after}, overlap {dev.word_overlap()}")
     say(f"model: {workdir}, step {step} ({which}). To use it:")
-    say(f"  python -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
-    say(f"  python -m jtcse_jax.encode --model {workdir} --input FILE --output vectors.npy")
-    say(f"  python -m jtcse_jax.export --model {workdir} --output FOLDER")
+    say(f"  {sys.executable} -m jtcse_jax.encode --model {workdir} --input FILE --output V.npy")
+    say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
+    say(f"  {sys.executable} -m jtcse_jax.export --model {workdir} --output FOLDER")
     if before and after and after.spearman < before.spearman:
         say(f"The dev score fell, {_why_it_fell(config)}")
 
@@ -218,6 +219,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = configs.parse()
     set_up_jax(config)
+    if is_primary():
+        logging.getLogger("jtcse_jax").setLevel(logging.INFO)
     train(config)
 
 

@@ -20,7 +20,7 @@ Paths in the trainer arguments are paths on the workers, seen from the copied ch
 has several workers, the workdir must be one that all of them see.
 The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
-  bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/jtcse_bert_base.py
+  bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/quickstart.py
 TEXT
 }
 

@@ -332,3 +332,21 @@ def test_towers_of_a_twin_are_those_the_first_stage_writes(name):
 
 def test_defaults_are_the_published_twin():
     assert configs.Config().seed == 42 and configs.OptimizerConfig().learning_rate == 1.3e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(pooling="max"), r"model\.pooling = 'max': choose one of cls, mean"),
+        (lambda: Cross(mode="sid"), r"model\.cross\.mode = 'sid': choose one of side, main, off"),
+        (lambda: ObjectiveConfig(name="JTCSE"), r"objective\.name = 'JTCSE'.*simcse, tncse"),
+        (lambda: OptimizerConfig(schedule="Linear"), r"optimizer\.schedule = 'Linear'.*cosine"),
+        (lambda: DataConfig(pairs="next"), r"data\.pairs = 'next'"),
+        (lambda: Config(dropout_generator="philox"), r"^dropout_generator = 'philox'"),
+        (lambda: ModelConfig(towers="scratch"), r"model\.towers = 'scratch'.*a tuple"),
+        (lambda: Config(workdir="gs://bucket/run"), r"workdir = gs://bucket/run: mount"),
+    ],
+)
+def test_values_in_a_config_file_are_checked_too(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

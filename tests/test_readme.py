@@ -14,7 +14,7 @@ from test_sts_data import write_senteval
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["--max-steps", "2", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]
+SMALL = ["--max-steps", "1", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]
 # By the start of a command: what makes it small, or why it is not run here.
 ADDED = {
     "bash launch/local.sh": SMALL,

@@ -227,7 +227,7 @@ def _open_tfds(spec: str) -> Source:
 
 def _open_hub(spec: str) -> Source:
     name, split, field = _split_spec(spec)
-    datasets = _import("datasets", spec, 'pip install "jtcse-jax[hub]"')
+    datasets = _import("datasets", spec, "pip install datasets")
     try:
         dataset = datasets.load_dataset(*name.split(":"), split=split)
     except Exception as error:  # the package raises whatever its readers and the network raise

@@ -159,7 +159,14 @@ class Attention(nnx.Module):
             self._heads(projection(hidden)) for projection in (self.query, self.key, self.value)
         )
         # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
-        scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
+        precision = exact(hidden.dtype)
+        scores = jnp.einsum(
+            "rqhd,rkhd->rhqk",
+            query,
+            keys,
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
         scores = jnp.where(same_sentence, scores * query.shape[-1] ** -0.5, -1e30)
         probs = jax.nn.softmax(scores, axis=-1)
         if exchange == "value":
@@ -167,7 +174,7 @@ class Attention(nnx.Module):
         elif exchange == "probs":
             probs = from_next_tower(probs)
         probs = dropout(probs, self.dropout, key).astype(value.dtype)
-        context = jnp.einsum("rhqk,rkhd->rqhd", probs, value)
+        context = jnp.einsum("rhqk,rkhd->rqhd", probs, value, precision=precision)
         return self.output(context.reshape(hidden.shape))
 
     def _heads(self, x: Array) -> Array:
@@ -196,7 +203,19 @@ def site_key(key: Array | None, stream: int, layer: int) -> Array | None:
 
 
 def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=initializer, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=initializer,
+        dtype=dtype,
+        precision=exact(dtype),
+        rngs=rngs,
+    )
+
+
+def exact(dtype) -> jax.lax.Precision | None:
+    """Float32 products where float32 is asked for: accelerators round the factors otherwise."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def embed(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:

@@ -141,7 +141,12 @@ class Bank:
         else:
             slot_numbers = 1 + jnp.arange(rows.cls_positions.shape[1])
             member = (rows.segments[..., None] == slot_numbers).astype(jnp.float32)
-            sums = jnp.einsum("rpc,rpd->rcd", member, hidden.astype(jnp.float32))
+            sums = jnp.einsum(
+                "rpc,rpd->rcd",
+                member,
+                hidden.astype(jnp.float32),
+                precision=jax.lax.Precision.HIGHEST,
+            )
             slots = sums / jnp.maximum(member.sum(axis=1), 1)[..., None]
         return slots.reshape(-1, hidden.shape[-1])[rows.order].astype(jnp.float32)
 
