@@ -146,7 +146,7 @@ def test_a_spec_with_missing_parts_is_refused(spec):
     ("spec", "package", "command"),
     [
         ("tfds:n:train:text", "tensorflow_datasets", "pip install tensorflow-datasets"),
-        ("hub:n:train:text", "datasets", r'pip install "jtcse-jax\[hub\]"'),
+        ("hub:n:train:text", "datasets", "pip install datasets"),
     ],
 )
 def test_a_missing_package_is_named(spec, package, command, monkeypatch):
