@@ -4,35 +4,26 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
 
-from jtcse_jax import saved_model
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.saved_model import ModelArguments
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ModelArguments):
     """Encodes sentences into a .npy file of float32 vectors, one row for each."""
 
-    model: str
-    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
     input: str
     """Sentences, one a line: a file or glob, plain, .gz or .xz."""
     output: str
     """The .npy file to write; must not exist."""
     normalize: bool = False
     """Scale the vectors to length 1."""
-    step: int | None = None
-    """Step of a workdir; by default the best by dev score, or the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Needed where the model's folder does not say it."""
-    max_len: int | None = None
-    """Longest sentence in tokens; by default what the model's folder says, or 128."""
 
 
 def encode(arguments: Arguments) -> None:
@@ -51,12 +42,7 @@ def encode(arguments: Arguments) -> None:
             f"--input {arguments.input}: {source.blank} blank lines, so that row n of the output "
             "would not be line n: remove them."
         )
-    model = saved_model.load(
-        arguments.model,
-        step=arguments.step,
-        pooling=arguments.pooling,
-        max_len=arguments.max_len,
-    )
+    model = arguments.load_model()
     print(f"model: {model.source}", file=sys.stderr)
     vectors = SentenceEncoder.of(model).encode(sentences, normalize=arguments.normalize)
     try:

@@ -86,9 +86,7 @@ class SentenceEncoder:
         lengths = np.array([len(ids) for ids in tokens])
         slots = self._row_length // 4
         packing = pack(lengths, self._row_length, slots)
-        vectors = np.empty(
-            (len(sentences), self.bank.architecture.hidden_size), np.float32
-        )
+        vectors = np.empty((len(sentences), self.bank.architecture.hidden_size), np.float32)
         shardings = sharding.batch_shardings(self.mesh)
         for first_row in range(0, packing.num_rows, ROWS):
             rows = range(first_row, first_row + self._num_rows(packing.num_rows - first_row))

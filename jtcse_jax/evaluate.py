@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import rich
@@ -14,28 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 import jtcse_jax
-from jtcse_jax import saved_model
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.sts import evaluate_sts, load_sts
+from jtcse_jax.saved_model import ModelArguments
 
 LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ModelArguments):
     """Scores a model on STS12-16, STS-B and SICK-R: Spearman x 100 in the "all" setting."""
 
-    model: str
-    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
     sts: str
     """Folder of the STS tasks in SentEval's layout (STS12-en-test, ..., STSBenchmark, SICK)."""
-    step: int | None = None
-    """Step of a workdir; by default the best by dev score, or the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Needed where the model's folder does not say it."""
-    max_len: int | None = None
-    """Longest sentence in tokens; by default what the model's folder says, or 128."""
     output: str | None = None
     """File that the JSON is written to as well."""
 
@@ -46,12 +38,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     Raises UserError as the readers of the model and of the tasks do.
     """
     tasks = load_sts(arguments.sts)
-    model = saved_model.load(
-        arguments.model,
-        step=arguments.step,
-        pooling=arguments.pooling,
-        max_len=arguments.max_len,
-    )
+    model = arguments.load_model()
     scores = evaluate_sts(SentenceEncoder.of(model).encode, tasks)
     return {
         "model": model.source,

@@ -3,39 +3,26 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from jtcse_jax import saved_model
 from jtcse_jax.errors import one_line_errors
+from jtcse_jax.saved_model import ModelArguments
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ModelArguments):
     """Writes a model as Hugging Face folders: FOLDER itself for one tower, FOLDER/tower_K for
     more. Each opens with transformers; all together again with `SentenceEncoder.load(FOLDER)`."""
 
-    model: str
-    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
     output: str
     """The folder to write; new or empty."""
-    step: int | None = None
-    """Step of a workdir; by default the best by dev score, or the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Needed where the model's folder does not say it."""
-    max_len: int | None = None
-    """Longest sentence in tokens; by default what the model's folder says, or 128."""
 
 
 def export(arguments: Arguments) -> None:
     """Writes the folders. Raises UserError where the output is not empty."""
-    model = saved_model.load(
-        arguments.model,
-        step=arguments.step,
-        pooling=arguments.pooling,
-        max_len=arguments.max_len,
-    )
+    model = arguments.load_model()
     saved_model.export(model, Path(arguments.output))
     print(f"{model.source} -> {arguments.output}")
 

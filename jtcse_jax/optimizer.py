@@ -38,6 +38,4 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def only_kernels(params: optax.Params) -> optax.Params:
     """True for products' kernels and embeddings, False for biases and LayerNorms."""
-    return jax.tree.map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "embedding"), params
-    )
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -31,6 +31,24 @@ class SavedModel:
     tokenizer: Any  #: a fast transformers tokenizer
     max_len: int  #: longest sentence in tokens
     source: str  #: where it comes from, in words for a log line
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """The arguments of every command that reads a model."""
+
+    model: str
+    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
+    step: int | None = None
+    """Step of a workdir; by default the best by dev score, or the newest."""
+    pooling: Literal["cls", "mean"] | None = None
+    """Needed where the model's folder does not say it."""
+    max_len: int | None = None
+    """Longest sentence in tokens; by default what the model's folder says, or 128."""
+
+    def load_model(self) -> SavedModel:
+        """The model that is meant; errors as `load`."""
+        return load(self.model, step=self.step, pooling=self.pooling, max_len=self.max_len)
 
 
 def load(

@@ -71,6 +71,4 @@ def batch_shardings(mesh: Mesh) -> Batch:
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """A batch, of which each process has its own rows alone, as one global batch."""
-    return jax.tree.map(
-        jax.make_array_from_process_local_data, batch_shardings(mesh), batch
-    )
+    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh), batch)

@@ -80,9 +80,7 @@ def test_same_run_on_eight_devices_is_equal_to_rounding(tmp_path):
     results = []
     for count in (1, 2, 8):
         (tmp_path / str(count)).mkdir()
-        config = tiny_config(
-            tmp_path / str(count), optimizer=OptimizerConfig(learning_rate=3e-5)
-        )
+        config = tiny_config(tmp_path / str(count), optimizer=OptimizerConfig(learning_rate=3e-5))
         train(config, devices=jax.devices()[:count])
         results.append((read_metrics(config), saved_params(config.workdir)))
     (expected, params), *others = results
@@ -102,9 +100,7 @@ def test_run_resumes_on_other_devices(finished, tmp_path):
     train(whole, devices=one_device())
     broken = tiny_config(tmp_path / "b", optimizer=optimizer, max_steps=6)
     train(broken, devices=one_device())
-    train(
-        dataclasses.replace(broken, max_steps=10, tower_devices=2), devices=jax.devices()[:4]
-    )
+    train(dataclasses.replace(broken, max_steps=10, tower_devices=2), devices=jax.devices()[:4])
     assert largest_difference(saved_params(whole.workdir), saved_params(broken.workdir)) < 1e-5
 
 

@@ -37,9 +37,7 @@ class Encoder(nnx.Module):
             for _ in range(architecture.num_layers)
         )
         # In float32: it sees one vector a sentence, and the modulus loss reads its norm.
-        self.pooler = dense(
-            architecture.hidden_size, architecture.hidden_size, jnp.float32, rngs
-        )
+        self.pooler = dense(architecture.hidden_size, architecture.hidden_size, jnp.float32, rngs)
 
     def __call__(
         self,
