@@ -82,3 +82,12 @@ def test_every_command_runs(tmp_path):
         "tower_0",
         "tower_1",
     }
+
+
+def test_documents_name_files_that_exist():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = document.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:configs|docs|launch|tests|jtcse_jax)/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), f"{document.name} names {name}"
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
