@@ -24,7 +24,7 @@ config = Config(
     data=DataConfig(source="stdlib", max_len=32, batch_size=32, dev="builtin"),
     objective=ObjectiveConfig(name="jtcse"),
     optimizer=OptimizerConfig(learning_rate=3e-6),
-    max_steps=40,
-    eval_every=20,
-    save_every=20,
+    max_steps=20,
+    eval_every=10,
+    save_every=10,
 )

@@ -56,7 +56,7 @@ def encode(arguments: Arguments) -> None:
 @one_line_errors
 def main() -> None:
     """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     encode(tyro.cli(Arguments, prog="python -m jtcse_jax.encode"))
 
 

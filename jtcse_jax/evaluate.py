@@ -71,7 +71,7 @@ def print_table(result: dict[str, Any]) -> None:
 @one_line_errors
 def main() -> None:
     """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.evaluate")
     result = evaluate(arguments)
     print_table(result)

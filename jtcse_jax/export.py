@@ -30,7 +30,7 @@ def export(arguments: Arguments) -> None:
 @one_line_errors
 def main() -> None:
     """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     export(tyro.cli(Arguments, prog="python -m jtcse_jax.export"))
 
 

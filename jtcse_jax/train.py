@@ -216,7 +216,7 @@ def set_up_jax(config: Config) -> None:
 @one_line_errors
 def main() -> None:
     """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     config = configs.parse()
     set_up_jax(config)
     if is_primary():
