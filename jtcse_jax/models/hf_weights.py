@@ -7,7 +7,6 @@ names is `hf_names.py`.
 import importlib.util
 import json
 import logging
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from jax import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from jtcse_jax.config import Architecture
 from jtcse_jax.errors import UserError
@@ -165,10 +165,6 @@ def write_tower(
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The folder's fast transformers tokenizer; UserError when there is none."""
-    # Else a torch-free install is told, at the import, that models are unavailable.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     advice = "save one there with `tokenizer.save_pretrained`, or name another folder."
     # Without this, transformers makes a tokenizer of the five special tokens from config.json.
