@@ -22,3 +22,5 @@ class Batch(NamedTuple):
     cls_positions: Array | np.ndarray  #: [R, C] int32, position of slot c's first token (unused: 0)
     order: Array | np.ndarray  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
     mask: Array | np.ndarray  #: [2B] bool, False where a last, partial batch has no sentence
+    teacher: tuple["Batch", ...] = ()  #: the same views in the tokens of each teacher's member
+    target: Array | None = None  #: [2B, D] float32, the teacher's embeddings, made in the step

@@ -4,16 +4,9 @@ A file in `configs/` binds the name `config` to a `Config`; any field can be ove
 command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
 """
 
-import argparse
 import dataclasses
-import json
-import runpy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
-
-import tyro
 
 from jtcse_jax.errors import UserError
 
@@ -113,7 +106,7 @@ class ModelConfig:
 
     towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
     """Where each tower starts, one entry a tower: a Hugging Face folder or hub name, a workdir of
-    this trainer with one tower, or `scratch` (random weights of the shape `scratch`)."""
+    this trainer (NAME#K: its tower K), or `scratch` (random weights of the shape `scratch`)."""
     scratch: Architecture = Architecture()
     """Shape of towers that start from scratch; ignored for others."""
     tokenizer: str | None = None
@@ -154,15 +147,18 @@ class DataConfig:
     """Training text: a file or glob with one sentence a line (plain, .gz, .xz), a .tsv of pairs
     (two views of a sentence), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, or stdlib (the English
     of Python's own documentation)."""
-    pairs: Literal["same", "adjacent"] = "same"
-    """The two views of an item: one sentence twice (they differ by dropout), or a sentence and
-    the one after it. A .tsv brings its own pairs."""
+    pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
+    """The two views of an item: one sentence twice (they differ by dropout), a sentence and the
+    one after it, or a sentence and the same with some words repeated (ESimCSE); none: each
+    sentence alone, for mlm. A .tsv brings its own pairs."""
+    repeat_rate: float = 0.32
+    """pairs = repeat: largest share of words repeated."""
     max_len: int = 64
     """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     row_length: int = 128
-    """Tokens in a packed row (P); at least 2 * max_len, since both views share a row."""
+    """Tokens in a packed row (P); at least 2 * max_len, since both views share a row (mlm: one)."""
     slots: int = 12
     """Most sentence views in a row (C); even."""
     dev: str | None = None
@@ -180,10 +176,13 @@ class DataConfig:
             )
         if self.max_len < 3:
             raise UserError(f"data.max_len = {self.max_len}: use at least 3 ([CLS], word, [SEP]).")
-        if self.row_length < 2 * self.max_len:
+        if not 0 <= self.repeat_rate <= 1:
+            raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
+        views = 1 if self.pairs == "none" else 2
+        if self.row_length < views * self.max_len:
             raise UserError(
-                f"data.row_length = {self.row_length} is below 2 * data.max_len = "
-                f"{2 * self.max_len}: both views of a sentence share a row."
+                f"data.row_length = {self.row_length} is below {views} * data.max_len = "
+                f"{views * self.max_len}: the views of a sentence share a row."
             )
         if self.slots < 2 or self.slots % 2:
             raise UserError(f"data.slots = {self.slots}: use an even number of at least 2.")
@@ -193,8 +192,9 @@ class DataConfig:
 class ObjectiveConfig:
     """The loss."""
 
-    name: Literal["simcse", "tncse", "jtcse"] = "jtcse"
-    """simcse: each tower alone; tncse: two towers without cross-attention; jtcse: with it."""
+    name: Literal["simcse", "tncse", "jtcse", "distill", "mlm"] = "jtcse"
+    """simcse: each tower alone; tncse: two towers without cross-attention; jtcse: with it;
+    distill: learn a teacher's embeddings; mlm: masked language modelling, from scratch or on."""
     temperature: float = 0.05
     """Divides the cosines."""
     simcse_negatives: Literal["other_view", "all"] = "other_view"
@@ -210,10 +210,33 @@ class ObjectiveConfig:
     modulus_half: bool = True
     """Halve the modulus factor of L_ICTM, as the authors' scripts do and their formula does not."""
 
+    teacher: str | None = None
+    """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
+    hub name, or an ensemble's description."""
+    distillation: Literal["contrastive", "listwise"] = "contrastive"
+    """distill: NCE(student, student) + NCE(student, teacher), or the teacher's ranking of the
+    batch, which also fits a teacher of another width."""
+    student_temperature: float = 0.025
+    """distill, listwise: divides the student's cosines."""
+    teacher_temperature: float = 0.0125
+    """distill, listwise: divides the teacher's cosines."""
+    mask_share: float = 0.15
+    """mlm: share of the words to guess."""
+    mask_token_id: int | None = None
+    """mlm: id of the masking token; by default the tokenizer's."""
+
     def __post_init__(self):
         check_choices("objective.", self)
-        if not self.temperature > 0:
-            raise UserError(f"objective.temperature = {self.temperature}: must be above 0.")
+        for name in ("temperature", "student_temperature", "teacher_temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")
+        if not 0 < self.mask_share < 1:
+            raise UserError(f"objective.mask_share = {self.mask_share}: choose between 0 and 1.")
+        if (self.name == "distill") != (self.teacher is not None):
+            raise UserError(
+                f"objective.name = {self.name} and objective.teacher = {self.teacher}: distill "
+                "needs a teacher, and nothing else takes one."
+            )
 
 
 @dataclass(frozen=True)
@@ -292,10 +315,15 @@ class Config:
         if "://" in self.workdir:
             raise UserError(f"workdir = {self.workdir}: mount the bucket and name its folder.")
         towers = len(self.model.towers)
-        if self.objective.name != "simcse" and towers < 2:
+        if self.objective.name in ("tncse", "jtcse") and towers < 2:
             raise UserError(
                 f"objective.name = {self.objective.name} needs two towers or more, and "
                 f"model.towers names {towers}: add one, or use objective.name = simcse."
+            )
+        if (self.objective.name == "mlm") != (self.data.pairs == "none"):
+            raise UserError(
+                f"objective.name = {self.objective.name} and data.pairs = {self.data.pairs}: mlm "
+                "takes none, each sentence alone, and a contrastive objective takes pairs."
             )
         if self.tower_devices not in (1, towers):
             raise UserError(
@@ -308,43 +336,3 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}: use at least 1.")
-
-
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The command line `--config FILE [--any.field VALUE ...]` as a Config.
-
-    Raises UserError for a config file that does not load; the parser exits with the field, the
-    value and the allowed ones when an override is wrong.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, overrides = first.parse_known_args(arguments)
-    default = load_config_file(Path(known.config)) if known.config else Config()
-    description = "Trains sentence encoders. --config FILE first, then any field as an override."
-    return tyro.cli(
-        Config,
-        prog="python -m jtcse_jax.train",
-        default=default,
-        args=overrides,
-        description=description,
-    )
-
-
-def load_config_file(path: Path) -> Config:
-    """The `config` that a Python file binds; UserError if there is none."""
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file.")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: binds no `config = Config(...)`; see configs/quickstart.py.")
-    return config
-
-
-def to_json(config: Config) -> str:
-    """The config as indented JSON, as the workdir keeps it."""
-    return json.dumps(dataclasses.asdict(config), indent=2)

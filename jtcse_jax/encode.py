@@ -1,56 +1,123 @@
 """`python -m jtcse_jax.encode --model PATH --input FILE --output vectors.npy`."""
 
+import itertools
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import tyro
+from rich.progress import Progress
 
-from jtcse_jax.data.sources import open_source
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import ensemble
+from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.encoder import (
+    BLOCK,
+    SentenceEncoder,
+    check_width,
+    progress_bar,
+    warn_of_truncation,
+)
+from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.saved_model import ModelArguments
+from jtcse_jax.vector_file import VectorFile, check_output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ModelArguments):
-    """Encodes sentences into a .npy file of float32 vectors, one row for each."""
+    """Encodes sentences into a .npy file of float32 vectors: row n is line n.
+
+    Memory does not grow with the text. Killed and started again it goes on where it was. Started
+    several times at once (one process for each GPU, say), the processes share the work.
+    """
 
     input: str
     """Sentences, one a line: a file or glob, plain, .gz or .xz."""
     output: str
-    """The .npy file to write; must not exist."""
+    """The .npy file to write; must not exist. Until it is whole it is OUTPUT.partial."""
     normalize: bool = False
     """Scale the vectors to length 1."""
+    truncate_dim: int | None = None
+    """Keep the first components of the vectors alone."""
+    batch_size: int = BLOCK
+    """Sentences tokenised, packed and saved together."""
 
 
 def encode(arguments: Arguments) -> None:
-    """Writes the vectors. Raises UserError for blank lines: rows could not be told from lines."""
+    """Writes the vectors, or this process's share of them.
+
+    Raises UserError for an output that cannot be written, and for a text with errors, pairs or
+    blank lines (row n would not be line n): all found before any work.
+    """
     output = Path(arguments.output)
-    if output.exists():
-        raise UserError(f"--output {output}: exists already; name a new file.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first.")
-    source = open_source(arguments.input)
-    if source.views > 1:
-        raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
-    sentences = list(source.read())
-    if source.blank:
+    check_output(output)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: give at least 1.")
+    text = open_source(arguments.input)
+    rows = _count(arguments.input, text)
+    members = arguments.load_members()
+    print(f"model: {ensemble.source(members)}", file=sys.stderr)
+    encoder = SentenceEncoder.of(members)
+    settings = {
+        "input": text.fingerprint(),
+        "model": ensemble.fingerprint(members),
+        "normalize": arguments.normalize,
+    }
+    width = check_width(arguments.truncate_dim, encoder.width)
+    with (
+        VectorFile(output, rows, width, arguments.batch_size, settings) as file,
+        progress_bar(rows) as progress,
+    ):
+        if file.rows_done:
+            print(f"{file.partial}: {file.rows_done:,} of {rows:,} are done", file=sys.stderr)
+        # First what nobody is at, then what somebody left: all is done when any process ends.
+        for wait in (False, True):
+            _encode_share(file, text, encoder, arguments, progress, wait=wait)
+        progress.update(progress.task_ids[0], completed=rows)
+        file.finish()
+    warn_of_truncation(encoder.truncated)
+    print(f"{output}: {rows:,} vectors of {width}", file=sys.stderr)
+
+
+def _count(name: str, text: Source) -> int:
+    """Sentences of the text, all of which is read: an error at its end would come after days."""
+    if text.views > 1:
+        raise UserError(f"--input {name}: lines of two sentences; give one a line.")
+    count = sum(1 for _ in text.read())
+    if text.blank:
         raise UserError(
-            f"--input {arguments.input}: {source.blank} blank lines, so that row n of the output "
-            "would not be line n: remove them."
+            f"--input {name}: {text.blank} blank lines, so that row n of the output would not be "
+            "line n: remove them."
         )
-    model = arguments.load_model()
-    print(f"model: {model.source}", file=sys.stderr)
-    vectors = SentenceEncoder.of(model).encode(sentences, normalize=arguments.normalize)
-    try:
-        with output.open("xb") as file:
-            np.save(file, vectors)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}.") from error
-    print(f"{output}: {vectors.shape[0]:,} vectors of {vectors.shape[1]}", file=sys.stderr)
+    return count
+
+
+def _encode_share(
+    file: VectorFile,
+    text: Source,
+    encoder: SentenceEncoder,
+    arguments: Arguments,
+    progress: Progress,
+    *,
+    wait: bool,
+) -> None:
+    sentences, position = text.read(), 0
+    task = progress.task_ids[0]
+    for number in file.claim(wait=wait):
+        progress.update(task, completed=file.rows_done)
+        start, stop = number * file.block, min((number + 1) * file.block, file.rows)
+        block = list(itertools.islice(sentences, start - position, stop - position))
+        if len(block) < stop - start:
+            raise UserError(f"--input {arguments.input}: changed while it was read; start again.")
+        position = stop
+        vectors = encoder.encode_block(
+            block,
+            normalize_embeddings=arguments.normalize,
+            truncate_dim=arguments.truncate_dim,
+            done=partial(progress.advance, task),
+        )
+        file.write(number, vectors)
 
 
 @one_line_errors

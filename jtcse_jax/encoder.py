@@ -1,43 +1,61 @@
-"""`SentenceEncoder`: sentences in, vectors out."""
+"""`SentenceEncoder`: sentences in, vectors out; similarity and search."""
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-from jtcse_jax import saved_model, sharding
-from jtcse_jax.batch import Batch
-from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.bank_encoder import BankEncoder
+from jtcse_jax.ensemble import Member, load_members
 from jtcse_jax.errors import UserError
-from jtcse_jax.models.towers import Bank, Params, sum_towers
+from jtcse_jax.index import make_index
 from jtcse_jax.saved_model import SavedModel
 
 BLOCK = 8192  # sentences tokenised and packed together
-ROW_LENGTH = 128  # tokens in a row, unless sentences can be longer
-ROWS = 64  # most rows in a call of the model
+
+logger = logging.getLogger(__name__)
+
+
+class Hit(NamedTuple):
+    """A sentence of the index that is near a query."""
+
+    index: int  #: how many sentences were added before it
+    sentence: str
+    score: float  #: cosine
 
 
 class SentenceEncoder:
-    """A bank of towers that encodes sentences: the sum of its towers' vectors.
+    """One bank of towers, or a weighted sum of several, that encodes sentences.
 
-    Sentences are packed into rows, and a call of the model has a power of two of rows, so that
-    only a handful of shapes is ever compiled.
+    Attributes:
+      width: components of a vector.
+      truncated: sentences cut to `max_len` so far, over all calls.
     """
 
-    def __init__(
-        self, bank: Bank, params: Params, tokenizer: Any, max_len: int, mesh: Mesh | None = None
-    ):
-        self.bank = bank
-        self.params = params
-        self.max_len = max_len
-        self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
-        self._tokenizer = tokenizer
-        self._row_length = max(ROW_LENGTH, max_len)
+    def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
+        """Adds the raw vectors of `banks`, all of one width, times `weights` (by default 1)."""
+        self.banks = tuple(banks)
+        self.weights = tuple(weights or [1.0] * len(self.banks))
+        self.width = self.banks[0].width
+        self.truncated = 0
+        self._index = None
+        self._sentences: list[str] = []
 
     @classmethod
     def load(
@@ -48,88 +66,232 @@ class SentenceEncoder:
         pooling: str | None = None,
         max_len: int | None = None,
     ) -> "SentenceEncoder":
-        """The encoder in a workdir, an exported folder or a Hugging Face folder or hub name.
+        """The encoder in a workdir, an exported or Hugging Face folder, hub name, or ensemble.
 
-        Arguments and errors as `saved_model.load`.
+        Arguments and errors as `ensemble.load_members`.
         """
-        return cls.of(saved_model.load(name, step=step, pooling=pooling, max_len=max_len))
+        return cls.of(load_members(name, step=step, pooling=pooling, max_len=max_len))
 
     @classmethod
-    def of(cls, model: SavedModel) -> "SentenceEncoder":
-        """The encoder of a loaded model."""
-        return cls(model.bank, model.params, model.tokenizer, model.max_len)
+    def of(cls, model: SavedModel | Sequence[Member]) -> "SentenceEncoder":
+        """The encoder of a loaded model or of an ensemble's members, on all local devices.
 
-    def encode(self, sentences: str | Sequence[str], *, normalize: bool = False) -> np.ndarray:
+        Raises UserError where a weight is NaN or infinite.
+        """
+        members = [Member(1.0, model)] if isinstance(model, SavedModel) else model
+        banks = [BankEncoder.of(member.model) for member in members]
+        return cls(banks, [member.weight for member in members])
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        output: Literal["numpy", "jax", "torch"] = "numpy",
+    ) -> Any:
         """[n, D] float32 vectors in the order of the sentences, or [D] for a single string.
 
-        Sentences longer than `max_len` tokens are cut. `normalize` scales vectors to length 1;
-        without it they are raw, and similarity is their cosine.
+        No sentences give [0, D]; "" is a sentence like others, its vector that of the special
+        tokens alone. Sentences longer than `max_len` tokens are cut, counted in `truncated` and
+        warned of once a call.
+
+        Args:
+          sentences: a string, a list, or any iterable, which is read block by block.
+          batch_size: sentences tokenised and packed together, by default 8192; rows that the model
+            sees at once do not depend on it.
+          show_progress_bar: on stderr.
+          normalize_embeddings: scale vectors to length 1; else they are raw, and similarity is
+            their cosine.
+          truncate_dim: keep the first components alone, before scaling.
+          output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
+        Raises:
+          UserError: something that is no string (its index is named), a `truncate_dim`,
+            `batch_size` or `output` that does not exist, or torch asked for and not installed.
         """
         if isinstance(sentences, str):
-            return self.encode([sentences], normalize=normalize)[0]
-        vectors = np.zeros((len(sentences), self.bank.architecture.hidden_size), np.float32)
-        for start in range(0, len(sentences), BLOCK):
-            block = list(sentences[start : start + BLOCK])
-            vectors[start : start + len(block)] = self._encode_block(block)
-        if normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+            sentences, single = [sentences], True
+        else:
+            single = False
+        convert = _converter(output)
+        width = check_width(truncate_dim, self.width)
+        before = self.truncated
+        vectors = [np.empty((0, width), np.float32)]
+        count = len(sentences) if hasattr(sentences, "__len__") else None
+        with progress_bar(count, show_progress_bar) as progress:
+            for block in _blocks(sentences, batch_size):
+                encoded = self.encode_block(
+                    block,
+                    normalize_embeddings=normalize_embeddings,
+                    truncate_dim=truncate_dim,
+                    done=partial(progress.advance, progress.task_ids[0]),
+                )
+                vectors.append(encoded)
+        warn_of_truncation(self.truncated - before)
+        whole = np.concatenate(vectors)
+        return convert(whole[0] if single else whole)
 
-    def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def encode_block(
+        self,
+        sentences: list[str],
+        *,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        done: Callable[[float], None] = lambda count: None,
+    ) -> np.ndarray:
+        """As `encode`, for strings that are all packed together; cut ones are counted silently.
+
+        `done` is told, bit by bit, how many more are finished.
+        """
+        total = np.zeros((len(sentences), self.width), np.float32)
+        cut = np.zeros(len(sentences), bool)
+        for bank, weight in zip(self.banks, self.weights, strict=True):
+            encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)))
+            total += np.float32(weight) * encoded.vectors
+            cut |= encoded.cut
+        self.truncated += int(cut.sum())
+        total = total[:, : check_width(truncate_dim, self.width)]
+        if normalize_embeddings:
+            total = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        return total
+
+    def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
         """[n, m] cosines of vectors [n, D] and [m, D]."""
         first, second = np.atleast_2d(first), np.atleast_2d(second)
         norms = np.linalg.norm(first, axis=1)[:, None] * np.linalg.norm(second, axis=1)[None, :]
         return first @ second.T / np.maximum(norms, 1e-12)
 
-    def _encode_block(self, sentences: list[str]) -> np.ndarray:
-        tokens = self._tokenize(sentences)
-        lengths = np.array([len(ids) for ids in tokens])
-        slots = self._row_length // 4
-        packing = pack(lengths, self._row_length, slots)
-        vectors = np.empty((len(sentences), self.bank.architecture.hidden_size), np.float32)
-        shardings = sharding.batch_shardings(self.mesh)
-        for first_row in range(0, packing.num_rows, ROWS):
-            rows = range(first_row, first_row + self._num_rows(packing.num_rows - first_row))
-            arrays = fill(
-                packing,
-                lambda sentence: tokens[sentence],
-                lengths,
-                num_rows=max(rows.stop, packing.num_rows),
-                row_length=self._row_length,
-                slots=slots,
-                pad_id=self.bank.architecture.pad_token_id,
-                rows=rows,
-            )
-            every_slot = np.arange(len(rows) * slots, dtype=np.int32)
-            batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
-            batch = sharding.place(batch, shardings)
-            embedded = np.asarray(embed(self.bank, self.mesh, self.params, batch))
-            here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
-            vectors[here] = embedded[packing.order[here] - first_row * slots]
-        return vectors
+    def build_index(
+        self,
+        sentences: Iterable[str],
+        *,
+        backend: Literal["exact", "faiss"] = "exact",
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        """Makes the index that `search` looks in, in place of an earlier one.
 
-    def _tokenize(self, sentences: list[str]) -> list[np.ndarray]:
-        for sentence in sentences:
+        Args:
+          sentences: what is found.
+          backend: "exact", or "faiss" where it is installed: the same result, faster.
+          batch_size: as `encode`.
+          show_progress_bar: as `encode`.
+        Raises:
+          UserError: as `encode`, and for a backend that does not exist or is not installed.
+        """
+        self._index = make_index(backend, self.width)
+        self._sentences = []
+        self.add_to_index(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
+
+    def add_to_index(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        """Adds sentences to the index. Arguments and errors as `build_index`, which comes first."""
+        index = self._built_index()
+        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
+        vectors = self.encode(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        index.add(vectors)
+        self._sentences += sentences
+
+    def search(
+        self, queries: str | Iterable[str], top_k: int = 5, threshold: float | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """The sentences of the index with the highest cosines, best first.
+
+        Args:
+          queries: a string, whose hits are returned, or several, which give a list for each.
+          top_k: most hits of a query.
+          threshold: smallest cosine of a hit; by default none.
+        Raises:
+          UserError: no index was built, `top_k` is below 1, or as `encode`.
+        """
+        index = self._built_index()
+        if top_k < 1:
+            raise UserError(f"top_k = {top_k}: ask for at least one sentence.")
+        if isinstance(queries, str):
+            return self.search([queries], top_k, threshold)[0]
+        return [
+            [
+                Hit(number, self._sentences[number], score)
+                for number, score in zip(numbers.tolist(), cosines.tolist(), strict=True)
+            ]
+            for numbers, cosines in index.search(self.encode(queries), top_k, threshold)
+        ]
+
+    def _built_index(self):
+        if self._index is None:
+            raise UserError("There is no index to search: call build_index first.")
+        return self._index
+
+
+def check_width(truncate_dim: int | None, width: int) -> int:
+    """Components that are kept of `width`. Raises UserError for more than there are."""
+    if truncate_dim is None:
+        return width
+    if not 1 <= truncate_dim <= width:
+        raise UserError(f"truncate_dim = {truncate_dim}: choose 1 to {width}.")
+    return truncate_dim
+
+
+def progress_bar(total: int | None, shown: bool = True) -> Progress:
+    """A bar of one task on stderr: sentences done, sentences a second, time left."""
+    progress = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
+    progress.add_task("encoding", total=total)
+    return progress
+
+
+class Speed(ProgressColumn):
+    """A column of `progress_bar`."""
+
+    def render(self, task: Task) -> Text:
+        """Sentences a second, once some are done."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} sentences/s" if speed else "")
+
+
+def warn_of_truncation(count: int) -> None:
+    """Warns that `count` sentences were cut, if any was."""
+    if count:
+        logger.warning("%s sentences were longer than max_len tokens and cut.", f"{count:,}")
+
+
+def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:
+    size = BLOCK if batch_size is None else batch_size
+    if size < 1:
+        raise UserError(f"batch_size = {size}: give at least 1.")
+    try:
+        numbered = enumerate(sentences)
+    except TypeError as error:
+        raise UserError(f"encode takes strings, and got {sentences!r}.") from error
+    while block := list(itertools.islice(numbered, size)):
+        for number, sentence in block:
             if not isinstance(sentence, str):
-                raise UserError(f"encode takes strings, and got {sentence!r}.")
-        encoded = self._tokenizer(
-            sentences,
-            truncation=True,
-            max_length=self.max_len,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
-
-    def _num_rows(self, remaining: int) -> int:
-        """Rows of the next call: a power of two, a multiple of the data axis, at most ROWS."""
-        shards = self.mesh.shape["data"]
-        rows = min(ROWS, 1 << (remaining - 1).bit_length())
-        return -(-rows // shards) * shards
+                raise UserError(f"encode takes strings, and got {sentence!r} as sentence {number}.")
+        yield [sentence for _, sentence in block]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def embed(bank: Bank, mesh: Mesh, params: Params, batch: Batch) -> Array:
-    """Sentence embeddings [N, D] float32, without dropout, in the order of `batch.order`."""
-    vectors = sum_towers(bank.apply(params, batch).hidden)
-    return jax.lax.with_sharding_constraint(vectors, sharding.replicated(mesh))
+def _converter(output: str):
+    if output == "numpy":
+        return lambda vectors: vectors
+    if output == "jax":
+        return jnp.asarray
+    if output != "torch":
+        raise UserError(f"output = {output!r}: choose numpy, jax or torch.")
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("output torch needs the package torch: pip install torch") from error
+    return torch.from_numpy

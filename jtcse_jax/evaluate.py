@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 import jtcse_jax
+from jtcse_jax import ensemble
 from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.sts import evaluate_sts, load_sts
-from jtcse_jax.saved_model import ModelArguments
 
 LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -38,14 +39,21 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     Raises UserError as the readers of the model and of the tasks do.
     """
     tasks = load_sts(arguments.sts)
-    model = arguments.load_model()
-    scores = evaluate_sts(SentenceEncoder.of(model).encode, tasks)
+    members = arguments.load_members()
+    scores = evaluate_sts(SentenceEncoder.of(members).encode, tasks)
     return {
-        "model": model.source,
+        "model": ensemble.source(members),
         "protocol": "Spearman of the cosines, over all pairs of a task together, times 100",
-        "towers": model.bank.num_towers,
-        "pooling": model.bank.pooling,
-        "max_len": model.max_len,
+        "members": [
+            {
+                "weight": weight,
+                "model": model.source,
+                "towers": model.bank.num_towers,
+                "pooling": model.bank.pooling,
+                "max_len": model.max_len,
+            }
+            for weight, model in members
+        ],
         "spearman": {name: round(100 * score.spearman, 2) for name, score in scores.items()},
         "pearson": {name: round(100 * score.pearson, 2) for name, score in scores.items()},
         "pairs": {name: score.pairs for name, score in scores.items()},
@@ -57,10 +65,11 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """Prints one row of scores under what they depend on."""
-    caption = (
-        f"{result['model']}: {result['towers']} tower(s), {result['pooling']} pooling, "
-        f"max_len {result['max_len']}; {result['protocol']}"
+    members = "; ".join(
+        "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}".format(**member)
+        for member in result["members"]
     )
+    caption = f"{members}; {result['protocol']}"
     table = Table(caption=Text(caption))  # a path may look like markup
     for name in result["spearman"]:
         table.add_column(name, justify="right", no_wrap=True)

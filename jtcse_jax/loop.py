@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax import sharding
+from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
@@ -65,14 +66,16 @@ class Loop:
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
         """The dev score of a state, logged under `step` and said."""
-        encoder = SentenceEncoder(
+        bank = BankEncoder(
             self.bank,
             state.params["towers"],
             self.tokenizer,
             self.config.data.max_len,
             mesh=self.mesh,
         )
-        score = self.dev.score(encoder.encode)
+        encoder = SentenceEncoder([bank])
+        # `encode` warns of sentences cut to max_len: once a run is enough.
+        score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         self.log.write(step, score.as_metrics())
         self.say(f"step {step}  dev Spearman {score}")
         return score

@@ -93,6 +93,56 @@ def ictm(
     return _masked_mean(constraint, None if mask is None else mask[0::2])
 
 
+def listwise(
+    student: Array,
+    teacher: Array,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+    mask: Array | None = None,
+) -> Array:
+    """Cross-entropy of the student's ranking of the other sentences under the teacher's.
+
+    With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise of the
+    student, the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself takes no
+    part: it would take all of P. ListNet, as in RankCSE (arXiv 2305.16726).
+
+    Args:
+      student: [2B, D] embeddings.
+      teacher: [2B, E] embeddings of the same views; no gradient flows into them.
+      temperature, teacher_temperature: divide the cosines.
+      mask: [2B] bool.
+    Raises:
+      ValueError: fewer than two sentences.
+    """
+    _check_views(student, student)
+    count = len(student) // 2
+    others = ~jnp.eye(count, dtype=bool)
+    exists = None if mask is None else mask[0::2]
+    if exists is not None:
+        others &= exists[None, :]
+
+    def logits(x: Array, temperature: float) -> Array:
+        return jnp.where(others, cosines(x[0::2], x[1::2]) / temperature, _EXCLUDED)
+
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(logits(teacher, teacher_temperature)))
+    given = jax.nn.log_softmax(logits(student, temperature))
+    # Where nothing is wanted `given` may be -1e30: zero times it is zero, and stays finite.
+    return _masked_mean(-jnp.sum(wanted * given, axis=-1), exists)
+
+
+def token_cross_entropy(logits: Array, targets: Array, mask: Array) -> Array:
+    """Mean over the masked tokens of -log softmax(logits)[target]; zero where there is none.
+
+    Args:
+      logits: [..., V], any float dtype; computed in float32.
+      targets: [...] int32.
+      mask: [...] bool, the tokens that count.
+    """
+    flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
+    return _masked_mean(_cross_entropy(flat, targets.reshape(-1)), mask.reshape(-1))
+
+
 def alignment(x: Array, *, mask: Array | None = None) -> Array:
     """Mean squared distance of the two normalised views of a sentence, in [0, 4].
 

@@ -12,6 +12,8 @@ from jax import Array
 from jtcse_jax import losses
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.masking import mask_tokens
+from jtcse_jax.models import mlm_head
 from jtcse_jax.models.bert import initializer
 from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
 
@@ -67,21 +69,90 @@ def jtcse(
     return weighted_sum(terms, config), terms | health(outputs, batch)
 
 
-OBJECTIVES = {"simcse": simcse, "tncse": tncse, "jtcse": jtcse}
+def distill(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """Distillation into the bank's embedding from `batch.target`, a frozen teacher's.
+
+    contrastive: NCE(s, s) + NCE(s, t); listwise: the teacher's ranking within the batch.
+    """
+    outputs = bank.apply(params["towers"], batch, key=key)
+    student = sum_towers(outputs.hidden)
+    target = jax.lax.stop_gradient(batch.target)
+    if config.distillation == "listwise":
+        terms = {
+            "listwise": losses.listwise(
+                student,
+                target,
+                temperature=config.student_temperature,
+                teacher_temperature=config.teacher_temperature,
+                mask=batch.mask,
+            )
+        }
+    else:
+        nce = {"temperature": config.temperature, "mask": batch.mask}
+        terms = {
+            "nce": losses.info_nce(student, student, **nce),
+            "teacher": losses.info_nce(student, target, **nce),
+        }
+    return sum(terms.values()), terms | health(outputs, batch)
 
 
-def init_params(bank: Bank, towers: Params, key: Array, config: ObjectiveConfig) -> Params:
-    """What an objective trains: the bank's towers, and SimCSE's head [K, D, D] where asked for."""
+def mlm(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """Masked language modelling (arXiv 1810.04805), summed over towers that do not meet."""
+    mask_key, dropout_key = jax.random.split(key)
+    masked = mask_tokens(
+        batch.tokens,
+        batch.segments,
+        mask_key,
+        share=config.mask_share,
+        mask_id=config.mask_token_id,
+        vocab_size=bank.architecture.vocab_size,
+    )
+    towers = params["towers"]
+    rows = batch._replace(tokens=masked.tokens)
+    hidden = bank.hidden_states(towers, rows, key=dropout_key)
+    at_places = jnp.take_along_axis(hidden, masked.places[None, ..., None], axis=2)
+
+    def tower(head: Params, embedding: Array, hidden: Array) -> tuple[Array, Array]:
+        scores = mlm_head.logits(head, embedding, hidden, eps=bank.architecture.layer_norm_eps)
+        right = (scores.argmax(axis=-1) == masked.targets) & masked.chosen
+        loss = losses.token_cross_entropy(scores, masked.targets, masked.chosen)
+        return loss, right.sum() / jnp.maximum(masked.chosen.sum(), 1)
+
+    embedding = towers["embeddings"]["word"]["embedding"]
+    loss, accuracy = jax.vmap(tower)(params["head"], embedding, at_places)
+    return loss.sum(), {"mlm": loss.sum(), "accuracy": accuracy.mean()}
+
+
+OBJECTIVES = {"simcse": simcse, "tncse": tncse, "jtcse": jtcse, "distill": distill, "mlm": mlm}
+
+
+def init_params(
+    bank: Bank, towers: Params, key: Array, config: ObjectiveConfig, head: Params | None = None
+) -> Params:
+    """What an objective trains: the bank's towers, and a training-only head where it has one.
+
+    `head` is a trained head of mlm, leaves [K, ...], to go on from.
+    """
     params = {"towers": towers}
-    if config.name == "simcse" and config.mlp_head:
-        towers, size = bank.num_towers, bank.architecture.hidden_size
-        kernel = initializer(key, (towers, size, size))
-        params["head"] = {"kernel": kernel, "bias": jnp.zeros((towers, size))}
+    if config.name == "mlm":
+        params["head"] = head or mlm_head.init(bank.architecture, bank.num_towers, key)
+    elif config.name == "simcse" and config.mlp_head:
+        count, size = bank.num_towers, bank.architecture.hidden_size
+        kernel = initializer(key, (count, size, size))
+        params["head"] = {"kernel": kernel, "bias": jnp.zeros((count, size))}
     return params
 
 
 def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
-    """How many negatives each anchor of a full batch has in one NCE."""
+    """How many other sentences each one of a full batch is compared with; 0 where none is."""
+    if config.name == "mlm":
+        return 0
+    if config.name == "distill" and config.distillation == "listwise":
+        return batch_size - 1
     if config.name == "simcse" and config.simcse_negatives == "other_view":
         return batch_size - 1
     return 2 * batch_size - 2

@@ -1,15 +1,15 @@
-"""A bank on disk: workdirs of the trainer, exported folders, and Hugging Face folders.
+"""A bank read from disk: workdirs of the trainer, exported folders, and Hugging Face folders.
 
 Beside the weights a small `jtcse.json` keeps what no weight tells (pooling, longest sentence), so
-that no reader has to guess. A workdir has its weights in `checkpoints/`, an exported folder in one
-Hugging Face folder per tower.
+that no reader has to guess. A workdir has its weights in `checkpoints/`, an exported folder (which
+`exported.py` writes) in one Hugging Face folder per tower.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -17,7 +17,7 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
-from jtcse_jax.models.towers import Bank, Params, stack, unstack
+from jtcse_jax.models.towers import Bank, Params, stack
 
 DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
 
@@ -31,24 +31,8 @@ class SavedModel:
     tokenizer: Any  #: a fast transformers tokenizer
     max_len: int  #: longest sentence in tokens
     source: str  #: where it comes from, in words for a log line
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelArguments:
-    """The arguments of every command that reads a model."""
-
-    model: str
-    """A workdir, an exported folder, or a Hugging Face BERT or RoBERTa folder or hub name."""
-    step: int | None = None
-    """Step of a workdir; by default the best by dev score, or the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Needed where the model's folder does not say it."""
-    max_len: int | None = None
-    """Longest sentence in tokens; by default what the model's folder says, or 128."""
-
-    def load_model(self) -> SavedModel:
-        """The model that is meant; errors as `load`."""
-        return load(self.model, step=self.step, pooling=self.pooling, max_len=self.max_len)
+    folder: Path | None = None  #: where its files lie; None for one that was made in memory
+    step: int | None = None  #: of the workdir it was read from
 
 
 def load(
@@ -57,6 +41,7 @@ def load(
     step: int | None = None,
     pooling: str | None = None,
     max_len: int | None = None,
+    seed: int = 0,
 ) -> SavedModel:
     """The model in a workdir, an exported folder or a Hugging Face folder (or hub name).
 
@@ -67,6 +52,8 @@ def load(
       pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
         folder says it, and overrides them.
       max_len: overrides the longest sentence likewise; by default 128 where nothing says it.
+      seed: of the pooler that is drawn for weights without one. Towers that start from the same
+        weights need different seeds, or they draw the same pooler.
     Raises:
       UserError: no such model, an unknown pooling, a step asked of something without steps.
     """
@@ -83,13 +70,18 @@ def load(
     if (folder / CHECKPOINTS).is_dir():
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
-        params, source = _read_checkpoint(folder, bank, step)
+        params, step, source = _read_checkpoint(folder, bank, step)
     else:
         if step is not None:
             raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
         towers = [folder / tower for tower in description.get("towers", ["."])]
         architecture = hf_weights.read_architecture(towers[0])
-        params = stack([hf_weights.read_tower(tower, architecture) for tower in towers])
+        params = stack(
+            [
+                hf_weights.read_tower(tower, architecture, key=jax.random.key(seed + number))
+                for number, tower in enumerate(towers)
+            ]
+        )
         tokenizer = hf_weights.load_tokenizer(towers[0])
         source = str(name)
     max_len = max_len or description.get("max_len") or min(128, architecture.longest_sentence)
@@ -100,13 +92,13 @@ def load(
         )
     hf_weights.check_tokenizer(tokenizer, architecture)
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
-    return SavedModel(bank, params, tokenizer, max_len, source)
+    return SavedModel(bank, params, tokenizer, max_len, source, folder, step)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """What `jtcse.json`, or else a sentence-transformers folder, says of a model; {} if neither."""
     path = folder / DESCRIPTION
-    return _read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
+    return read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
 
 
 def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> None:
@@ -118,27 +110,7 @@ def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> No
         "pooling": bank.pooling,
         "max_len": max_len,
     }
-    _write_description(workdir, description)
-
-
-def export(model: SavedModel, folder: Path) -> None:
-    """Writes the model as Hugging Face folders: one tower as `folder` itself, more as tower_K.
-
-    The folder of one tower is a sentence-transformers folder as well. Raises UserError if the
-    folder exists and is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
-    towers = unstack(model.params)
-    names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
-    for name, params in zip(names, towers, strict=True):
-        hf_weights.write_tower(
-            folder / name, model.bank.architecture, params, tokenizer=model.tokenizer
-        )
-    if len(towers) == 1:
-        _write_sentence_transformers(folder, model)
-    description = {"towers": names, "pooling": model.bank.pooling, "max_len": model.max_len}
-    _write_description(folder, description)
+    write_description(workdir, description)
 
 
 def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
@@ -152,7 +124,26 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
     return bank, hf_weights.load_tokenizer(workdir / TOKENIZER)
 
 
-def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Params, str]:
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file that is a `kind` (dict or list); else UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"a {type(content).__name__} where a {kind.__name__} belongs")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
+    return content
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Writes `jtcse.json` into the folder, which is made where it is absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{DESCRIPTION}.new"
+    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / DESCRIPTION)
+
+
+def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Params, int, str]:
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         why = "asked for"
         if step is None:
@@ -164,18 +155,18 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet; train first.")
         step, state = checkpoints.restore(step, params=bank.abstract())
-    return state["params"], f"{workdir}, step {step} ({why})"
+    return state["params"], step, f"{workdir}, step {step} ({why})"
 
 
 def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     pooling_file = folder / "1_Pooling" / "config.json"
     if not (folder / "modules.json").is_file() or not pooling_file.is_file():
         return {}
-    for module in _read_json(folder / "modules.json", list):
+    for module in read_json(folder / "modules.json", list):
         kind = module["type"].rsplit(".", 1)[-1]
         if kind not in ("Transformer", "Pooling", "Normalize"):  # cosines need no Normalize
             raise UserError(f"{folder / 'modules.json'}: its {kind} module is not supported.")
-    pooling = _read_json(pooling_file, dict)
+    pooling = read_json(pooling_file, dict)
     mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
     if mode is None:
         modes = [key for key, value in pooling.items() if value is True and "_mode_" in key]
@@ -187,50 +178,9 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     description = {"pooling": mode}
     lengths = folder / "sentence_bert_config.json"
     if lengths.is_file():
-        description["max_len"] = _read_json(lengths, dict).get("max_seq_length")
+        description["max_len"] = read_json(lengths, dict).get("max_seq_length")
     tokenizer = folder / "tokenizer_config.json"  # the new place
     if not description.get("max_len") and tokenizer.is_file():
-        length = _read_json(tokenizer, dict).get("model_max_length")
+        length = read_json(tokenizer, dict).get("model_max_length")
         description["max_len"] = length if length and length < 1e6 else None  # 1e30: no limit
     return description
-
-
-def _write_sentence_transformers(folder: Path, model: SavedModel) -> None:
-    """Without these files sentence-transformers would take the mean, whatever the model takes."""
-    # The old module paths and keys, which old and new releases read.
-    prefix = "sentence_transformers.models"
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{prefix}.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{prefix}.Pooling"},
-    ]
-    pooling = {
-        "word_embedding_dimension": model.bank.architecture.hidden_size,
-        "pooling_mode_cls_token": model.bank.pooling == "cls",
-        "pooling_mode_mean_tokens": model.bank.pooling == "mean",
-    }
-    lengths = {"max_seq_length": model.max_len, "do_lower_case": False}
-    for name, content in (
-        ("modules.json", modules),
-        ("1_Pooling/config.json", pooling),
-        ("sentence_bert_config.json", lengths),
-    ):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"a {type(content).__name__} where a {kind.__name__} belongs")
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
-    return content
-
-
-def _write_description(folder: Path, description: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{DESCRIPTION}.new"
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / DESCRIPTION)

@@ -71,4 +71,6 @@ def batch_shardings(mesh: Mesh) -> Batch:
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """A batch, of which each process has its own rows alone, as one global batch."""
-    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh), batch)
+    one = batch_shardings(mesh)
+    shardings = one._replace(teacher=(one,) * len(batch.teacher))
+    return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)

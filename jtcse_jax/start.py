@@ -1,4 +1,5 @@
-"""How a run starts: its workdir, and the model from scratch, from trained towers or resumed."""
+"""How a run starts: its workdir, the model (from scratch, from trained towers or resumed), and
+the teacher."""
 
 import dataclasses
 import json
@@ -7,14 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from jtcse_jax import saved_model
-from jtcse_jax.config import SCRATCH, Architecture, Config, ModelConfig, to_json
+from jtcse_jax import saved_model, sharding
+from jtcse_jax.config import SCRATCH, Architecture, Config, ModelConfig
+from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
+from jtcse_jax.ensemble import load_members
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
-from jtcse_jax.models.towers import Bank, Params, stack
+from jtcse_jax.models.teacher import Teacher
+from jtcse_jax.models.towers import Bank, Params, stack, unstack
+from jtcse_jax.saved_model import SavedModel
 
 CONFIG = "train_config.json"
 # What may differ when a run goes on; any other change would make it another run.
@@ -32,6 +38,7 @@ class Start(NamedTuple):
     architecture: Architecture
     tokenizer: Any
     towers: Params | None  #: leaves [K, ...] on the host; None where a checkpoint has them
+    mlm_head: Params | None = None  #: likewise, where every tower's folder brings one
 
 
 def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) -> None:
@@ -41,7 +48,9 @@ def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) 
     """
     path = workdir / CONFIG
     if resuming and path.is_file():
-        before = _flat(json.loads(path.read_text(encoding="utf-8")))
+        # A field that is younger than the run had its default value then.
+        defaults = _flat(json.loads(to_json(Config())))
+        before = defaults | _flat(json.loads(path.read_text(encoding="utf-8")))
         now = _flat(json.loads(to_json(config)))
         changed = [
             f"{name} (was {before.get(name)}, now {now.get(name)})"
@@ -77,6 +86,8 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
         start = _from_scratch(config, source)
     else:
         start = _from_towers(config.model)
+        if config.objective.name == "mlm":
+            start = start._replace(mlm_head=_mlm_heads(config.model.towers, start.architecture))
     architecture = start.architecture
     if config.data.max_len > architecture.longest_sentence:
         raise UserError(
@@ -84,8 +95,42 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
             "positions of the model."
         )
     hf_weights.check_tokenizer(start.tokenizer, architecture)
-    config.model.cross.interval(architecture.num_layers)
+    if config.objective.name == "jtcse":
+        config.model.cross.interval(architecture.num_layers)
     return start
+
+
+def load_teacher(config: Config, student: Bank, mesh: Mesh) -> tuple[Teacher | None, list[Any]]:
+    """The teacher that a config names, a copy on each device, and its banks' tokenizers.
+
+    Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError for a
+    teacher that is not there, reads shorter sentences, or has another width than the student
+    where their vectors are compared.
+    """
+    if config.objective.teacher is None:
+        return None, []
+    members = load_members(config.objective.teacher)
+    width = student.architecture.hidden_size
+    banks, params = [], []
+    for weight, model in members:
+        architecture = model.bank.architecture
+        log.info("teacher: %g * %s", weight, model.source)
+        if config.data.max_len > architecture.longest_sentence:
+            raise UserError(
+                f"objective.teacher: {model.source} reads {architecture.longest_sentence} tokens, "
+                f"less than data.max_len = {config.data.max_len}: lower data.max_len."
+            )
+        if config.objective.distillation == "contrastive" and architecture.hidden_size != width:
+            raise UserError(
+                f"objective.teacher: {model.source} is {architecture.hidden_size} wide and the "
+                f"student {width}: use objective.distillation = listwise."
+            )
+        banks.append(dataclasses.replace(model.bank, compute_dtype=student.compute_dtype))
+        everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), model.params)
+        params.append(sharding.place(model.params, everywhere))
+    weights = tuple(member.weight for member in members)
+    teacher = Teacher(tuple(banks), weights, tuple(params))
+    return teacher, [member.model.tokenizer for member in members]
 
 
 def _from_scratch(config: Config, source: Source) -> Start:
@@ -116,17 +161,12 @@ def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
 
 def _from_towers(config: ModelConfig) -> Start:
     loaded = []
-    for name in config.towers:
-        model = saved_model.load(name, pooling=config.pooling)
-        if model.bank.num_towers != 1:
-            raise UserError(
-                f"model.towers: {name} has {model.bank.num_towers} towers: export it and name "
-                "one of its tower_K folders."
-            )
-        loaded.append(model)
+    for number, name in enumerate(config.towers):
+        model, tower = _load_tower(name, number, config.pooling)
+        loaded.append((model, tower))
         log.info("a tower starts from %s", model.source)
-    first = loaded[0]
-    for name, model in zip(config.towers, loaded, strict=True):
+    first = loaded[0][0]
+    for name, (model, _) in zip(config.towers, loaded, strict=True):
         differing = [
             f"{field.name} {getattr(first.bank.architecture, field.name)} and "
             f"{getattr(model.bank.architecture, field.name)}"
@@ -147,8 +187,39 @@ def _from_towers(config: ModelConfig) -> Start:
     tokenizer = first.tokenizer
     if config.tokenizer:
         tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.tokenizer))
-    towers = stack([jax.tree.map(lambda leaf: leaf[0], model.params) for model in loaded])
+    towers = stack([tower for _, tower in loaded])
     return Start(first.bank.architecture, tokenizer, towers)
+
+
+def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | None:
+    """The towers' heads [K, ...], or None where one has none: workdirs and exports do not."""
+    heads = []
+    for name in names:
+        folder = hf_weights.find_folder(name.partition("#")[0])
+        plain = (folder / hf_weights.CONFIG).is_file()
+        heads.append(hf_weights.read_mlm_head(folder, architecture) if plain else None)
+    if None in heads:
+        log.info("the head of masked language modelling starts from random weights")
+        return None
+    return stack(heads)
+
+
+def _load_tower(name: str, seed: int, pooling: str) -> tuple[SavedModel, Params]:
+    """A model and one tower of it: `NAME#K` is tower K, from 0; a plain name has one tower.
+
+    The seed is that of a missing pooler: towers from the same weights must not share one.
+    """
+    folder, mark, number = name.rpartition("#")
+    picked = bool(mark) and number.isdigit()
+    model = saved_model.load(folder if picked else name, pooling=pooling, seed=seed)
+    towers = unstack(model.params)
+    if not picked and len(towers) > 1:
+        raise UserError(
+            f"model.towers: {name} has {len(towers)} towers: name one of them, {name}#0."
+        )
+    if picked and int(number) >= len(towers):
+        raise UserError(f"model.towers: {folder} has {len(towers)} towers, numbered from 0.")
+    return model, towers[int(number) if picked else 0]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

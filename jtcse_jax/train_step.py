@@ -10,6 +10,7 @@ from jax import Array
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.objectives import OBJECTIVES
 
@@ -35,17 +36,20 @@ def make_train_step(
     objective: ObjectiveConfig,
     optimizer: optax.GradientTransformation,
     state_shardings: TrainState | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
     """A jitted `(state, batch, key) -> (state, metrics)`, the state staying where it is.
 
     The randomness of a step is a function of (key, state.step). Metrics are float32 scalars: the
     loss, its terms, the gradient norm before clipping, and `finite`. A step whose loss, gradient
     or new state is not finite changes nothing: the state is donated and metrics are read late, so
-    only the step itself can decide.
+    only the step itself can decide. A teacher embeds the batch first, without dropout.
     """
 
-    def train_step(state: TrainState, batch: Batch, key: Array):
+    def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):
         step_key = jax.random.fold_in(key, state.step)
+        if teacher is not None:
+            batch = batch._replace(target=teacher.embed(frozen, batch.teacher), teacher=())
 
         def loss_of(params: Params):
             return OBJECTIVES[objective.name](bank, params, batch, step_key, objective)
@@ -59,7 +63,9 @@ def make_train_step(
         metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite}
         return kept, metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    frozen = teacher.params if teacher else ()
+    return lambda state, batch, key: compiled(state, batch, key, frozen)
 
 
 def as_checkpoint(state: TrainState) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def test_usual_rows_cost_least_over_the_first_batches():
         ({"slots": 5}, "data.slots is 5.*even"),
         ({"slots": 0}, "data.slots is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"pairs": "both"}, 'data.pairs is "both".*"same" or "adjacent"'),
+        ({"pairs": "both"}, 'data.pairs is "both".*"same", "adjacent"'),
     ],
 )
 def test_a_field_that_cannot_work_is_named(changes, problem):
@@ -206,3 +206,94 @@ def test_a_shard_must_divide_the_rows_and_a_step_must_exist():
         make(Sentences(50))[-1]
     with pytest.raises(IndexError):
         next(make(Sentences(50)).iterate(3, 2))
+
+
+def test_repeated_words_stand_beside_themselves_in_the_second_view_alone():
+    cache = Sentences(60, lengths=np.full(60, 10))
+    batches = make(cache, pairs="repeat", row_length=4 * MAX_LEN)
+    longer = set()
+    for step, batch in batches.iterate(0, 2 * batches.steps_per_epoch):
+        slots = batch.cls_positions.shape[1]
+        for number, place in enumerate(batch.order[batch.mask]):
+            row, slot = divmod(int(place), slots)
+            mine = batch.segments[row] == slot + 1
+            tokens = batch.tokens[row, mine]
+            index = tokens[0] - 1000
+            np.testing.assert_array_equal(batch.positions[row, mine], np.arange(len(tokens)))
+            np.testing.assert_array_equal(np.unique(tokens[1:]), cache.sentence(index)[1:])
+            assert (np.diff(tokens[1:]) >= 0).all()  # the words keep their order
+            assert (tokens == 1000 + index).sum() == (tokens == 9).sum() == 1  # [CLS], [SEP]
+            if number % 2 == 0:
+                assert len(tokens) == 10
+            else:  # int(0.32 * 8) = 2 words at most
+                longer.add((step, len(tokens)))
+    assert {length for _, length in longer} == {10, 11, 12}
+
+
+def test_repeated_words_are_cut_at_the_longest_sentence_and_differ_between_epochs():
+    cache = Sentences(16, lengths=np.full(16, MAX_LEN - 1))
+    batches = make(cache, pairs="repeat", batch_size=16, repeat_rate=1.0)
+    first, second = batches[0], batches[1]
+    assert max(first.positions.max(), second.positions.max()) == MAX_LEN - 1
+    assert (first.tokens == MAX_LEN - 2).sum() == 32  # every view keeps its [SEP]
+
+    def texts(batch):
+        return {
+            tuple(batch.tokens[row, batch.segments[row] == slot + 1])
+            for row, slot in zip(*divmod(batch.order, 6), strict=True)
+        }
+
+    assert texts(first) != texts(second)
+    assert_same(make(cache, pairs="repeat", batch_size=16, repeat_rate=1.0)[1], second)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_without_pairs_each_sentence_stands_once(views):
+    cache = Sentences(60, views)
+    batches = make(cache, pairs="none", row_length=MAX_LEN)
+    assert batches.num_items == 60
+    seen = []
+    for _, batch in batches.iterate(0, batches.steps_per_epoch):
+        assert len(batch.order) == 8
+        seen += [view for view in read_back(batch, cache) if view is not None]
+    assert sorted(seen) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("views", "pairs"), [(1, "same"), (1, "adjacent"), (1, "repeat"), (2, "same")]
+)
+def test_a_teacher_reads_the_same_sentences_in_its_own_tokens(views, pairs):
+    cache = Sentences(40, views)
+    other = Sentences(40, views, lengths=np.random.default_rng(7).integers(3, MAX_LEN + 1, 40))
+    batches = make(cache, pairs=pairs, teachers=[other], row_multiple=2)
+    plain = make(cache, pairs=pairs, row_multiple=2)
+    for step, batch in batches.iterate(0, batches.steps_per_epoch):
+        assert_same(batch._replace(teacher=()), plain[step])
+        (taught,) = batch.teacher
+        np.testing.assert_array_equal(taught.mask, batch.mask)
+        student = [int(batch.tokens[divmod_cls(batch, place)]) for place in batch.order]
+        teacher = [int(taught.tokens[divmod_cls(taught, place)]) for place in taught.order]
+        assert [a for a, m in zip(student, batch.mask, strict=True) if m] == [
+            a for a, m in zip(teacher, batch.mask, strict=True) if m
+        ]
+        # each distinct sentence lies there once, as the teacher's tokens have it
+        distinct = {token - 1000 for token in teacher[: batch.mask.sum()]}
+        assert (taught.segments > 0).sum() == sum(int(other.lengths[i]) for i in distinct)
+
+
+def divmod_cls(batch, place):
+    """The row and the position of a view's first token."""
+    row, slot = divmod(int(place), batch.cls_positions.shape[1])
+    return row, batch.cls_positions[row, slot]
+
+
+def test_a_batch_and_its_teacher_grow_together():
+    cache = Sentences(400, lengths=np.full(400, 4))
+    lengths = cache.lengths.copy()
+    long_ones = read_back(make(cache)[5], cache)[::2]
+    lengths[long_ones] = MAX_LEN
+    batches = make(cache, slots=8, teachers=[Sentences(400, lengths=lengths)])
+    shapes = {
+        (len(batch.tokens), len(batch.teacher[0].tokens)) for _, batch in batches.iterate(0, 50)
+    }
+    assert shapes == {(2, 1), (8, 8)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jtcse_jax import config as configs
-from jtcse_jax import train
+from jtcse_jax import config_file, train
 from jtcse_jax.config import (
     Architecture,
     Config,
@@ -19,14 +19,14 @@ from jtcse_jax.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    load_config_file,
-    parse,
-    to_json,
 )
+from jtcse_jax.config_file import load_config_file, to_json
 from jtcse_jax.errors import UserError
+from jtcse_jax.stages import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+PIPELINES = [name for name in FILES if name.startswith(("pipeline_", "ablation_"))]
 
 SMALL_FILE = """
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig
@@ -37,6 +37,10 @@ config = Config(
     objective=ObjectiveConfig(name="simcse"),
 )
 """
+
+
+def parse(arguments: list[str]) -> Config:
+    return config_file.parse(Config, "jtcse_jax.train", arguments)
 
 
 @pytest.fixture
@@ -292,6 +296,15 @@ PUBLISHED = {
     "tncse_roberta_base": STAGE_TWO
     | ROBERTA
     | {"objective.name": "tncse", "model.dropout": 0.0175, "model.attention_dropout": 0.0175},
+    "distill_bert_base": {
+        "objective.name": "distill",
+        "objective.temperature": 0.05,
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.schedule": "constant",
+        "data.batch_size": 64,
+        "model.towers": ("runs/jtcse_bert_base#0",),
+    },
+    "distill_roberta_base": {"optimizer.learning_rate": 1e-5, "data.batch_size": 256},
     "simcse_bert_base": STAGE_ONE | BERT | {"optimizer.learning_rate": 3e-5},
     "simcse_roberta_base": STAGE_ONE | {"data.batch_size": 512, "optimizer.learning_rate": 1e-5},
 }
@@ -300,11 +313,19 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_loads_and_says_its_command(name):
     path = ROOT / "configs" / f"{name}.py"
-    config = load_config_file(path)
+    config = load_config_file(path, Pipeline if name in PIPELINES else Config)
     assert config.workdir.startswith(f"runs/{name}")
     assert f"--config configs/{name}.py" in path.read_text() or name == "quickstart"
     for other in re.findall(r"configs/(\w+)\.py", path.read_text()):
         assert other in FILES, f"{name} speaks of {other}, which is not there"
+
+
+@pytest.mark.parametrize("name", ["bert_base", "roberta_base"])
+def test_a_student_learns_from_the_twin_it_starts_from(name):
+    student = load_config_file(ROOT / "configs" / f"distill_{name}.py")
+    twin = load_config_file(ROOT / "configs" / f"jtcse_{name}.py")
+    assert student.objective.teacher == twin.workdir
+    assert student.model.towers == (f"{twin.workdir}#0",)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

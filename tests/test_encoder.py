@@ -2,16 +2,20 @@
 
 import dataclasses
 import string
+import sys
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from transformers import BertTokenizer
 
-from jtcse_jax import encoder, sharding
+from jtcse_jax import bank_encoder, encoder, sharding
+from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Architecture
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoder import Hit, SentenceEncoder
+from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.saved_model import SavedModel
@@ -102,69 +106,187 @@ def test_packed_sentences_equal_lone_ones(embed):
     np.testing.assert_allclose(embed.encode(sentences), lone, atol=2e-5)
 
 
-def test_single_string_and_empty_list(embed):
+def test_single_string_empty_list_and_empty_string(embed):
     sentence = "the cat sees the river ."
     alone = embed.encode(sentence)
     assert alone.shape == (16,)
     np.testing.assert_array_equal(alone, embed.encode([sentence])[0])
-    assert embed.encode([]).shape == (0, 16)
-    assert embed.encode([], normalize=True).dtype == np.float32
+    none = embed.encode([], normalize_embeddings=True, truncate_dim=3)
+    assert none.shape == (0, 3) and none.dtype == np.float32
+    nothing, blank = embed.encode(["", "  "])
+    np.testing.assert_allclose(nothing, blank, atol=1e-6)
+    assert np.linalg.norm(nothing) > 0.1
 
 
-def test_long_sentence_is_cut(embed, model):
+@pytest.mark.parametrize("kind", [tuple, iter, np.array, lambda items: (item for item in items)])
+def test_any_iterable_is_taken(embed, kind):
+    sentences = some_sentences(30)
+    vectors = embed.encode(kind(sentences), batch_size=7)
+    np.testing.assert_allclose(vectors, embed.encode(sentences), atol=2e-5)
+
+
+def test_iterator_is_read_block_by_block(embed, monkeypatch):
+    read, seen = [], []
+    inner = embed.encode_block
+
+    def watched(block, **options):
+        seen.append(len(read))
+        return inner(block, **options)
+
+    monkeypatch.setattr(embed, "encode_block", watched)
+    embed.encode((read.append(1) or sentence for sentence in some_sentences(10)), batch_size=4)
+    assert seen == [4, 8, 10]
+
+
+def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
+    embed = SentenceEncoder.of(model)
     kept = "cat " * (model.max_len - 2)
     np.testing.assert_allclose(embed.encode(kept + "river " * 30), embed.encode(kept), atol=1e-6)
     assert np.abs(embed.encode(kept[4:] + "river") - embed.encode(kept)).max() > 1e-3
+    assert embed.truncated == 1
+    caplog.clear()
+    embed.encode([kept, kept + "dog", "dog", kept + "cat", kept * 9], batch_size=2)
+    assert [record.message for record in caplog.records] == [
+        "3 sentences were longer than max_len tokens and cut."
+    ]
+    assert embed.truncated == 4
 
 
-def test_other_blocks_and_calls_give_the_same_vectors(embed, monkeypatch):
+def test_other_batches_and_calls_give_the_same_vectors(embed, monkeypatch):
     sentences = some_sentences(61)
     expected = embed.encode(sentences)
     for block, rows in ((7, 64), (8192, 2), (23, 1)):
         monkeypatch.setattr(encoder, "BLOCK", block)
-        monkeypatch.setattr(encoder, "ROWS", rows)
+        monkeypatch.setattr(bank_encoder, "ROWS", rows)
         np.testing.assert_allclose(embed.encode(sentences), expected, atol=2e-5)
+        np.testing.assert_allclose(embed.encode(sentences, batch_size=13), expected, atol=2e-5)
 
 
 def test_few_shapes_are_compiled_whatever_is_encoded(model, monkeypatch):
-    monkeypatch.setattr(encoder, "ROWS", 8)
-    fresh = dataclasses.replace(model, bank=dataclasses.replace(model.bank, dropout=0.5))
-    embed = SentenceEncoder.of(fresh)
-    before = encoder.embed._cache_size()
-    for count, longest in ((1, 3), (2, 25), (30, 5), (45, 25), (100, 14), (170, 2), (280, 25)):
-        embed.encode(some_sentences(count, longest))
-    assert 2 <= encoder.embed._cache_size() - before <= 4  # 1, 2, 4 or 8 rows
+    monkeypatch.setattr(bank_encoder, "ROWS", 16)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    bank = dataclasses.replace(model.bank, dropout=0.5)  # a bank of its own in the cache
+    one = BankEncoder(bank, model.params, model.tokenizer, model.max_len, mesh)
+    embed = SentenceEncoder([one])
+    before = bank_encoder.embed._cache_size()
+    for count, longest in ((1, 3), (2, 25), (30, 5), (45, 25), (100, 14), (170, 2), (500, 25)):
+        for batch_size in (None, 37):
+            embed.encode(some_sentences(count, longest), batch_size=batch_size)
+    assert bank_encoder.embed._cache_size() - before == 3  # 1, 4 or 16 rows
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_calls_cover_the_rows_and_waste_little(model, devices):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    one = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
+    for num_rows in [*range(1, 90), 500]:
+        calls = one._calls(num_rows)
+        assert [row for call in calls for row in call][:num_rows] == list(range(num_rows))
+        assert {len(call) for call in calls} <= {devices * each for each in (1, 4, 16, 64)}
+        assert num_rows <= calls[-1].stop <= max(2 * num_rows, devices)
+        assert len(calls) <= 6 + num_rows // (64 * devices)
 
 
 @pytest.mark.parametrize("tower_devices", [1, 2])
-def test_eight_devices_equal_one(embed, model, tower_devices):
+def test_eight_devices_equal_one(model, tower_devices):
     mesh = sharding.make_mesh(tower_devices)
     assert mesh.size == 8
     bank = dataclasses.replace(model.bank, mesh=mesh)
-    spread = SentenceEncoder(bank, model.params, model.tokenizer, model.max_len)
+    spread = BankEncoder(bank, model.params, model.tokenizer, model.max_len)
     assert spread.mesh is mesh
+    lone = sharding.make_mesh(devices=jax.devices()[:1])
+    one = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, lone)
     sentences = some_sentences(90)
-    np.testing.assert_allclose(spread.encode(sentences), embed.encode(sentences), atol=2e-5)
+    vectors = SentenceEncoder([spread]).encode(sentences)
+    np.testing.assert_allclose(vectors, SentenceEncoder([one]).encode(sentences), atol=2e-5)
+
+
+def test_loaded_model_uses_all_local_devices(model, embed):
+    (bank,) = embed.banks
+    assert bank.mesh.size == 8 == jax.local_device_count()
+    leaf = jax.tree.leaves(bank.params)[0]
+    assert len(leaf.devices()) == 8  # copied there once, not at every call
 
 
 def test_devices_that_divide_no_power_of_two(embed, model, monkeypatch):
-    monkeypatch.setattr(encoder, "ROWS", 4)
+    monkeypatch.setattr(bank_encoder, "ROWS", 4)
     mesh = sharding.make_mesh(devices=jax.devices()[:3])
-    spread = SentenceEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
+    spread = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
     sentences = some_sentences(70)
-    np.testing.assert_allclose(spread.encode(sentences), embed.encode(sentences), atol=2e-5)
+    vectors = SentenceEncoder([spread]).encode(sentences)
+    np.testing.assert_allclose(vectors, embed.encode(sentences), atol=2e-5)
 
 
-def test_normalized_vectors_have_length_one(embed):
+def test_ensemble_is_the_weighted_sum_of_raw_vectors(model):
+    """The second member has its own words, pooling and length."""
+    second = tiny_model(1, pooling="mean", max_len=9)
+    entries = [*SPECIAL, *reversed(ENTRIES[len(SPECIAL) :])]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    second = dataclasses.replace(second, tokenizer=BertTokenizer(vocab=vocabulary))
+    sentences = some_sentences(40)
+    parts = [SentenceEncoder.of(each).encode(sentences) for each in (model, second)]
+    mix = SentenceEncoder.of((Member(0.3, model), Member(0.7, second)))
+    vectors = mix.encode(sentences)
+    np.testing.assert_allclose(vectors, 0.3 * parts[0] + 0.7 * parts[1], atol=2e-5)
+    cut = {len(sentence.split()) > 7 for sentence in sentences}
+    assert cut == {True, False}
+    assert mix.truncated == sum(len(sentence.split()) > 7 for sentence in sentences)
+
+
+def test_normalized_and_truncated_vectors(embed):
     sentences = some_sentences(9)
-    raw, scaled = embed.encode(sentences), embed.encode(sentences, normalize=True)
+    raw, scaled = embed.encode(sentences), embed.encode(sentences, normalize_embeddings=True)
     lengths = np.sqrt((raw**2).sum(axis=1))
     assert np.abs(lengths - 1).min() > 0.1
     np.testing.assert_allclose(scaled, raw / lengths[:, None], rtol=1e-5)
+    np.testing.assert_array_equal(embed.encode(sentences, truncate_dim=5), raw[:, :5])
+    both = embed.encode(sentences[0], truncate_dim=5, normalize_embeddings=True)
+    np.testing.assert_allclose(both, raw[0, :5] / np.sqrt((raw[0, :5] ** 2).sum()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sentences", ["the cat", ["the cat", "dog"]])
+def test_output_of_other_libraries(embed, sentences):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    expected = embed.encode(sentences)
+    for output, kind in (("jax", jax.Array), ("torch", torch.Tensor)):
+        vectors = embed.encode(sentences, output=output)
+        assert isinstance(vectors, kind) and vectors.shape == expected.shape
+        np.testing.assert_array_equal(np.asarray(vectors), expected)
+
+
+def test_output_of_a_library_that_is_absent_is_refused(embed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="the package torch: pip install torch"):
+        embed.encode("the cat", output="torch")
+
+
+@pytest.mark.parametrize(
+    "option", [{"truncate_dim": 0}, {"truncate_dim": 17}, {"batch_size": 0}, {"output": "list"}]
+)
+def test_option_out_of_range_is_named(embed, option):
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"{name} = {value!r}: "):
+        embed.encode(["the cat"], **option)
+
+
+def test_progress_is_told_on_stderr(embed, capsys):
+    embed.encode(some_sentences(50), show_progress_bar=True, batch_size=10)
+    said = capsys.readouterr()
+    assert "50/50" in said.err and "sentences/s" in said.err and not said.out
+    embed.encode(some_sentences(5, longest=3))
+    assert not capsys.readouterr().err
+
+
+def test_progress_is_told_after_every_call_of_the_model(model, monkeypatch):
+    monkeypatch.setattr(bank_encoder, "ROWS", 1)
+    mix = SentenceEncoder.of((Member(0.5, model), Member(0.5, model)))
+    done = []
+    mix.encode_block(some_sentences(200), done=done.append)
+    assert len(done) > 4 and sum(done) == pytest.approx(200)
 
 
 def test_similarity_is_the_cosine_of_every_pair(embed):
-    first, second = embed.encode(some_sentences(3)), embed.encode(some_sentences(5))
+    first, second = embed.encode(some_sentences(3)), embed.encode(some_sentences(5, longest=3))
     expected = [
         [np.dot(x, y) / (np.linalg.norm(x) * np.linalg.norm(y)) for y in second] for x in first
     ]
@@ -173,8 +295,78 @@ def test_similarity_is_the_cosine_of_every_pair(embed):
     assert embed.similarity(np.zeros(16), first).tolist() == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["nested"]])
-def test_what_is_no_string_is_refused(embed, wrong):
-    with pytest.raises(UserError, match="encode takes strings, and got ") as error:
-        embed.encode(["the cat", wrong])
-    assert repr(wrong) in str(error.value)
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["nested"], ("a", "pair")])
+def test_what_is_no_string_is_refused_and_its_index_named(embed, wrong):
+    with pytest.raises(UserError) as error:
+        embed.encode(["the cat"] * 5 + [wrong], batch_size=2)
+    assert f"encode takes strings, and got {wrong!r} as sentence 5." in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_what_is_no_list_is_refused(embed, wrong):
+    with pytest.raises(UserError, match=f"encode takes strings, and got {wrong}"):
+        embed.encode(wrong)
+
+
+def test_text_that_is_no_unicode_is_refused(embed):
+    with pytest.raises(UserError, match="no valid Unicode"):
+        embed.encode(["the cat", "half a pair: \ud800"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(model, bad):
+    params = jax.tree.map(np.array, model.params)
+    params["layers"][0]["output"]["kernel"][1, 3, 2] = bad
+    with pytest.raises(UserError, match=r"tiny: layers\.0\.output\.kernel of tower 1 has values"):
+        SentenceEncoder.of(dataclasses.replace(model, params=params))
+
+
+def test_length_without_room_for_a_token_is_refused(model):
+    with pytest.raises(UserError, match="max_len = 2: this tokenizer needs at least 3"):
+        SentenceEncoder.of(dataclasses.replace(model, max_len=2))
+
+
+def test_tokenizer_without_special_tokens_is_refused(model):
+    bare = BertTokenizer(vocab=dict(model.tokenizer.get_vocab()))
+    bare.backend_tokenizer.post_processor = tokenizers.processors.Sequence([])
+    with pytest.raises(UserError, match="adds no special tokens"):
+        SentenceEncoder.of(dataclasses.replace(model, tokenizer=bare))
+
+
+def test_search_gives_the_sentences_in_order_of_cosine(embed):
+    corpus, more, queries = some_sentences(20), some_sentences(15, 9), some_sentences(4, 6)
+    embed.build_index(corpus)
+    embed.add_to_index(more)
+    embed.add_to_index("the old river")
+    whole = [*corpus, *more, "the old river"]
+    cosines = embed.similarity(embed.encode(queries), embed.encode(whole))
+    found = embed.search(queries, top_k=7)
+    assert [len(hits) for hits in found] == [7] * 4
+    for row, hits in zip(cosines, found, strict=True):
+        best = np.sort(row)[::-1][:7]
+        np.testing.assert_allclose([hit.score for hit in hits], best, atol=1e-5)
+        for hit in hits:
+            assert hit.sentence == whole[hit.index]
+            assert row[hit.index] == pytest.approx(hit.score, abs=1e-5)
+    lone = embed.search(queries[0], top_k=7)
+    assert [hit.index for hit in lone] == [hit.index for hit in found[0]]
+    assert len(embed.search("cat")) == 5 and len(embed.search("cat", 99)) == 36
+    assert embed.search("the old river", 1)[0] == Hit(35, "the old river", pytest.approx(1))
+    assert found[0][3].score - found[0][4].score > 1e-5
+    between = (found[0][3].score + found[0][4].score) / 2
+    assert embed.search(queries[0], 7, threshold=between) == lone[:4]
+    embed.build_index(["dog"])
+    assert [hit.sentence for hit in embed.search("cat")] == ["dog"]
+
+
+def test_search_needs_an_index_and_a_number(model):
+    embed = SentenceEncoder.of(model)
+    for call in (embed.search, embed.add_to_index):
+        with pytest.raises(UserError, match="call build_index first"):
+            call("cat")
+    with pytest.raises(UserError, match="backend = 'fast': choose exact or faiss"):
+        embed.build_index(["cat"], backend="fast")
+    embed.build_index([])
+    assert embed.search("cat") == []
+    with pytest.raises(UserError, match="top_k = 0"):
+        embed.search("cat", top_k=0)

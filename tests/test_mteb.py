@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_encoder import some_sentences, tiny_model
 
-from jtcse_jax import saved_model
+from jtcse_jax import exported
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.evaluation.sts import Pairs, cosine_scores, spearman
 
@@ -13,7 +13,7 @@ from jtcse_jax.evaluation.sts import Pairs, cosine_scores, spearman
 def test_mteb_scores_an_exported_tower_as_we_do(tmp_path):
     mteb = pytest.importorskip("mteb", reason="mteb is not installed (requirements-dev.txt)")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    saved_model.export(tiny_model(1), tmp_path / "out")
+    exported.export(tiny_model(1), tmp_path / "out")
     encoder = SentenceEncoder.load(tmp_path / "out")
     sentences = some_sentences(80)
     pairs = Pairs(sentences[:40], sentences[40:], np.zeros(40))

@@ -19,7 +19,7 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.train import train
+from jtcse_jax.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -187,7 +187,7 @@ def run_in_process(code: str, **environment: str) -> subprocess.Popen:
 RUN = """
 from pathlib import Path
 from runs import tiny_config
-from jtcse_jax.train import set_up_jax, train
+from jtcse_jax.trainer import set_up_jax, train
 config = tiny_config(Path({folder!r}), max_steps={max_steps}, **{fields})
 set_up_jax(config)
 train(config)

@@ -6,18 +6,16 @@ the whole batch from the cached lengths and fills only its own rows.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from jtcse_jax.batch import Batch
-from jtcse_jax.data.packing import Packing, fill, pack
 from jtcse_jax.data.tokens import TokenCache
+from jtcse_jax.data.views import Plan, Views
 from jtcse_jax.errors import UserError
 
-_VIEWS = 2
 _MEASURED_BATCHES = 256
 _READ_THREADS = 2
 _READ_AHEAD = 8
@@ -26,19 +24,19 @@ _READ_AHEAD = 8
 class PackedBatches:
     """The batches of a token cache, each at its step: `batches[step]` is a numpy `Batch`.
 
-    An item is a sentence with its two views, which always share a row. In a cache of pairs
-    item i is the pair (2i, 2i + 1). In a cache of single sentences it is (i, i), one sentence
-    read twice (`pairs="same"`), or (i, i + 1), neighbours in the text (`pairs="adjacent"`).
+    An item is a sentence with its views, which share a row; `data.views` says what they are.
     Each epoch visits every item once; its last batch may be partial: the views it lacks have
-    `mask` False and point to slot 0.
+    `mask` False and point to slot 0. A teacher's caches hold the same sentences in the tokens of
+    its members; their rows come with the batch, as `Batch.teacher`.
 
-    A batch has `usual_rows` rows, or `most_rows` where that is too few: two shapes at most.
+    The batch and each teacher's rows have a usual number of rows; where one is too small, all
+    take the number that always fits, one item a row: two shapes at most.
 
     Attributes:
         num_items: items of an epoch.
         steps_per_epoch: batches of an epoch, the partial one included.
         usual_rows: rows (of all shards) of nearly all batches, measured by packing.
-        most_rows: rows (of all shards) that hold any batch, one pair a row.
+        most_rows: rows (of all shards) that hold any batch.
     """
 
     num_items: int
@@ -54,37 +52,49 @@ class PackedBatches:
         row_length: int,
         slots: int,
         seed: int,
-        pairs: Literal["same", "adjacent"] = "same",
+        pairs: str = "same",
+        repeat_rate: float = 0.32,
         row_multiple: int = 1,
         shard: tuple[int, int] = (0, 1),
+        teachers: Sequence[TokenCache] = (),
     ):
-        """Checks the fields and measures `usual_rows`.
+        """Checks the fields and measures the usual rows.
 
         Args:
             cache: the tokenised sentences.
             batch_size: items in a batch, over all shards.
-            row_length: tokens a row holds, at least two sentences of the cache's `max_len`.
+            row_length: tokens a row holds, at least the views of an item at the cache's
+                `max_len`.
             slots: sentences a row holds, even.
-            seed: of the shuffling, 0 to 2**32 - 1.
-            pairs: what the second view is where the cache has single sentences.
+            seed: of the shuffling and of repeated words, 0 to 2**32 - 1.
+            pairs: what the views of an item are, see `data.views`.
+            repeat_rate: largest share of repeated words where `pairs` is "repeat".
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
             shard: (index, count): the row arrays hold the index-th of count equal runs of
                 rows; `order` and `mask` stay those of the whole batch.
+            teachers: the same text in the tokens of each member of a teacher.
 
         Raises:
             UserError: a field that cannot work, by its name in the config.
             ValueError: a shard that is none, or a count that does not divide `row_multiple`.
         """
-        self.num_items = _count_items(cache, pairs)
-        _check_fields(cache, batch_size, row_length, slots, seed, self.num_items)
         index, count = shard
         if not 0 <= index < count or row_multiple % count:
             raise ValueError(f"shard {shard} does not divide rows in multiples of {row_multiple}")
-        self._cache = cache
+        self._views = [
+            Views(
+                each,
+                row_length=row_length,
+                slots=slots,
+                pairs=pairs,
+                repeat_rate=repeat_rate,
+                once=number > 0,
+            )
+            for number, each in enumerate((cache, *teachers))
+        ]
+        self.num_items = self._views[0].num_items
+        _check_fields(self._views, batch_size, seed)
         self._batch_size = batch_size
-        self._row_length = row_length
-        self._slots = slots
-        self._adjacent = pairs == "adjacent"
         self._shard = shard
         self._items = (
             grain.MapDataset.range(self.num_items)
@@ -93,10 +103,14 @@ class PackedBatches:
             .batch(batch_size, drop_remainder=False, batch_fn=np.array)
             .repeat()
         )
-        self._batches = self._items.map(self._pack_batch)
+        # A generator for each step: repeated words differ from epoch to epoch.
+        self._batches = self._items.random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
         self.most_rows = _round_up(batch_size, row_multiple)
-        self.usual_rows = min(_round_up(self._measure_rows(), row_multiple), self.most_rows)
+        self._usual_rows = [
+            min(_round_up(rows, row_multiple), self.most_rows) for rows in self._measure_rows()
+        ]
+        self.usual_rows = self._usual_rows[0]
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, from 0; any step at any time, epoch after epoch."""
@@ -115,82 +129,54 @@ class PackedBatches:
         ahead = self._batches.slice(slice(start_step, stop_step)).to_iter_dataset(options)
         yield from zip(range(start_step, stop_step), ahead, strict=True)
 
-    def _measure_rows(self) -> int:
-        """The row count with the least expected work over the first batches.
+    def _measure_rows(self) -> list[int]:
+        """The row counts with the least expected work over the first batches.
 
-        A batch costs its rows: `usual` of them if it fits, else `most_rows`. Too small a usual
+        A batch costs its rows: the usual ones if it fits, else `most_rows`. Too small a usual
         count sends many batches to the large shape, too large a one wastes rows in all.
         """
         measured = min(_MEASURED_BATCHES, self.steps_per_epoch)
-        rows = np.sort([self._plan(self._items[step])[2].num_rows for step in range(measured)])
+        rng = np.random.default_rng(0)
+        plans = [self._plan(self._items[step], rng) for step in range(measured)]
         share_fitting = np.arange(1, measured + 1) / measured
-        work = share_fitting * rows + (1 - share_fitting) * self.most_rows
-        return int(rows[work.argmin()])
+        usual = []
+        for every in zip(*plans, strict=True):
+            rows = np.sort([plan.packing.num_rows for plan in every])
+            work = share_fitting * rows + (1 - share_fitting) * self.most_rows
+            usual.append(int(rows[work.argmin()]))
+        return usual
 
-    def _plan(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, Packing]:
-        """The cached sentence of each view [2 * len(items)], their lengths, their packing."""
-        if self._cache.views == _VIEWS:
-            sentences = items[:, None] * _VIEWS + (0, 1)
-        else:
-            sentences = items[:, None] + (0, int(self._adjacent))
-        sentences = sentences.reshape(-1)
-        lengths = self._cache.lengths[sentences]
-        return sentences, lengths, pack(lengths, self._row_length, self._slots, group=_VIEWS)
+    def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[Plan]:
+        return [views.plan(items, rng) for views in self._views]
 
-    def _pack_batch(self, items: np.ndarray) -> Batch:
-        sentences, lengths, packing = self._plan(items)
-        num_rows = self.usual_rows if packing.num_rows <= self.usual_rows else self.most_rows
-        index, count = self._shard
-        tokens, positions, segments, cls_positions = fill(
-            packing,
-            lambda view: self._cache.sentence(sentences[view]),
-            lengths,
-            num_rows,
-            self._row_length,
-            self._slots,
-            self._cache.pad_id,
-            range(index * num_rows // count, (index + 1) * num_rows // count),
+    def _pack_batch(self, items: np.ndarray, rng: np.random.Generator) -> Batch:
+        plans = self._plan(items, rng)
+        fits = all(
+            plan.packing.num_rows <= usual
+            for plan, usual in zip(plans, self._usual_rows, strict=True)
         )
-        order = np.zeros(_VIEWS * self._batch_size, np.int32)
-        order[: len(sentences)] = packing.order
-        mask = np.arange(len(order)) < len(sentences)
-        return Batch(tokens, positions, segments, cls_positions, order, mask)
+        index, count = self._shard
+        batches = []
+        for views, plan, usual in zip(self._views, plans, self._usual_rows, strict=True):
+            rows = usual if fits else self.most_rows
+            mine = range(index * rows // count, (index + 1) * rows // count)
+            batches.append(views.fill(plan, rows, mine, self._batch_size))
+        return batches[0]._replace(teacher=tuple(batches[1:]))
 
 
-def _count_items(cache: TokenCache, pairs: str) -> int:
-    if pairs not in ("same", "adjacent"):
-        raise UserError(f'data.pairs is "{pairs}"; it must be "same" or "adjacent"')
-    if cache.views == _VIEWS:
-        if pairs == "adjacent":
-            raise UserError(
-                f'data.pairs = "adjacent" is for single sentences, but {cache.stats["source"]} '
-                'holds pairs; leave it at "same"'
-            )
-        return len(cache) // _VIEWS
-    return len(cache) - (pairs == "adjacent")
-
-
-def _check_fields(
-    cache: TokenCache, batch_size: int, row_length: int, slots: int, seed: int, num_items: int
-) -> None:
+def _check_fields(views: list[Views], batch_size: int, seed: int) -> None:
+    source, num_items = views[0].source, views[0].num_items
     if batch_size < 1:
         raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
     if num_items < batch_size:
         raise UserError(
-            f"{cache.stats['source']} gives {num_items} sentences, fewer than one batch: lower "
+            f"{source} gives {num_items} sentences, fewer than one batch: lower "
             f"data.batch_size from {batch_size} or give more text"
-        )
-    if row_length < _VIEWS * cache.max_len:
-        raise UserError(
-            f"data.row_length is {row_length}; a row must hold both views of a sentence, at "
-            f"least 2 * data.max_len = {_VIEWS * cache.max_len} tokens"
-        )
-    if slots < _VIEWS or slots % _VIEWS:
-        raise UserError(
-            f"data.slots is {slots}; it must be even and at least 2, for whole pairs share a row"
         )
     if not 0 <= seed < 2**32:
         raise UserError(f"the data seed is {seed}; it must be from 0 to 2**32 - 1")
+    if any(each.num_items != num_items for each in views):
+        raise ValueError("a teacher's cache holds another text")
 
 
 def _round_up(rows: int, multiple: int) -> int:

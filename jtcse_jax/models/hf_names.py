@@ -34,6 +34,15 @@ INSIDE = {
     "output": "output.dense",
     "output_norm": "output.LayerNorm",
 }
+# The head of masked language modelling; its decoder is the token embedding.
+MLM_HEAD = {
+    "bert": (
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.bias",
+    ),
+    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+}
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # In checkpoints of whole models; `mlp` is the training-only head of SimCSE.
@@ -53,13 +62,18 @@ def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.nda
         name = name.removeprefix(prefix)
         if NOT_OURS.match(name):
             continue
-        for old, new in OLD_ENDINGS.items():
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
+        name = _modern(name)
         if name in named:
             twice.append(f"{name} twice")
         named[name] = value
     return named, twice
+
+
+def _modern(name: str) -> str:
+    for old, new in OLD_ENDINGS.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def misfits(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -95,6 +109,28 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
             node = node.setdefault(parent, {})
         node[last] = np.ascontiguousarray(value.T) if _transposed(path) else value
     return params
+
+
+def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params | None:
+    """The head of masked language modelling, or None where a tensor is absent or misshaped."""
+    renamed = {_modern(name): value for name, value in tensors.items()}
+    dense, norm, bias = MLM_HEAD[architecture.family]
+    size = architecture.hidden_size
+    shapes = {
+        f"{dense}.weight": (size, size),
+        f"{dense}.bias": (size,),
+        f"{norm}.weight": (size,),
+        f"{norm}.bias": (size,),
+        bias: (architecture.vocab_size,),
+    }
+    if misfits({name: renamed[name] for name in shapes if name in renamed}, shapes):
+        return None
+    kernel = np.ascontiguousarray(renamed[f"{dense}.weight"].T)
+    return {
+        "dense": {"kernel": kernel, "bias": renamed[f"{dense}.bias"]},
+        "norm": {"scale": renamed[f"{norm}.weight"], "bias": renamed[f"{norm}.bias"]},
+        "bias": renamed[bias],
+    }
 
 
 def to_tensors(params: Params) -> dict[str, np.ndarray]:

@@ -134,6 +134,15 @@ def read_tower(
     return hf_names.to_tower(tensors, architecture)
 
 
+def read_mlm_head(folder: str | Path, architecture: Architecture) -> Params | None:
+    """The head of masked language modelling beside a tower, as `mlm_head.init` without the axis K.
+
+    None where the folder has none (or only parts of one). Errors as `read_tower`.
+    """
+    tensors = _read_tensors(Path(folder))
+    return hf_names.to_mlm_head(tensors, architecture)
+
+
 def write_tower(
     folder: str | Path, architecture: Architecture, params: Params, tokenizer: Any = None
 ) -> None:

@@ -97,9 +97,7 @@ class Bank:
         cross = self.cross if crossed else None
 
         def tower(params: Params, rows: Batch, key: Array | None) -> TowerOutputs:
-            # One key under vmap would give every tower the same masks, silently.
-            if key is not None:
-                key = jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
+            key = _tower_key(key)
             encoder = self._merge(params)
             main, crossed = encoder(
                 rows.tokens, rows.positions, rows.segments, key=key, cross=cross
@@ -110,6 +108,19 @@ class Bank:
                 pooled=encoder.pool(hidden),
                 crossed=hidden if crossed is main else self._sentence_vectors(crossed, rows),
             )
+
+        return self._map_towers(tower)(params, batch, key)
+
+    def hidden_states(self, params: Params, batch: Batch, *, key: Array | None = None) -> Array:
+        """Last hidden states [K, R, P, D] of every tower's plain stream, in the compute dtype.
+
+        Args as `apply`.
+        """
+
+        def tower(params: Params, rows: Batch, key: Array | None) -> Array:
+            key = _tower_key(key)
+            encoder = self._merge(params)
+            return encoder(rows.tokens, rows.positions, rows.segments, key=key)[0]
 
         return self._map_towers(tower)(params, batch, key)
 
@@ -165,6 +176,11 @@ class Bank:
         return nnx.merge(graphdef, state)
 
 
+def _tower_key(key: Array | None) -> Array | None:
+    """The tower's own key: one key under vmap would give all towers the same masks, silently."""
+    return None if key is None else jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
+
+
 def to_params(encoder: Encoder) -> Params:
     """The encoder's parameters as a nested dictionary of arrays."""
     return nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
@@ -177,7 +193,8 @@ def sum_towers(hidden: Array) -> Array:
 
 def stack(towers: list[Params]) -> Params:
     """A bank's parameters from those of its towers."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *towers)
+    # On the host: jnp.stack would compile once for every shape.
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *towers)
 
 
 def unstack(params: Params) -> list[Params]:

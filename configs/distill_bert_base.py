@@ -1,0 +1,19 @@
+"""JTCSE-D on BERT: the twin of `configs/jtcse_bert_base.py` distilled into one tower.
+
+    python -m jtcse_jax.train --config configs/distill_bert_base.py --data.source TEXT \\
+        --data.dev STSB
+
+The student starts from the twin's first tower. The authors' loss is not public; this one is
+NCE(student, student) + NCE(student, teacher). The teacher may be an ensemble (JTCSE-UC, learning
+rate 1.5e-5): name its JSON file, `--objective.teacher uc.json`.
+"""
+
+from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+
+config = Config(
+    workdir="runs/distill_bert_base",
+    model=ModelConfig(towers=("runs/jtcse_bert_base#0",), compute_dtype="bfloat16"),
+    data=DataConfig(max_len=64, batch_size=64),
+    objective=ObjectiveConfig(name="distill", teacher="runs/jtcse_bert_base"),
+    optimizer=OptimizerConfig(learning_rate=1e-5),
+)

@@ -1,0 +1,48 @@
+"""The published recipe on BERT-base: two SimCSE towers, JTCSE, distillation (arXiv 2505.02366).
+
+    python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
+        --dev STSB --sts STS
+
+The authors train the first two stages on round-trip translations, one language a tower:
+`--stages.tower-a.data.source rtt_fr.tsv --stages.tower-b.data.source rtt_ru.tsv` (made by
+`python -m jtcse_jax.augment back-translate`). Without them both towers take TEXT, and the second
+repeats words.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from jtcse_jax.config import Config
+from jtcse_jax.config_file import load_config_file
+from jtcse_jax.stages import Pipeline
+
+
+def stage(name: str) -> Config:
+    return load_config_file(Path(__file__).with_name(f"{name}.py"))
+
+
+def starting_from(config: Config, *towers: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, towers=towers))
+
+
+tower_a = stage("simcse_bert_base")
+tower_b = dataclasses.replace(
+    tower_a,
+    data=dataclasses.replace(tower_a.data, pairs="repeat"),
+    optimizer=dataclasses.replace(tower_a.optimizer, learning_rate=2e-5),
+    seed=43,
+)
+student = stage("distill_bert_base")
+
+config = Pipeline(
+    workdir="runs/pipeline_bert_base",
+    stages={
+        "tower_a": tower_a,
+        "tower_b": tower_b,
+        "jtcse": starting_from(stage("jtcse_bert_base"), "tower_a", "tower_b"),
+        "distilled": dataclasses.replace(
+            starting_from(student, "jtcse#0"),
+            objective=dataclasses.replace(student.objective, teacher="jtcse"),
+        ),
+    },
+)

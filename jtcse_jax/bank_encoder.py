@@ -1,0 +1,169 @@
+"""One bank as an encoder: tokenises sentences, packs them into rows, runs the towers, sums them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tokenizers
+from jax import Array
+from jax.sharding import Mesh
+
+from jtcse_jax import sharding
+from jtcse_jax.batch import Batch
+from jtcse_jax.data.packing import Packing, fill, pack
+from jtcse_jax.errors import UserError
+from jtcse_jax.models.towers import Bank, Params, sum_towers
+from jtcse_jax.saved_model import SavedModel
+
+ROW_LENGTH = 128  # tokens in a row, unless sentences can be longer
+ROWS = 64  # most rows of a device in a call of the model
+
+
+class Encoded(NamedTuple):
+    """What a bank makes of n sentences."""
+
+    vectors: np.ndarray  #: [n, D] float32, the sum of the towers' vectors, not scaled
+    cut: np.ndarray  #: [n] bool, True where a sentence was longer than `max_len`
+
+
+class BankEncoder:
+    """A bank of towers, its tokenizer, and the devices it runs on.
+
+    A call of the model has 1, 4, 16 or 64 rows for each device, so that no more than four shapes
+    are ever compiled, whatever the sentences.
+    """
+
+    def __init__(
+        self, bank: Bank, params: Params, tokenizer: Any, max_len: int, mesh: Mesh | None = None
+    ):
+        """Takes the parameters as they are: host arrays, or already on the devices of `mesh`.
+
+        Args:
+          bank: the towers' shape.
+          params: leaves [K, ...].
+          tokenizer: a fast transformers tokenizer; it is not changed.
+          max_len: longest sentence in tokens, special tokens included.
+          mesh: where it runs, rows over the data axis; by default the bank's own mesh, or all
+            devices of this process.
+        Raises:
+          UserError: a `max_len` that leaves no room for a token.
+        """
+        self.bank = bank
+        self.params = params
+        self.max_len = max_len
+        self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
+        self._tokenizer = _truncating(tokenizer, max_len)
+        self._row_length = max(ROW_LENGTH, max_len)
+        self._slots = self._row_length // 4
+
+    @classmethod
+    def of(cls, model: SavedModel) -> "BankEncoder":
+        """The encoder of a loaded model, its parameters copied to every device once.
+
+        Raises UserError where a parameter is NaN or infinite, naming it.
+        """
+        _check_finite(model)
+        encoder = cls(model.bank, model.params, model.tokenizer, model.max_len)
+        shardings = sharding.tower_shardings(encoder.mesh, model.params)
+        encoder.params = jax.device_put(model.params, shardings)
+        return encoder
+
+    @property
+    def width(self) -> int:
+        """Components of a vector."""
+        return self.bank.architecture.hidden_size
+
+    def encode(
+        self, sentences: Sequence[str], done: Callable[[int], None] = lambda count: None
+    ) -> Encoded:
+        """The vectors of sentences in their order, all packed together; "" is one like others.
+
+        `done` is told after each call of the model how many more are finished. Raises UserError
+        for a string that is no valid Unicode.
+        """
+        tokens, cut = self._tokenize(sentences)
+        lengths = np.array([len(ids) for ids in tokens])
+        packing = pack(lengths, self._row_length, self._slots)
+        vectors = np.empty((len(tokens), self.width), np.float32)
+        # All calls are dispatched before the first result is read: the device never waits.
+        calls = [
+            (rows, self._embed(packing, tokens, lengths, rows))
+            for rows in self._calls(packing.num_rows)
+        ]
+        for rows, embedded in calls:
+            here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
+            vectors[here] = np.asarray(embedded)[packing.order[here] - rows.start * self._slots]
+            done(len(here))
+        return Encoded(vectors, cut)
+
+    def _tokenize(self, sentences: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        try:
+            encoded = self._tokenizer.encode_batch_fast(sentences)
+        except TypeError as error:  # half a surrogate pair; the tokenizer does not say where
+            raise UserError(f"A sentence is no valid Unicode text ({error}).") from error
+        tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
+        return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
+
+    def _calls(self, num_rows: int) -> list[range]:
+        """The rows of each call: of each device ROWS, or a quarter, a 16th ... if half are used."""
+        shards = self.mesh.shape["data"]
+        calls, start = [], 0
+        while start < num_rows:
+            each = ROWS
+            while each > 1 and each * shards > 2 * (num_rows - start):
+                each = max(1, each // 4)
+            calls.append(range(start, start + each * shards))
+            start = calls[-1].stop
+        return calls
+
+    def _embed(
+        self, packing: Packing, tokens: list[np.ndarray], lengths: np.ndarray, rows: range
+    ) -> Array:
+        arrays = fill(
+            packing,
+            lambda sentence: tokens[sentence],
+            lengths,
+            num_rows=max(rows.stop, packing.num_rows),
+            row_length=self._row_length,
+            slots=self._slots,
+            pad_id=self.bank.architecture.pad_token_id,
+            rows=rows,
+        )
+        every_slot = np.arange(len(rows) * self._slots, dtype=np.int32)
+        batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
+        batch = sharding.place(batch, sharding.batch_shardings(self.mesh))
+        return embed(self.bank, self.mesh, self.params, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def embed(bank: Bank, mesh: Mesh, params: Params, batch: Batch) -> Array:
+    """Sentence embeddings [N, D] float32, without dropout, in the order of `batch.order`."""
+    vectors = sum_towers(bank.apply(params, batch).hidden)
+    return jax.lax.with_sharding_constraint(vectors, sharding.replicated(mesh))
+
+
+def _truncating(tokenizer: Any, max_len: int) -> tokenizers.Tokenizer:
+    """A copy of the tokenizer's Rust half that truncates and never pads."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special = backend.num_special_tokens_to_add(is_pair=False)
+    if not special:  # an empty sentence would have no token, and no sentence a [CLS]
+        raise UserError("The tokenizer adds no special tokens: use the tokenizer of this model.")
+    if max_len <= special:
+        raise UserError(f"max_len = {max_len}: this tokenizer needs at least {special + 1}.")
+    backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
+    backend.no_padding()
+    return backend
+
+
+def _check_finite(model: SavedModel) -> None:
+    for path, leaf in jax.tree.leaves_with_path(model.params):
+        towers = np.asarray(leaf).reshape(len(leaf), -1)
+        bad = np.flatnonzero(~np.isfinite(towers).all(axis=1))
+        if len(bad):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"{model.source}: {name} of tower {bad[0]} has values that are not finite: use "
+                "an earlier step, or fetch the weights again."
+            )

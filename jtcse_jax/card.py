@@ -1,0 +1,147 @@
+"""What is known of a model beside its weights, for the model card of an exported folder.
+
+`jtcse_card.json` keeps all of it, so that an export of an exported folder is the same folder again.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import SCRATCH
+from jtcse_jax.errors import UserError
+from jtcse_jax.models import hf_weights
+from jtcse_jax.saved_model import CHECKPOINTS, SavedModel, read_json
+from jtcse_jax.start import CONFIG
+
+FILE = "jtcse_card.json"
+LOCAL_FIELDS = ("workdir", "cache_dir")  # of a train config: where it ran, of no use elsewhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What an exported folder says beside its weights."""
+
+    name: str = ""  #: on the hub, USER/NAME
+    license: str = ""  #: identifier of the hub, as apache-2.0
+    language: list[str] = field(default_factory=list)  #: codes, as en
+    base_models: list[str] = field(default_factory=list)  #: hub names of what training started from
+    normalize: bool = False  #: sentence-transformers scales the vectors to length 1
+    prompts: dict[str, str] = field(default_factory=dict)  #: text before a sentence, by name
+    step: int | None = None  #: of the training run
+    metrics: dict[str, float] = field(default_factory=dict)  #: measured in training at this step
+    train_config: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)  #: as `evaluate` writes them
+
+
+def read_card(model: SavedModel) -> Card:
+    """What is known of a loaded model; paths of this machine are shortened to their last part.
+
+    Of a workdir its training config and the metrics saved with the step, of an exported folder its
+    `jtcse_card.json`, of a folder of sentence-transformers its normalisation and prompts. Raises
+    UserError for a damaged file among them.
+    """
+    folder = model.folder
+    if folder is None:
+        return Card()
+    if (folder / FILE).is_file():
+        return _from_json(folder / FILE)
+    if (folder / CHECKPOINTS).is_dir():
+        return _of_workdir(folder, model.step)
+    own_name = [model.source] if _is_hub_name(model.source) else []
+    return Card(base_models=own_name, **_sentence_transformers_settings(folder))
+
+
+def read_scores(path: str | Path) -> dict[str, Any]:
+    """What `evaluate --output` wrote, without the place of the model; UserError if it is not."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
+    scores = read_json(path, dict)
+    tasks = scores.get("spearman")
+    if not isinstance(tasks, dict) or not all(
+        isinstance(score, int | float) for score in tasks.values()
+    ):
+        raise UserError(f"--scores {path}: no scores as `evaluate --output` writes them.")
+    return {key: value for key, value in scores.items() if key != "model"}
+
+
+def _from_json(path: Path) -> Card:
+    content, empty = read_json(path, dict), dataclasses.asdict(Card(step=0))
+    wrong = [
+        name
+        for name, value in content.items()
+        if not isinstance(value, type(empty.get(name))) and (name, value) != ("step", None)
+    ]
+    if wrong:
+        raise UserError(f"{path}: not of this version ({', '.join(wrong)}): delete it.")
+    return Card(**content)
+
+
+def _of_workdir(workdir: Path, step: int | None) -> Card:
+    config = read_json(workdir / CONFIG, dict) if (workdir / CONFIG).is_file() else {}
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        metrics = {} if step is None else checkpoints.metrics(step)
+    return Card(
+        base_models=sorted(_base_models(config, {workdir.resolve()})),
+        step=step,
+        metrics=metrics,
+        train_config=_public(config),
+    )
+
+
+def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
+    """Hub names that the towers of a run come from, through workdirs that are still there."""
+    found = set()
+    workdirs = Path(config.get("workdir", "")).parts[:1]
+    for name in config.get("model", {}).get("towers", []):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            # `runs/a` of a run in `runs/b` is a workdir that is gone, not a user of the hub.
+            local = name == SCRATCH or folder.parts[:1] == workdirs
+            found |= {name} if not local and _is_hub_name(name) else set()
+        elif folder.resolve() in seen:
+            continue
+        elif (folder / FILE).is_file():
+            found |= set(_from_json(folder / FILE).base_models)
+        elif (folder / CONFIG).is_file():
+            seen.add(folder.resolve())
+            found |= _base_models(read_json(folder / CONFIG, dict), seen)
+    return found
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name can be one of the hub; a folder of that form must be told before."""
+    if Path(name).expanduser().exists() or name.startswith(hf_weights.PACKAGE):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _public(value: Any) -> Any:
+    """A training config without what only this machine and its user's folders are about."""
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items() if key not in LOCAL_FIELDS}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return Path(value).name
+    return value
+
+
+def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
+    settings = {}
+    if (folder / "modules.json").is_file():
+        kinds = [module["type"] for module in read_json(folder / "modules.json", list)]
+        settings["normalize"] = any(kind.endswith(".Normalize") for kind in kinds)
+    path = folder / "config_sentence_transformers.json"
+    if path.is_file():
+        prompts = read_json(path, dict).get("prompts") or {}
+        settings["prompts"] = {name: text for name, text in prompts.items() if text}
+    return settings

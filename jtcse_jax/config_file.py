@@ -1,0 +1,58 @@
+"""Configs from and to files: a Python file, overrides on the command line, JSON in a workdir."""
+
+import argparse
+import dataclasses
+import json
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from jtcse_jax.config import Config
+from jtcse_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:
+    """The command line `--config FILE [--any.field VALUE ...]` as a `kind`.
+
+    Raises UserError for a config file that does not load; the parser exits with the field, the
+    value and the allowed ones when an override is wrong.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, overrides = first.parse_known_args(arguments)
+    default = load_config_file(Path(known.config), kind) if known.config else kind()
+    description = f"{kind.__doc__} --config FILE first, then any field as an override."
+    return tyro.cli(
+        kind,
+        prog=f"python -m {prog}",
+        default=default,
+        args=overrides,
+        description=description,
+    )
+
+
+def load_config_file(path: Path, kind: type[T] = Config) -> T:
+    """The `config` that a Python file binds; UserError if there is none of this kind."""
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file.")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, kind):
+        raise UserError(
+            f"{path}: binds no `config = {kind.__name__}(...)`; see the files in configs/."
+        )
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, as the workdir keeps it."""
+    return json.dumps(dataclasses.asdict(config), indent=2)

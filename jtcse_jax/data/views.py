@@ -1,0 +1,153 @@
+"""The views of a batch's sentences, and the rows they lie in.
+
+| `pairs` | the views of item i |
+|---|---|
+| `same` | sentence i, twice |
+| `adjacent` | sentences i and i + 1 of the text |
+| `repeat` | sentence i, and the same with some words repeated |
+| `none` | sentence i alone |
+
+In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jtcse_jax.batch import Batch
+from jtcse_jax.data.augmentation import repeat_words
+from jtcse_jax.data.packing import Packing, fill, pack
+from jtcse_jax.data.tokens import TokenCache
+from jtcse_jax.errors import UserError
+
+KINDS = ("same", "adjacent", "repeat", "none")
+
+
+class Plan(NamedTuple):
+    """Where each view of a batch lies, before any token is read."""
+
+    sentences: np.ndarray  #: [n] cached sentence of each packed view
+    repeated: dict[int, np.ndarray]  #: token positions of the views whose words are repeated
+    lengths: np.ndarray  #: [n] tokens of each packed view
+    packing: Packing
+    order: np.ndarray  #: [views] int32, the slot of each view; two may share one
+
+
+class Views:
+    """Turns item numbers into packed views.
+
+    Attributes:
+        num_items: items there are.
+        per_item: views of an item, 1 or 2.
+        source: the spec of the text.
+    """
+
+    num_items: int
+    per_item: int
+    source: str
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        *,
+        row_length: int,
+        slots: int,
+        pairs: str = "same",
+        repeat_rate: float = 0.32,
+        once: bool = False,
+    ):
+        """Checks that every batch will fit.
+
+        Args:
+            cache: the tokenised sentences.
+            row_length: tokens a row holds, at least the views of an item.
+            slots: sentences a row holds, a multiple of the views of an item.
+            pairs: see the module.
+            repeat_rate: largest share of repeated words.
+            once: pack each distinct sentence of a batch once, unchanged, and let its views share
+                the slot: for an encoder without dropout. Otherwise the views of an item are
+                packed into one row.
+
+        Raises:
+            UserError: a field that cannot work, by its name in the config.
+        """
+        if pairs not in KINDS:
+            allowed = ", ".join(f'"{kind}"' for kind in KINDS)
+            raise UserError(f'data.pairs is "{pairs}"; it must be one of {allowed}')
+        if cache.views == 2 and pairs in ("adjacent", "repeat"):
+            raise UserError(
+                f'data.pairs = "{pairs}" is for single sentences, but {cache.stats["source"]} '
+                'holds pairs; leave it at "same"'
+            )
+        self.per_item = 1 if pairs == "none" else 2
+        self.source = cache.stats["source"]
+        self._stride = cache.views if self.per_item == 2 else 1
+        self._second = 1 if cache.views == 2 or pairs == "adjacent" else 0
+        self.num_items = len(cache) // self._stride - (pairs == "adjacent")
+        self._repeat_rate = repeat_rate if pairs == "repeat" and not once else None
+        self._cache = cache
+        self._row_length = row_length
+        self._slots = slots
+        self._once = once
+        self._check_row()
+
+    def plan(self, items: np.ndarray, rng: np.random.Generator) -> Plan:
+        """The plan of a batch of items [n]; `rng` draws the repeated words."""
+        offsets = np.array([0, self._second][: self.per_item])
+        sentences = (items[:, None] * self._stride + offsets).reshape(-1)
+        inverse = np.arange(len(sentences))
+        if self._once:
+            sentences, inverse = np.unique(sentences, return_inverse=True)
+        lengths = self._cache.lengths[sentences].astype(np.int64)
+        repeated = {}
+        if self._repeat_rate is not None:
+            for view in range(1, len(sentences), 2):
+                repeated[view] = self._repeat(lengths[view], rng)
+                lengths[view] = len(repeated[view])
+        group = 1 if self._once else self.per_item
+        packing = pack(lengths, self._row_length, self._slots, group=group)
+        return Plan(sentences, repeated, lengths, packing, packing.order[inverse])
+
+    def fill(self, plan: Plan, num_rows: int, rows: range, batch_size: int) -> Batch:
+        """The batch of a plan: `rows` of a grid of `num_rows`, and the order of all views.
+
+        Views that a batch of fewer than `batch_size` items lacks have `mask` False and point to
+        slot 0.
+        """
+        arrays = fill(
+            plan.packing,
+            lambda view: self._read(plan, view),
+            plan.lengths,
+            num_rows,
+            self._row_length,
+            self._slots,
+            self._cache.pad_id,
+            rows,
+        )
+        order = np.zeros(self.per_item * batch_size, np.int32)
+        order[: len(plan.order)] = plan.order
+        return Batch(*arrays, order, np.arange(len(order)) < len(plan.order))
+
+    def _check_row(self) -> None:
+        needed = self.per_item * self._cache.max_len
+        both = "both views of a sentence" if self.per_item == 2 else "a sentence"
+        if self._row_length < needed:
+            factor = "2 * " if self.per_item == 2 else ""
+            raise UserError(
+                f"data.row_length is {self._row_length}; a row must hold {both}, at least "
+                f"{factor}data.max_len = {needed} tokens"
+            )
+        if self._slots < self.per_item or self._slots % self.per_item:
+            raise UserError(
+                f"data.slots is {self._slots}; it must be even and at least 2, for whole pairs "
+                "share a row"
+            )
+
+    def _repeat(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Token positions of a sentence with repeated words, [CLS] and [SEP] left alone."""
+        words = repeat_words(range(1, length - 1), self._repeat_rate, rng)
+        return np.array([0, *words[: self._cache.max_len - 2], length - 1])
+
+    def _read(self, plan: Plan, view: int) -> np.ndarray:
+        tokens = self._cache.sentence(plan.sentences[view])
+        return tokens[plan.repeated[view]] if view in plan.repeated else tokens

@@ -1,0 +1,114 @@
+"""Exported folders: each tower an ordinary Hugging Face folder, the whole a model of
+sentence-transformers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtcse_jax.card import Card, read_card
+from jtcse_jax.errors import UserError
+from jtcse_jax.model_card import write_card
+from jtcse_jax.models import hf_weights
+from jtcse_jax.models.towers import unstack
+from jtcse_jax.saved_model import SavedModel, write_description
+
+MODULE = "sum_of_towers.py"  # copied into the folder of more than one tower
+
+
+def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> None:
+    """Writes a model as a folder that other tools open.
+
+    One tower is `folder` itself: a Hugging Face folder and, with the pooling beside it, a model of
+    sentence-transformers. More are `folder/tower_K`, summed in sentence-transformers by a module of
+    ours that lies in the folder. The folder appears whole or not at all; what a killed process
+    leaves is `.NAME.partial` beside it, which the next export replaces.
+
+    Args:
+      model: what to write; weights are written as float32.
+      folder: new or empty.
+      card: what the model card says; by default what is known of the model.
+    Raises:
+      UserError: the folder is not empty or cannot be written, or the disk is full.
+    """
+    folder = Path(folder).expanduser().absolute()
+    check_new(folder)
+    card = card or read_card(model)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(model, partial, card)
+        partial.rename(folder)  # onto an empty folder too
+    except (OSError, UserError) as error:
+        reason = str(error).replace(str(partial), str(folder))
+        raise UserError(f"--output {folder}: nothing was written: {reason}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(folder: str | Path) -> None:
+    """Raises UserError if something is where an export would go."""
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
+
+
+def _write(model: SavedModel, folder: Path, card: Card) -> None:
+    towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host: nothing to compile
+    names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
+    for name, params in zip(names, towers, strict=True):
+        hf_weights.write_tower(
+            folder / name, model.bank.architecture, params, tokenizer=model.tokenizer
+        )
+        # safetensors lets the owner alone read what it writes.
+        mode = (folder / name / hf_weights.CONFIG).stat().st_mode
+        (folder / name / hf_weights.WEIGHTS).chmod(mode)
+    if len(towers) == 1:
+        modules = _one_tower(folder, model)
+    else:
+        modules = [{"path": "", "type": "sum_of_towers.SumOfTowers"}]
+        shutil.copyfile(Path(__file__).with_name(MODULE), folder / MODULE)
+    if card.normalize:
+        path = f"{len(modules)}_Normalize"
+        (folder / path).mkdir()
+        modules.append({"path": path, "type": "sentence_transformers.models.Normalize"})
+    numbered = [{"idx": number, "name": str(number)} for number in range(len(modules))]
+    _write_json(
+        folder / "modules.json",
+        [number | module for number, module in zip(numbered, modules, strict=True)],
+    )
+    settings = {
+        "prompts": card.prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _write_json(folder / "config_sentence_transformers.json", settings)
+    description = {"towers": names, "pooling": model.bank.pooling, "max_len": model.max_len}
+    write_description(folder, description)
+    write_card(folder, model, card)
+
+
+def _one_tower(folder: Path, model: SavedModel) -> list[dict[str, Any]]:
+    """Writes the pooling and the length; without them sentence-transformers would take the mean."""
+    # The old module paths and keys, which old and new releases read.
+    pooling = {
+        "word_embedding_dimension": model.bank.architecture.hidden_size,
+        "pooling_mode_cls_token": model.bank.pooling == "cls",
+        "pooling_mode_mean_tokens": model.bank.pooling == "mean",
+    }
+    (folder / "1_Pooling").mkdir()
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    lengths = {"max_seq_length": model.max_len, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", lengths)
+    return [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

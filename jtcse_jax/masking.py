@@ -1,0 +1,64 @@
+"""Which tokens a masked language model must guess, drawn inside the step.
+
+Devlin et al. 2019 (arXiv 1810.04805): 15 % of the tokens are chosen; of these 80 % become the
+masking token, 10 % a random token and 10 % stay. [CLS], [SEP] and fillers are never chosen.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens
+
+
+class Masked(NamedTuple):
+    """Rows with M places to guess in each."""
+
+    tokens: Array  #: [R, P] int32, the rows as the model sees them
+    places: Array  #: [R, M] int32, positions in the row
+    targets: Array  #: [R, M] int32, the tokens that stood there
+    chosen: Array  #: [R, M] bool, False where a row has fewer than M places
+
+
+def mask_tokens(
+    tokens: Array, segments: Array, key: Array, *, share: float, mask_id: int, vocab_size: int
+) -> Masked:
+    """Chooses `share` of the words of each row, rounded down but at least one, and hides them.
+
+    A fixed share of each row rather than a coin for each token: M is then a constant, and the
+    vocabulary's logits are computed for those places alone.
+
+    Args:
+      tokens: [R, P] int32.
+      segments: [R, P] int32, as in `Batch`; the first and the last token of a sentence are special.
+      key: of this step.
+      share: of the words, in (0, 1).
+      mask_id: the masking token.
+      vocab_size: random tokens are drawn below it.
+    """
+    choice_key, fate_key, random_key = jax.random.split(key, 3)
+    words = _words(segments)
+    most = max(1, math.floor(share * tokens.shape[1]))
+    # The M words with the highest scores: a random subset.
+    scores = jnp.where(words, jax.random.uniform(choice_key, tokens.shape), -1)
+    _, places = jax.lax.top_k(scores, most)
+    counts = words.sum(axis=1)
+    wanted = jnp.where(counts > 0, jnp.maximum(1, jnp.floor(share * counts)), 0)
+    chosen = jnp.arange(most) < wanted[:, None]
+    targets = jnp.take_along_axis(tokens, places, axis=1)
+    fate = jax.random.uniform(fate_key, places.shape)
+    random = jax.random.randint(random_key, places.shape, 0, vocab_size)
+    hidden = jnp.where(fate < MASKED, mask_id, jnp.where(fate < MASKED + RANDOM, random, targets))
+    hidden = jnp.where(chosen, hidden, targets)
+    shown = jnp.put_along_axis(tokens, places, hidden, axis=1, inplace=False)
+    return Masked(shown, places, targets, chosen)
+
+
+def _words(segments: Array) -> Array:
+    """[R, P] bool: inside a sentence, neither its first nor its last token."""
+    before = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    after = jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]
+    return (segments > 0) & (segments == before) & (segments == after)

@@ -1,0 +1,25 @@
+"""`python -m jtcse_jax.pipeline --config FILE [--any.field VALUE ...]`: the whole recipe."""
+
+import logging
+
+from jtcse_jax import config_file
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.stages import Pipeline, print_table, run
+from jtcse_jax.trainer import is_primary, set_up_jax
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    pipeline = config_file.parse(Pipeline, "jtcse_jax.pipeline")
+    set_up_jax(any(config.deterministic for config in pipeline.stages.values()))
+    if is_primary():
+        logging.getLogger("jtcse_jax").setLevel(logging.INFO)
+    rows = run(pipeline)
+    if is_primary():
+        print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

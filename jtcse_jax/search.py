@@ -1,0 +1,76 @@
+"""`python -m jtcse_jax.search --model PATH --input FILE --query TEXT`: a quick look."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import rich
+import tyro
+from rich.table import Table
+from rich.text import Text
+
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.encoder import Hit, SentenceEncoder
+from jtcse_jax.ensemble import ModelArguments
+from jtcse_jax.errors import UserError, one_line_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ModelArguments):
+    """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
+
+    Without --query, queries are read from standard input, one a line.
+    """
+
+    input: str
+    """Sentences, one a line: a file or glob, plain, .gz or .xz. They are held in memory."""
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to look for; may be given several times."""
+    top_k: int = 5
+    """Most sentences shown for a query."""
+    threshold: float | None = None
+    """Smallest cosine shown; by default none."""
+    backend: Literal["exact", "faiss"] = "exact"
+    """faiss needs the package faiss-cpu."""
+
+
+def search(arguments: Arguments) -> None:
+    """Prints a table for each query. Raises UserError as readers of the model and the text do."""
+    if arguments.top_k < 1:
+        raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
+    sentences = list(open_source(arguments.input).read())
+    encoder = SentenceEncoder.of(arguments.load_members())
+    encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
+    for query in arguments.query or _lines_of_stdin():
+        print_hits(query, encoder.search(query, arguments.top_k, arguments.threshold))
+
+
+def print_hits(query: str, hits: list[Hit]) -> None:
+    """Prints a table: cosine, number of the sentence (from 1, blank lines not counted), text."""
+    table = Table(title=Text(query), title_justify="left")
+    table.add_column("cosine", justify="right", no_wrap=True)
+    table.add_column("number", justify="right", no_wrap=True)
+    table.add_column("sentence", overflow="fold")
+    for hit in hits:
+        # A sentence may look like markup.
+        table.add_row(f"{hit.score:.4f}", str(hit.index + 1), Text(hit.sentence))
+    rich.print(table)
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    for line in sys.stdin:
+        if line.strip():
+            yield line.strip()
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    search(tyro.cli(Arguments, prog="python -m jtcse_jax.search"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The whole recipe: training runs in order, each starting from those before it.
+
+Every stage has its own folder in the workdir. A second start skips what is finished and resumes
+what is not; a stage that fails leaves the folders before it as they are.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich
+import tyro
+from jax.experimental import multihost_utils
+from rich.table import Table
+
+from jtcse_jax import exported, saved_model
+from jtcse_jax.config import Config
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.evaluation.sts import StsTask, evaluate_sts, load_sts
+from jtcse_jax.metrics import JSONL, read_jsonl
+from jtcse_jax.start import open_workdir
+from jtcse_jax.trainer import is_primary, say, train
+
+FINISHED = "finished.json"  # in a stage's folder: its row of the table
+MODEL, SUPERSEDED = "model", "superseded"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Trains sentence encoders in stages, evaluates each and exports the last."""
+
+    workdir: str = "runs/pipeline"
+    """Holds a folder for each stage, and the exported `model`; a second start goes on."""
+    stages: dict[str, Config] = field(default_factory=dict)
+    """Runs by name, in order. In model.towers and objective.teacher the name of an earlier stage
+    (or NAME#K, its tower K) means what that stage trained."""
+    source: str = ""
+    """Text of every stage that names none itself."""
+    dev: str | None = None
+    """Development set of every stage that names none itself; mlm has none."""
+    sts: str | None = None
+    """Folder of the seven STS tasks, scored after every stage but mlm."""
+    seed: int = 0
+    """Added to the seed of every stage."""
+    cache_dir: str | None = None
+    """Where tokenised text is kept, for every stage."""
+    from_stage: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Train again from this stage on; what it and later ones had is moved to `superseded/`."""
+
+    def __post_init__(self):
+        if not self.stages:
+            raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
+        for name in self.stages:
+            if not name.isidentifier() or name in (MODEL, SUPERSEDED):
+                raise UserError(f"stages: {name!r} cannot name a folder here: choose a plain word.")
+        if self.from_stage is not None and self.from_stage not in self.stages:
+            raise UserError(
+                f"--from {self.from_stage}: choose one of the stages {', '.join(self.stages)}."
+            )
+
+
+def run(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Runs what is not finished; returns a row for each stage (see `stage_row`).
+
+    Raises UserError for what the user can mend, with the stage's name.
+    """
+    workdir = Path(pipeline.workdir).expanduser()
+    configs = stage_configs(pipeline)
+    tasks = load_sts(pipeline.sts) if pipeline.sts else []
+    if pipeline.from_stage and is_primary():
+        set_aside(workdir, list(configs), pipeline.from_stage)
+    _wait_for_all("set aside")
+    # Decided by every process before any of them writes.
+    rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
+    _wait_for_all("looked")
+    for name, config in configs.items():
+        try:
+            if rows[name] is None:
+                say(f"--- stage {name}")
+                train(config)
+                rows[name] = _finish(name, config, tasks)
+            else:
+                open_workdir(Path(config.workdir), config, resuming=True, write=False)
+                say(f"--- stage {name}: finished before")
+        except UserError as error:
+            raise UserError(f"stage {name}: {error}") from error
+    if is_primary():
+        _export(workdir, Path(configs[name].workdir))
+    _wait_for_all("exported")
+    return list(rows.values())
+
+
+def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
+    """Each stage's own config, with the pipeline's fields and earlier stages' folders filled in.
+
+    Raises UserError for a stage that names a later stage, or itself.
+    """
+    workdir = Path(pipeline.workdir).expanduser()
+    configs: dict[str, Config] = {}
+
+    def folder_of(name: str) -> str:
+        stage, mark, number = name.partition("#")
+        if stage in configs:
+            return f"{workdir / stage}{mark}{number}"
+        if stage in pipeline.stages:
+            raise UserError(f"stages: {name} is used before it is trained: change their order.")
+        return name
+
+    for name, config in pipeline.stages.items():
+        is_mlm = config.objective.name == "mlm"
+        data = dataclasses.replace(
+            config.data,
+            source=config.data.source or pipeline.source,
+            dev=config.data.dev or (None if is_mlm else pipeline.dev),
+            cache_dir=pipeline.cache_dir or config.data.cache_dir,
+        )
+        teacher = config.objective.teacher
+        configs[name] = dataclasses.replace(
+            config,
+            workdir=str(workdir / name),
+            seed=config.seed + pipeline.seed,
+            data=data,
+            model=dataclasses.replace(
+                config.model, towers=tuple(map(folder_of, config.model.towers))
+            ),
+            objective=dataclasses.replace(config.objective, teacher=teacher and folder_of(teacher)),
+        )
+    return configs
+
+
+def set_aside(workdir: Path, stages: list[str], first: str) -> None:
+    """Moves the folders of `first` and later stages, and the model, to `superseded/N`."""
+    moving = [*stages[stages.index(first) :], MODEL]
+    present = [workdir / name for name in moving if (workdir / name).exists()]
+    if not present:
+        return
+    number = sum(1 for _ in (workdir / SUPERSEDED).glob("*"))
+    target = workdir / SUPERSEDED / str(number)
+    target.mkdir(parents=True)
+    for folder in present:
+        folder.rename(target / folder.name)
+    say(f"{', '.join(folder.name for folder in present)} moved to {target}")
+
+
+def stage_row(name: str, config: Config) -> dict[str, Any]:
+    """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
+
+    `step` is that of the model, `seconds` the training time at the logged speed.
+    """
+    lines = read_jsonl(Path(config.workdir) / JSONL)
+    trained = [line for line in lines if "loss" in line]
+    rate = trained[-1]["sentences_per_second"]
+    scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
+    best = max(filter(None, scores), key=scores.get, default=None)
+    return {
+        "stage": name,
+        "step": trained[-1]["step"] if best is None else best,
+        "seconds": trained[-1]["step"] * config.data.batch_size / rate if rate else None,
+        "sentences_per_second": rate,
+        "dev": None if best is None else 100 * scores[best],
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Prints the rows, the seven tasks where they were scored."""
+    table = Table(caption="Spearman x 100; steps are those of the models")
+    tasks = list(next((row["sts"] for row in rows if row["sts"]), {}))
+    for column in ("stage", "step", "time", "sentences/s", "dev", *tasks):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for row in rows:
+        seconds = row["seconds"]
+        table.add_row(
+            row["stage"],
+            str(row["step"]),
+            "" if seconds is None else f"{seconds / 60:.1f} min",
+            f"{row['sentences_per_second']:.1f}",
+            *(_score(row["dev"]), *(_score(row["sts"].get(task)) for task in tasks)),
+        )
+    rich.print(table)
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _read_finished(folder: Path) -> dict[str, Any] | None:
+    path = folder / FINISHED
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error}): delete it.") from error
+
+
+def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
+    """Evaluates what a stage trained and marks the stage as finished."""
+    row: dict[str, Any] = {"stage": name, "sts": {}}
+    if is_primary():
+        row = stage_row(name, config) | {"sts": {}}
+        if tasks and config.objective.name != "mlm":
+            scores = evaluate_sts(SentenceEncoder.load(config.workdir).encode, tasks)
+            row["sts"] = {task: 100 * score.spearman for task, score in scores.items()}
+        temporary = Path(config.workdir) / f".{FINISHED}.new"
+        temporary.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(Path(config.workdir) / FINISHED)
+    _wait_for_all(f"finished {name}")
+    return row
+
+
+def _export(workdir: Path, last: Path) -> None:
+    folder = workdir / MODEL
+    if not folder.exists():
+        exported.export(saved_model.load(last), folder)
+    say(f"model: {folder}")
+
+
+def _wait_for_all(what: str) -> None:
+    multihost_utils.sync_global_devices(f"pipeline: {what}")

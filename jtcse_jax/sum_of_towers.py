@@ -1,0 +1,139 @@
+"""The sum of several BERT or RoBERTa towers, as a module of sentence-transformers.
+
+An exported folder of two or more towers carries a copy of this file, named in its `modules.json`:
+it imports nothing of the package that wrote it.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoTokenizer
+
+DESCRIPTION = "jtcse.json"
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+class SumOfTowers(torch.nn.Module):
+    """Sentences in, the sum of the towers' sentence vectors out, not normalised."""
+
+    save_in_root = True  # sentence-transformers: save beside modules.json
+
+    def __init__(
+        self,
+        towers: Sequence[torch.nn.Module],
+        tokenizer: Any,
+        *,
+        pooling: str,
+        max_seq_length: int,
+    ):
+        """Takes transformers models of one width that share a tokenizer.
+
+        Args:
+          towers: the models.
+          tokenizer: their transformers tokenizer.
+          pooling: "cls", the last hidden state of the first token, or "mean", over all tokens.
+          max_seq_length: longest sentence in tokens; longer ones are cut.
+        """
+        super().__init__()
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling = {pooling!r}: choose cls or mean")
+        self.towers = torch.nn.ModuleList(towers)
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_seq_length = max_seq_length
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> "SumOfTowers":
+        """The module in an exported folder, or in a hub repository that holds one.
+
+        The arguments are those that sentence-transformers passes; `model_kwargs` go to
+        `AutoModel.from_pretrained` of every tower.
+        """
+        folder = model_name_or_path
+        if not os.path.isdir(folder):
+            folder = snapshot_download(
+                model_name_or_path,
+                revision=revision,
+                token=token,
+                cache_dir=cache_folder,
+                local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+            )
+        folder = os.path.join(folder, subfolder)
+        with open(os.path.join(folder, DESCRIPTION), encoding="utf-8") as file:
+            description = json.load(file)
+        paths = [os.path.join(folder, name) for name in description["towers"]]
+        return cls(
+            [AutoModel.from_pretrained(path, **(model_kwargs or {})) for path in paths],
+            AutoTokenizer.from_pretrained(paths[0]),
+            pooling=description["pooling"],
+            max_seq_length=description["max_len"],
+        )
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Writes what `load` reads."""
+        names = [f"tower_{number}" for number in range(len(self.towers))]
+        for name, tower in zip(names, self.towers, strict=True):
+            path = os.path.join(output_path, name)
+            tower.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+        description = {"towers": names, "pooling": self.pooling, "max_len": self.max_seq_length}
+        with open(os.path.join(output_path, DESCRIPTION), "w", encoding="utf-8") as file:
+            json.dump(description, file, indent=2)
+            file.write("\n")
+
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | None = None, **_: Any
+    ) -> dict[str, torch.Tensor]:
+        """Token ids and masks [n, L] of sentences behind the prompt, padded to the longest."""
+        encoded = self.tokenizer(
+            [(prompt or "") + text for text in inputs],
+            padding=True,
+            truncation=True,
+            max_length=self.max_seq_length,
+            return_tensors="pt",
+        )
+        return dict(encoded)
+
+    def tokenize(self, texts: Sequence[str], **_: Any) -> dict[str, torch.Tensor]:
+        """`preprocess` under its older name."""
+        return self.preprocess(texts)
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """`features` with "sentence_embedding" [n, D] added, in the towers' dtype."""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = {name: features[name] for name in names if name in features}
+        total = 0
+        for tower in self.towers:
+            hidden = tower(**inputs).last_hidden_state
+            total = total + self._pool(hidden, inputs["attention_mask"])
+        features["sentence_embedding"] = total
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """D, the width of the sum."""
+        return self.towers[0].config.hidden_size
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """`get_embedding_dimension` under its older name."""
+        return self.get_embedding_dimension()
+
+    def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = attention_mask[..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)

@@ -1,0 +1,241 @@
+"""One training run, from its config to the saved model."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jtcse_jax import distributed, objectives, saved_model, sharding
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import SCRATCH, Config, ObjectiveConfig
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import METRIC, Development, DevScore
+from jtcse_jax.loop import Loop
+from jtcse_jax.metrics import JSONL, MetricsLog, read_jsonl
+from jtcse_jax.models.towers import Bank, Params
+from jtcse_jax.optimizer import make_optimizer
+from jtcse_jax.start import Start, load_teacher, open_workdir, start_model
+from jtcse_jax.train_step import (
+    TrainState,
+    as_checkpoint,
+    from_checkpoint,
+    init_state,
+    make_train_step,
+)
+
+
+def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
+    """Trains, evaluates and saves one run; called again with the same workdir, resumes it.
+
+    `devices` are those of the mesh, by default all. Raises UserError for what the user can mend,
+    and where a loss is not finite.
+    """
+    if not config.data.source:
+        raise UserError("data.source is not set: give your text, --data.source sentences.txt")
+    workdir = Path(config.workdir).expanduser()
+    source = open_source(config.data.source)
+    dev = Development(config.data.dev) if config.data.dev else None
+    mesh = sharding.make_mesh(config.tower_devices, devices)
+    with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints:
+        resuming = checkpoints.newest_step() is not None
+        open_workdir(workdir, config, resuming=resuming, write=is_primary())
+        start = start_model(config, source, workdir, resuming=resuming)
+        bank = Bank.from_config(config.model, start.architecture, mesh)
+        if not resuming and is_primary():
+            saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
+        teacher, teacher_tokenizers = load_teacher(config, bank, mesh)
+        batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
+        stop = config.max_steps or config.epochs * batches.steps_per_epoch
+        optimizer = make_optimizer(config.optimizer, stop)
+        objective = find_mask_token(config.objective, start.tokenizer)
+        state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
+        first = int(state.step)
+        log = MetricsLog(workdir, start_step=first, write=is_primary())
+        loop = Loop(
+            config=config,
+            mesh=mesh,
+            bank=bank,
+            tokenizer=start.tokenizer,
+            batches=batches,
+            train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
+            checkpoints=checkpoints,
+            dev=dev,
+            log=log,
+            say=say,
+        )
+        say_start(config, batches, mesh, first, stop)
+        if dev is None:
+            say("no data.dev: nothing selects a best step, the newest is kept")
+        elif first == 0:
+            say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {dev.word_overlap()}")
+            loop.evaluate(state, 0)
+        if first >= stop:
+            say(f"already trained for {first} steps; more with --max-steps")
+        else:
+            loop.run(state, first, stop)
+        log.close()
+        say_end(config, checkpoints, dev)
+
+
+def start_state(
+    config: Config,
+    bank: Bank,
+    start: Start,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+) -> tuple[TrainState, TrainState]:
+    """The state on the devices, new or from the newest good checkpoint, and its shardings."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def fresh(towers: Params, head: Params | None = None) -> TrainState:
+        params = objectives.init_params(bank, towers, key, config.objective, head)
+        return init_state(params, optimizer)
+
+    abstract = jax.eval_shape(fresh, bank.abstract())
+    shardings = sharding.tower_shardings(mesh, abstract)
+    if start.towers is not None:
+        towers = sharding.place(start.towers, shardings.params["towers"])
+        head = start.mlm_head
+        if head is not None:
+            head = sharding.place(head, shardings.params["head"])
+        return jax.jit(fresh, out_shardings=shardings)(towers, head), shardings
+    wanted = as_checkpoint(
+        jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            abstract,
+            shardings,
+        )
+    )
+    step, saved = checkpoints.restore(**wanted)
+    say(f"resuming from step {step}")
+    return from_checkpoint(saved), shardings
+
+
+def find_mask_token(objective: ObjectiveConfig, tokenizer: Any) -> ObjectiveConfig:
+    """The objective with the tokenizer's masking token, where it needs one and names none."""
+    if objective.name != "mlm" or objective.mask_token_id is not None:
+        return objective
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            "objective.name = mlm: the tokenizer has no masking token; name one of its ids, "
+            "objective.mask_token_id."
+        )
+    return dataclasses.replace(objective, mask_token_id=tokenizer.mask_token_id)
+
+
+def make_batches(
+    config: Config, source: Source, tokenizers: list[Any], mesh: Mesh
+) -> PackedBatches:
+    """The batches of the run, with this process's rows.
+
+    The first tokenizer is the model's, the others are the teacher's.
+    """
+    data = config.data
+    caches = [
+        tokenize(source, tokenizer, data.max_len, data.cache_dir, progress=is_primary())
+        for tokenizer in tokenizers
+    ]
+    stats = caches[0].stats
+    say(
+        f"text {data.source}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
+        f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
+        "skipped"
+    )
+    return PackedBatches(
+        caches[0],
+        batch_size=data.batch_size,
+        row_length=data.row_length,
+        slots=data.slots,
+        seed=config.seed,
+        pairs=data.pairs,
+        repeat_rate=data.repeat_rate,
+        row_multiple=mesh.shape["data"],
+        shard=sharding.data_shard(mesh),
+        teachers=caches[1:],
+    )
+
+
+def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
+    """Says what is about to run."""
+    devices = mesh.devices
+    others = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
+    negatives = f", {others} negatives an anchor" if others else ""
+    say(
+        f"{config.objective.name}, {len(config.model.towers)} tower(s) in "
+        f"{config.model.compute_dtype} on {devices.size} {devices.flat[0].device_kind} device(s) "
+        f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch in "
+        f"{batches.usual_rows} rows of {config.data.row_length}{negatives}; "
+        f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
+    )
+
+
+def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
+    """Says how the run went, where the model is and how to use it."""
+    workdir = Path(config.workdir).expanduser()
+    lines = read_jsonl(workdir / JSONL)
+    trained = [line for line in lines if "loss" in line]
+    if len(trained) > 1:
+        changes = ", ".join(
+            f"{name} {trained[0][name]:.4g} -> {value:.4g}"
+            for name, value in trained[-1].items()
+            if name not in ("step", "sentences_per_second")
+        )
+        say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
+    step, which = checkpoints.best_step(), "best by dev score"
+    if dev is None or step is None:
+        step, which = checkpoints.newest_step(), "newest"
+    scores = {line["step"]: _dev_score(line) for line in lines if METRIC in line}
+    before, after = scores.get(0), scores.get(step)
+    if dev is not None:
+        say(f"dev Spearman before {before}, step {step} {after}, overlap {dev.word_overlap()}")
+    say(f"model: {workdir}, step {step} ({which}). To use it:")
+    say(f"  {sys.executable} -m jtcse_jax.encode --model {workdir} --input FILE --output V.npy")
+    say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
+    say(f"  {sys.executable} -m jtcse_jax.export --model {workdir} --output FOLDER")
+    if before and after and after.spearman < before.spearman:
+        say(f"The dev score fell, {_why_it_fell(config)}")
+
+
+def _dev_score(line: dict[str, float]) -> DevScore:
+    return DevScore(line[METRIC], line["dev_low"], line["dev_high"])
+
+
+def _why_it_fell(config: Config) -> str:
+    if SCRATCH in config.model.towers:
+        return (
+            "as it does from random weights: a short run learns to tell sentences apart, not what "
+            "they mean. For a useful encoder start from trained towers, as "
+            "configs/quickstart_minilm.py does."
+        )
+    return (
+        "so the towers were better before: try a lower optimizer.learning_rate, or text that is "
+        "more like the dev set."
+    )
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Prints a line, on the primary process alone."""
+    if is_primary():
+        print(line, flush=True)
+
+
+def set_up_jax(deterministic: bool) -> None:
+    """What must be set before anything touches a device; see `Config.deterministic`."""
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    distributed.initialize()

@@ -1,0 +1,410 @@
+"""Exported folders: what is written, what other libraries make of it, and the model card."""
+
+import ast
+import dataclasses
+import filecmp
+import json
+import re
+import resource
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+from runs import largest_difference, tiny_config
+from test_encoder import padded_vectors, some_sentences, tiny_model
+from test_saved_model import relative_files, write_run
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import RobertaTokenizer
+
+from jtcse_jax import export, exported, saved_model
+from jtcse_jax.card import read_card
+from jtcse_jax.config import Architecture, ObjectiveConfig
+from jtcse_jax.config_file import to_json
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.saved_model import SavedModel
+
+SENTENCES = some_sentences(12)
+SCORES = {
+    "model": "/home/someone/secret/run, step 4",
+    "protocol": "Spearman over all pairs",
+    "spearman": {"STS12": 71.5, "STS-B": 80.25, "average": 75.88},
+}
+ALL_OPTIONS = {
+    "normalize": True,
+    "prompts": ("query=the cat ", "empty=a=b"),
+    "license": "apache-2.0",
+    "language": ("en",),
+    "push": None,
+}
+
+
+def roberta_model(num_towers: int = 2, *, pooling: str = "cls") -> SavedModel:
+    """As `tiny_model`, with RoBERTa's positions and a tokenizer of single bytes."""
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    entries = {entry: number for number, entry in enumerate((*special, *ByteLevel.alphabet()))}
+    shape = Architecture(
+        family="roberta",
+        vocab_size=len(entries),
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=24,
+        max_positions=40,
+        type_vocab_size=1,
+        pad_token_id=1,
+    )
+    bank = Bank(shape, num_towers, pooling=pooling)
+    params = jax.tree.map(lambda leaf: 5 * leaf, bank.init(num_towers))
+    return SavedModel(bank, params, RobertaTokenizer(vocab=entries, merges=[]), 24, "tiny")
+
+
+def write_trained_run(folder: Path, model: SavedModel, towers=("scratch", "scratch")) -> Path:
+    """A workdir with its config; its best step is 4."""
+    workdir = write_run(folder / "run", model, {2: 0.3, 4: 0.7, 6: 0.5})
+    config = tiny_config(folder)
+    objective = ObjectiveConfig(name="jtcse" if len(towers) > 1 else "simcse")
+    changed = dataclasses.replace(config.model, towers=towers)
+    config = dataclasses.replace(config, model=changed, objective=objective)
+    (workdir / "train_config.json").write_text(to_json(config))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir of two towers that started from scratch."""
+    return write_trained_run(tmp_path_factory.mktemp("trained"), tiny_model(2))
+
+
+def arguments(model, output, **fields) -> export.Arguments:
+    return export.Arguments(model=str(model), output=str(output), **fields)
+
+
+def header_of(folder: Path) -> dict:
+    card = huggingface_hub.ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    return card.data.to_dict()
+
+
+def assert_same_folders(one: Path, other: Path) -> None:
+    names = relative_files(one)
+    assert names == relative_files(other)
+    _, different, unread = filecmp.cmpfiles(one, other, names, shallow=False)
+    assert (different, unread) == ([], [])
+
+
+@pytest.mark.parametrize(("make", "num_towers"), [(roberta_model, 1), (tiny_model, 2)])
+def test_export_of_an_export_is_the_same_files(tmp_path, make, num_towers):
+    workdir = write_trained_run(tmp_path, make(num_towers, pooling="mean"))
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    options = ALL_OPTIONS | {"scores": str(tmp_path / "scores.json")}
+    export.export(arguments(workdir, tmp_path / "once", **options))
+    export.export(arguments(tmp_path / "once", tmp_path / "twice"))
+    assert_same_folders(tmp_path / "once", tmp_path / "twice")
+    names = relative_files(tmp_path / "once")
+    assert sum(name.name == "model.safetensors" for name in names) == num_towers
+    one, other = (saved_model.load(tmp_path / name) for name in ("run", "once"))
+    assert largest_difference(one.params, other.params) == 0
+    assert (one.bank, one.max_len) == (other.bank, other.max_len)
+    assert one.tokenizer(SENTENCES).input_ids == other.tokenizer(SENTENCES).input_ids
+
+
+def test_files_of_one_tower_and_of_two(tmp_path):
+    exported.export(tiny_model(1), tmp_path / "one")
+    exported.export(tiny_model(2), tmp_path / "two")
+    said = {"README.md", "jtcse_card.json", "config_sentence_transformers.json", "jtcse.json"}
+    said |= {"modules.json"}
+    one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    tower = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert one == said | tower | {"1_Pooling", "sentence_bert_config.json"}
+    modes = {path.stat().st_mode for path in (tmp_path / "one").iterdir() if path.is_file()}
+    assert len(modes) == 1  # safetensors alone would keep the weights from other users
+    assert two == said | {"tower_0", "tower_1", "sum_of_towers.py"}
+    assert {path.name for path in (tmp_path / "two" / "tower_1").iterdir()} == tower
+
+
+def test_copied_module_needs_nothing_of_ours(tmp_path):
+    exported.export(tiny_model(2), tmp_path / "two")
+    copy = (tmp_path / "two" / "sum_of_towers.py").read_text()
+    assert copy == (Path(exported.__file__).parent / "sum_of_towers.py").read_text()
+    imports = [node for node in ast.walk(ast.parse(copy)) if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in imports} == {
+        "collections.abc",
+        "huggingface_hub",
+        "transformers",
+        "typing",
+    }
+
+
+def test_one_tower_of_an_export_is_a_model_itself(tmp_path):
+    twin = tiny_model(2)
+    exported.export(twin, tmp_path / "out")
+    parts = [
+        SentenceEncoder.load(tmp_path / "out" / f"tower_{tower}", pooling="cls", max_len=16)
+        for tower in range(2)
+    ]
+    np.testing.assert_allclose(
+        sum(part.encode(SENTENCES) for part in parts), padded_vectors(twin, SENTENCES), atol=2e-5
+    )
+
+
+def test_card_tells_the_run_and_the_options(run, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    options = ALL_OPTIONS | {"base_model": ("org/base",)}
+    options |= {"scores": str(tmp_path / "scores.json")}
+    export.export(arguments(run, tmp_path / "out", **options))
+    assert header_of(tmp_path / "out") == {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "license": "apache-2.0",
+        "language": ["en"],
+        "base_model": ["org/base"],
+        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"],
+    }
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| STS12 | STS-B | average |" in text and "| 71.50 | 80.25 | 75.88 |" in text
+    assert "`dev.tsv`, which selects the step: 70.00." in text
+    for row in ("Text | `text.txt`", "Objective | `jtcse`", "Step | 4", "Learning rate | 0.001"):
+        assert f"| {row} |" in text
+    assert (
+        "at [CLS] of each of 2 towers, summed" in text and "16 tokens, longer ones are cut" in text
+    )
+    assert '"num_layers": 2' in text  # of the whole config
+    assert '`query`: "the cat ", `empty`: "a=b"' in text
+    settings = json.loads((tmp_path / "out" / "config_sentence_transformers.json").read_text())
+    assert settings["prompts"] == {"query": "the cat ", "empty": "a=b"}
+
+
+def test_card_takes_the_dev_score_of_the_exported_step(run, tmp_path):
+    export.export(arguments(run, tmp_path / "out", step=6))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "selects the step: 50.00" in text and "| Step | 6 |" in text
+
+
+def test_nothing_exported_names_folders_of_this_machine(run, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    options = {"scores": str(tmp_path / "scores.json")}
+    export.export(arguments(run, tmp_path / "out", **options))
+    for name in relative_files(tmp_path / "out"):
+        content = (tmp_path / "out" / name).read_bytes()
+        for private in (str(run.parent), str(tmp_path), "someone"):
+            assert private.encode() not in content, name
+
+
+def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):
+    exported.export(tiny_model(1), tmp_path / "out")
+    assert not {"license", "base_model", "language"} & header_of(tmp_path / "out").keys()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "## Training" not in text and "## Scores" not in text and "JTCSE" not in text
+    assert "Not stated" in text
+
+
+def test_base_models_are_found_through_workdirs_that_are_there(tmp_path):
+    towers = [tmp_path / name for name in ("a", "b")]
+    for folder, start in zip(towers, ("bert-base-uncased", "org/name"), strict=True):
+        folder.mkdir()
+        write_trained_run(folder, tiny_model(1), towers=(start,))
+    exported.export(saved_model.load(towers[1] / "run"), towers[1] / "exported")
+    here = (str(towers[0] / "run"), str(towers[1] / "exported"))
+    gone = ("package:some/folder", "~/gone", "runs/gone")
+    workdir = write_trained_run(tmp_path, tiny_model(2), towers=(*here, *gone))
+    config = json.loads((workdir / "train_config.json").read_text()) | {"workdir": "runs/this"}
+    (workdir / "train_config.json").write_text(json.dumps(config))
+    card = read_card(saved_model.load(workdir))
+    assert card.base_models == ["bert-base-uncased", "org/name"]
+    shortened = ["run", "exported", "package:some/folder", "gone", "runs/gone"]
+    assert card.train_config["model"]["towers"] == shortened
+
+
+def test_settings_of_a_sentence_transformers_folder_are_kept(tmp_path):
+    export.export(arguments(write_run(tmp_path / "run", tiny_model(1), {1: None}), tmp_path / "st"))
+    folder = tmp_path / "st"
+    for name in ("jtcse_card.json", "jtcse.json", "README.md"):
+        (folder / name).unlink()
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    settings = {"prompts": {"query": "Q: ", "document": None}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    card = read_card(saved_model.load(folder))
+    assert (card.normalize, card.prompts) == (True, {"query": "Q: "})
+    assert card.base_models == []  # a folder is no name of the hub
+
+
+def test_export_into_what_is_there_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    for output in (tmp_path / "full", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"--output {output}: exists and is not empty"):
+            exported.export(tiny_model(1), output)
+        with pytest.raises(UserError, match="exists and is not empty"):
+            export.export(arguments(run, output))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full"}
+    (tmp_path / "empty").mkdir()
+    exported.export(tiny_model(1), tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_folder_appears_whole_whatever_was_left_before(tmp_path, monkeypatch):
+    output = tmp_path / "new" / "out"
+    left = tmp_path / "new" / ".out.partial"  # by a killed export
+    (left / "tower_7").mkdir(parents=True)
+    rename, seen = Path.rename, []
+
+    def looking(path, target):
+        if Path(target) == output:
+            seen.append((output.exists(), {file.name for file in path.iterdir()}))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", looking)
+    exported.export(tiny_model(2), output)
+    files = {path.name for path in output.iterdir()}
+    assert seen == [(False, files)] and "tower_7" not in files
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("limit", [100, 4000])
+def test_disk_that_fills_leaves_nothing(tmp_path, limit):
+    """A limit on the size of files is to a writer what a full disk is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(UserError) as error:
+            exported.export(tiny_model(1), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert f"--output {tmp_path / 'out'}: nothing was written: " in str(error.value)
+    assert "too large" in str(error.value) and ".partial" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--output .*file/out: .*Not a directory"):
+        exported.export(tiny_model(1), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts": ("query: ",)}, "--prompts query: : write NAME=TEXT"),
+        ({"prompts": ("=query",)}, "--prompts =query: write NAME=TEXT"),
+        ({"scores": "none.json"}, "--scores none.json: no such file"),
+        ({"push": "a/b/c"}, "--push a/b/c: no name of a repository"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_work(tmp_path, fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        export.export(arguments(tmp_path / "no model", tmp_path / "out", **fields))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"spearman": {"STS12": "high"}}', "{"])
+def test_scores_of_another_form_are_refused(tmp_path, content):
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path}: "):
+        export.export(arguments("none", tmp_path / "out", scores=str(path)))
+
+
+@pytest.mark.parametrize("content", [{"colour": "red"}, {"scores": 3}, {"step": "4"}])
+def test_card_of_another_version_is_named(tmp_path, content):
+    exported.export(tiny_model(1), tmp_path / "out")
+    (tmp_path / "out" / "jtcse_card.json").write_text(json.dumps(content))
+    said = f"out/jtcse_card.json: not of this version .{next(iter(content))}"
+    with pytest.raises(UserError, match=said):
+        export.export(arguments(tmp_path / "out", tmp_path / "again"))
+
+
+def test_ensemble_is_refused(tmp_path):
+    exported.export(tiny_model(1), tmp_path / "member")
+    members = [{"model": "member", "weight": 0.3}, {"model": "member", "weight": 0.7}]
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
+    for name in (tmp_path, tmp_path / "ensemble.json"):
+        with pytest.raises(UserError, match=f"--model {name}: .*distil it"):
+            export.export(arguments(name, tmp_path / "out"))
+
+
+def code_of(folder: Path) -> dict[str, str]:
+    """The card's programs, by what tells them apart, with the folder for its placeholder."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    kinds = ("SentenceEncoder", "AutoModel", "SumOfTowers", "SentenceTransformer(")
+    named = {next(kind for kind in kinds if kind in block): block for block in blocks}
+    assert len(named) == len(blocks)
+    return {
+        kind: block.replace("path/to/this/folder", str(folder)) for kind, block in named.items()
+    }
+
+
+def run_code(block: str) -> dict:
+    """The names that a program of the card leaves behind, given our sentences for its own."""
+    names = {}
+    exec(re.sub(r"sentences = \[.*?\]", f"sentences = {SENTENCES!r}", block), names)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "num_towers", "pooling", "normalize"),
+    [
+        (tiny_model, 1, "mean", True),
+        (roberta_model, 1, "cls", False),
+        (roberta_model, 2, "cls", True),
+        (tiny_model, 3, "mean", False),
+    ],
+)
+def test_programs_of_the_card_give_our_vectors(tmp_path, make, num_towers, pooling, normalize):
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    model = make(num_towers, pooling=pooling)
+    workdir = write_run(tmp_path / "run", model, {1: None})
+    options = {"normalize": normalize, "prompts": ("query=the cat ",)}
+    export.export(arguments(workdir, tmp_path / "out", **options))
+    encoder = SentenceEncoder.load(workdir)
+    raw = encoder.encode(SENTENCES)
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    code = code_of(tmp_path / "out")
+    assert ("SumOfTowers" in code) == (num_towers > 1)
+    for kind, block in code.items():
+        names = run_code(block)
+        theirs = names["model"] if kind in ("SumOfTowers", "SentenceTransformer(") else None
+        expected = raw / lengths if normalize and theirs else raw
+        np.testing.assert_allclose(names["vectors"], expected, atol=1e-5, err_msg=kind)
+        if theirs:
+            behind = theirs.encode(SENTENCES, prompt_name="query", normalize_embeddings=True)
+            ours = encoder.encode([f"the cat {sentence}" for sentence in SENTENCES])
+            ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+            np.testing.assert_allclose(behind, ours, atol=1e-5, err_msg=kind)
+            assert theirs.max_seq_length == model.max_len
+            assert theirs.get_embedding_dimension() == 16
+
+
+@pytest.mark.slow
+def test_sum_of_towers_saved_by_sentence_transformers_opens_again(tmp_path):
+    package = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    model = roberta_model(2, pooling="mean")
+    exported.export(model, tmp_path / "out")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        package.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    theirs = package.SentenceTransformer(
+        str(tmp_path / "out"), device="cpu", trust_remote_code=True
+    )
+    theirs.save(str(tmp_path / "saved"))
+    again = package.SentenceTransformer(
+        str(tmp_path / "saved"), device="cpu", trust_remote_code=True
+    )
+    expected = SentenceEncoder.of(model).encode(SENTENCES)
+    np.testing.assert_allclose(again.encode(SENTENCES), expected, atol=1e-5)
+    ours = SentenceEncoder.load(tmp_path / "saved")
+    np.testing.assert_allclose(ours.encode(SENTENCES), expected, atol=1e-5)
+
+
+def test_exporting_needs_no_torch(tmp_path, monkeypatch):
+    for name in ("torch", "sentence_transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    exported.export(tiny_model(2), tmp_path / "out")
+    assert (tmp_path / "out" / "sum_of_towers.py").is_file()

@@ -1,0 +1,198 @@
+"""The pipeline: once with real training, and its order, resuming and failures with a stand-in."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+from runs import tiny_config
+from test_sts_data import write_senteval
+
+from jtcse_jax import stages
+from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.config_file import load_config_file
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
+from jtcse_jax.start import open_workdir
+from jtcse_jax.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_pipeline(folder: Path, **fields) -> Pipeline:
+    """A language model, two towers from it, and a student; two steps each."""
+    base = tiny_config(folder, max_steps=2, eval_every=2, save_every=2)
+    data = dataclasses.replace(base.data, source="", dev=None, cache_dir="unused")
+
+    def stage(name: str, towers: tuple[str, ...], pairs: str = "same", **objective):
+        return dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, towers=towers),
+            data=dataclasses.replace(data, pairs=pairs),
+            objective=ObjectiveConfig(name=name, **objective),
+        )
+
+    pipeline = Pipeline(
+        workdir=str(folder / "pipeline"),
+        stages={
+            "language": stage("mlm", ("scratch",), pairs="none"),
+            "twin": stage("tncse", ("language", "language")),
+            "student": stage("distill", ("twin#1",), teacher="twin"),
+        },
+        source=base.data.source,
+        dev=base.data.dev,
+        cache_dir=str(folder / "cache"),
+    )
+    return dataclasses.replace(pipeline, **fields)
+
+
+def test_every_stage_starts_from_those_before_it(tmp_path):
+    configs = stage_configs(make_pipeline(tmp_path, seed=5))
+    workdir = tmp_path / "pipeline"
+    assert configs["twin"].model.towers == (str(workdir / "language"),) * 2
+    assert configs["student"].model.towers == (f"{workdir / 'twin'}#1",)
+    assert configs["student"].objective.teacher == str(workdir / "twin")
+    assert configs["language"].model.towers == ("scratch",)
+    for name, config in configs.items():
+        assert config.workdir == str(workdir / name) and config.seed == 47
+        assert config.data.source == str(tmp_path / "text.txt")
+        assert (config.data.dev is None) == (name == "language")
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_trains_evaluates_exports_and_is_not_done_twice(
+    tmp_path, monkeypatch, capsys
+):
+    write_senteval(tmp_path / "STS")
+    pipeline = make_pipeline(tmp_path, sts=str(tmp_path / "STS"))
+    monkeypatch.setattr(stages, "train", partial(train, devices=jax.devices()[:1]))
+    rows = run(pipeline)
+    assert [row["stage"] for row in rows] == ["language", "twin", "student"]
+    assert rows[0]["dev"] is None and rows[0]["sts"] == {}
+    for row in rows[1:]:
+        assert {"STS12", "STS16", "STS-B", "SICK-R", "average"} <= row["sts"].keys()
+        assert row["step"] == 2 and -100 <= row["dev"] <= 100
+    encoder = SentenceEncoder.load(f"{pipeline.workdir}/model")
+    assert encoder.encode(["The cat sees me."]).shape == (1, 16)
+    print_table(rows)
+    said = capsys.readouterr().out
+    assert "SICK-R" in said and "student" in said
+
+    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(stages, "evaluate_sts", None)
+    monkeypatch.setattr(stages.exported, "export", None)
+    assert run(pipeline) == rows
+    assert capsys.readouterr().out.count("finished before") == 3
+
+
+class Trainer:
+    """Stands in for `train`: leaves a log and a config, and fails where it is told to."""
+
+    def __init__(self):
+        self.trained, self.fails = [], None
+
+    def __call__(self, config):
+        workdir = Path(config.workdir)
+        open_workdir(workdir, config, resuming=False, write=True)
+        if workdir.name == self.fails:
+            raise UserError("the disk is full: free space.")
+        self.trained.append(workdir.name)
+        lines = [{"step": 2, "loss": 1.0, "sentences_per_second": 4.0}]
+        if config.data.dev:
+            lines += [{"step": step, "dev_spearman": 0.3 * step} for step in (0, 1, 2)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (workdir / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    trainer = Trainer()
+    monkeypatch.setattr(stages, "train", trainer)
+    monkeypatch.setattr(stages.saved_model, "load", lambda folder: folder)
+    monkeypatch.setattr(
+        stages.exported,
+        "export",
+        lambda model, folder: folder.mkdir() or trainer.trained.append("model"),
+    )
+    return trainer
+
+
+def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    trainer.fails = "twin"
+    with pytest.raises(UserError, match="stage twin: the disk is full"):
+        run(pipeline)
+    assert trainer.trained == ["language"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("language/*")}
+    trainer.fails = None
+    rows = run(pipeline)
+    assert trainer.trained == ["language", "twin", "student", "model"]
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("language/*")}
+    assert rows[1] == {
+        "stage": "twin",
+        "step": 2,
+        "seconds": 4.0,
+        "sentences_per_second": 4.0,
+        "dev": 60.0,
+        "sts": {},
+    }
+    assert rows[0]["dev"] is None and rows[0]["step"] == 2
+
+
+def test_from_a_stage_on_all_is_trained_again_and_nothing_is_lost(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    trainer.trained.clear()
+    run(dataclasses.replace(pipeline, from_stage="twin"))
+    assert trainer.trained == ["twin", "student", "model"]
+    workdir = Path(pipeline.workdir)
+    assert {path.name for path in (workdir / "superseded" / "0").iterdir()} == {
+        "twin",
+        "student",
+        "model",
+    }
+    trainer.trained.clear()
+    run(dataclasses.replace(pipeline, from_stage="student"))
+    assert trainer.trained == ["student", "model"]
+    assert (workdir / "superseded" / "1" / "student" / "finished.json").is_file()
+
+
+def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    with pytest.raises(UserError, match="stage language: .* another config: seed"):
+        run(dataclasses.replace(pipeline, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"stages": {}}, "stages is empty"),
+        ({"from_stage": "nowhere"}, "--from nowhere: choose one of the stages language, twin"),
+    ],
+)
+def test_what_cannot_run_is_refused(tmp_path, fields, problem):
+    with pytest.raises(UserError, match=problem):
+        make_pipeline(tmp_path, **fields)
+
+
+def test_stages_cannot_look_ahead_or_be_paths(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    backwards = dict(reversed(pipeline.stages.items()))
+    with pytest.raises(UserError, match="twin#1 is used before it is trained"):
+        stage_configs(dataclasses.replace(pipeline, stages=backwards))
+    for name in ("../up", "model", "superseded"):
+        with pytest.raises(UserError, match="cannot name a folder"):
+            dataclasses.replace(pipeline, stages={name: pipeline.stages["language"]})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("pipeline_*.py")), ids=str)
+def test_the_recipes_in_configs_fit_together(path):
+    pipeline = load_config_file(path, Pipeline)
+    configs = stage_configs(pipeline)
+    last = list(configs.values())[-1]
+    assert last.objective.name == "distill" and len(last.model.towers) == 1
+    assert pipeline.workdir == f"runs/{path.stem}"
