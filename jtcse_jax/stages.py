@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import rich
 import tyro
 from jax.experimental import multihost_utils
-from rich.table import Table
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
 
 from jtcse_jax import exported, saved_model
 from jtcse_jax.config import Config
@@ -166,21 +167,24 @@ def stage_row(name: str, config: Config) -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Prints the rows, the seven tasks where they were scored."""
-    table = Table(caption="Spearman x 100; steps are those of the models")
-    tasks = list(next((row["sts"] for row in rows if row["sts"]), {}))
-    for column in ("stage", "step", "time", "sentences/s", "dev", *tasks):
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    """Prints the stages, and below them the seven tasks where they were scored."""
+    stages = _table("step", "time", "sentences/s", "dev")
     for row in rows:
-        seconds = row["seconds"]
-        table.add_row(
-            row["stage"],
-            str(row["step"]),
-            "" if seconds is None else f"{seconds / 60:.1f} min",
-            f"{row['sentences_per_second']:.1f}",
-            *(_score(row["dev"]), *(_score(row["sts"].get(task)) for task in tasks)),
-        )
-    rich.print(table)
+        time = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f} min"
+        speed = f"{row['sentences_per_second']:.1f}"
+        stages.add_row(row["stage"], str(row["step"]), time, speed, _score(row["dev"]))
+    rich.print(stages)
+    scored = [row for row in rows if row["sts"]]
+    if scored:
+        tasks = _table(*scored[0]["sts"])
+        for row in scored:
+            tasks.add_row(row["stage"], *map(_score, row["sts"].values()))
+        rich.print(tasks)
+
+
+def _table(*names: str) -> Table:
+    numbers = (Column(name, justify="right", no_wrap=True) for name in names)
+    return Table("stage", *numbers, box=SIMPLE_HEAD, pad_edge=False)
 
 
 def _score(value: float | None) -> str:

@@ -199,7 +199,11 @@ def test_a_student_starts_from_a_tower_and_comes_closer_to_the_twin(twin, tmp_pa
 def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     """What the teacher says in the step is what the ensemble encodes."""
     other = tiny_model(1, pooling="mean")
-    words = {word: (7 * number) % 50 for word, number in other.tokenizer.get_vocab().items()}
+    vocabulary = other.tokenizer.get_vocab()
+    words = {  # the special tokens keep their numbers
+        word: number if number < 5 else len(vocabulary) + 4 - number
+        for word, number in vocabulary.items()
+    }
     other = dataclasses.replace(other, tokenizer=BertTokenizer(vocab=words, do_lower_case=True))
     export(other, tmp_path / "third")
     description = tmp_path / "uc.json"
@@ -230,12 +234,13 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
 
 def test_teachers_that_cannot_be_met_are_refused(twin, tmp_path):
     config = student_config(twin, tmp_path, twin)
-    size = tiny_model(2).bank.architecture.hidden_size
+    narrow = dataclasses.replace(config.model.scratch, hidden_size=8)
 
     def with_towers(*towers):
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, towers=towers))
+        model = dataclasses.replace(config.model, towers=towers, scratch=narrow)
+        return dataclasses.replace(config, model=model)
 
-    with pytest.raises(UserError, match=f"{size} wide and the student 16.*listwise"):
+    with pytest.raises(UserError, match="16 wide and the student 8: .*listwise"):
         train(with_towers("scratch"))
     with pytest.raises(UserError, match="has 2 towers: name one of them"):
         train(with_towers(str(twin)))

@@ -251,11 +251,13 @@ def test_the_objective_guesses_from_the_rest_and_trains_head_and_tied_embedding(
 
 
 def mlm_config(folder, **fields):
-    config = tiny_config(folder, objective=ObjectiveConfig(name="mlm"), **fields)
+    config = tiny_config(folder)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, towers=("scratch",)),
         data=dataclasses.replace(config.data, pairs="none", dev=None),
+        objective=ObjectiveConfig(name="mlm"),
+        **fields,
     )
 
 

@@ -77,9 +77,13 @@ def test_the_whole_recipe_trains_evaluates_exports_and_is_not_done_twice(
         assert row["step"] == 2 and -100 <= row["dev"] <= 100
     encoder = SentenceEncoder.load(f"{pipeline.workdir}/model")
     assert encoder.encode(["The cat sees me."]).shape == (1, 16)
+    capsys.readouterr()
     print_table(rows)
     said = capsys.readouterr().out
-    assert "SICK-R" in said and "student" in said
+    for row in rows[1:]:
+        assert f"{row['dev']:.2f}" in said
+        for task, score in row["sts"].items():
+            assert task in said and f"{score:.2f}" in said
 
     monkeypatch.setattr(stages, "train", None)
     monkeypatch.setattr(stages, "evaluate_sts", None)
