@@ -56,7 +56,7 @@ def read_card(model: SavedModel) -> Card:
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
-    """What `evaluate --output` wrote, without the place of the model; UserError if it is not."""
+    """What `evaluate --output` wrote, without the places of models; UserError if it is not."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
@@ -66,7 +66,9 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         isinstance(score, int | float) for score in tasks.values()
     ):
         raise UserError(f"--scores {path}: no scores as `evaluate --output` writes them.")
-    return {key: value for key, value in scores.items() if key != "model"}
+    for places in (scores, *scores.get("members", [])):
+        places.pop("model", None)
+    return scores
 
 
 def _from_json(path: Path) -> Card:
@@ -98,7 +100,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
     found = set()
     workdirs = Path(config.get("workdir", "")).parts[:1]
     for name in config.get("model", {}).get("towers", []):
-        folder = Path(name).expanduser()
+        folder = Path(name.partition("#")[0]).expanduser()
         if not folder.is_dir():
             # `runs/a` of a run in `runs/b` is a workdir that is gone, not a user of the hub.
             local = name == SCRATCH or folder.parts[:1] == workdirs

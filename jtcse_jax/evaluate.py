@@ -18,7 +18,7 @@ from jtcse_jax import ensemble
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.evaluation.sts import evaluate_sts, load_sts
+from jtcse_jax.evaluation.sts import PROTOCOL, evaluate_sts, load_sts
 
 LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -43,7 +43,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     scores = evaluate_sts(SentenceEncoder.of(members).encode, tasks)
     return {
         "model": ensemble.source(members),
-        "protocol": "Spearman of the cosines, over all pairs of a task together, times 100",
+        "protocol": PROTOCOL,
         "members": [
             {
                 "weight": weight,

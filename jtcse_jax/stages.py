@@ -17,11 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from jtcse_jax import exported, saved_model
+from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
-from jtcse_jax.evaluation.sts import StsTask, evaluate_sts, load_sts
+from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.start import open_workdir
 from jtcse_jax.trainer import is_primary, say, train
@@ -38,7 +39,7 @@ class Pipeline:
     """Holds a folder for each stage, and the exported `model`; a second start goes on."""
     stages: dict[str, Config] = field(default_factory=dict)
     """Runs by name, in order. In model.towers and objective.teacher the name of an earlier stage
-    (or NAME#K, its tower K) means what that stage trained."""
+    (or NAME#K, its tower K) means what that stage trained. Their own `workdir` is not used."""
     source: str = ""
     """Text of every stage that names none itself."""
     dev: str | None = None
@@ -89,8 +90,7 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
                 say(f"--- stage {name}: finished before")
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
-    if is_primary():
-        _export(workdir, Path(configs[name].workdir))
+    _export(workdir, Path(configs[name].workdir), rows[name])
     _wait_for_all("exported")
     return list(rows.values())
 
@@ -203,12 +203,14 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
 
 def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     """Evaluates what a stage trained and marks the stage as finished."""
-    row: dict[str, Any] = {"stage": name, "sts": {}}
+    scores = {}
+    if tasks and config.objective.name != "mlm":
+        # On every process: reading a checkpoint is a joint step of all.
+        found = evaluate_sts(SentenceEncoder.load(config.workdir).encode, tasks)
+        scores = {task: 100 * score.spearman for task, score in found.items()}
+    row: dict[str, Any] = {"stage": name, "sts": scores}
     if is_primary():
-        row = stage_row(name, config) | {"sts": {}}
-        if tasks and config.objective.name != "mlm":
-            scores = evaluate_sts(SentenceEncoder.load(config.workdir).encode, tasks)
-            row["sts"] = {task: 100 * score.spearman for task, score in scores.items()}
+        row |= stage_row(name, config)
         temporary = Path(config.workdir) / f".{FINISHED}.new"
         temporary.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         temporary.replace(Path(config.workdir) / FINISHED)
@@ -216,10 +218,19 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     return row
 
 
-def _export(workdir: Path, last: Path) -> None:
+def _export(workdir: Path, last: Path, row: dict[str, Any]) -> None:
+    """Writes the model of the last stage with its scores, unless it is there."""
     folder = workdir / MODEL
-    if not folder.exists():
-        exported.export(saved_model.load(last), folder)
+    present = folder.exists()
+    _wait_for_all("looked for the model")
+    if not present:
+        model = saved_model.load(last)
+        card = read_card(model)
+        if row["sts"]:
+            rounded = {task: round(score, 2) for task, score in row["sts"].items()}
+            card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})
+        if is_primary():
+            exported.export(model, folder, card)
     say(f"model: {folder}")
 
 

@@ -128,7 +128,8 @@ def test_tests_run_after_style_and_in_ci_with_the_slow_ones(checkout, ci, everyt
     install, style, tests = calls(checkout)
     assert install.endswith("requirements-dev.txt")
     assert style == "-m ruff check ."
-    assert tests == "-m pytest -n auto -m  -k some" if everything else "-m pytest -n auto -k some"
+    start = "-m pytest -n auto --dist loadgroup"
+    assert tests == (f"{start} -m  -k some" if everything else f"{start} -k some")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import jax
 import pytest
 from runs import tiny_config
 from test_sts_data import write_senteval
+from test_train import run_in_process
 
 from jtcse_jax import stages
 from jtcse_jax.config import ObjectiveConfig
@@ -90,6 +91,46 @@ def test_the_whole_recipe_trains_evaluates_exports_and_is_not_done_twice(
     monkeypatch.setattr(stages.exported, "export", None)
     assert run(pipeline) == rows
     assert capsys.readouterr().out.count("finished before") == 3
+
+
+TWO_PROCESSES = """
+from pathlib import Path
+from test_stages import make_pipeline
+from jtcse_jax.stages import run
+from jtcse_jax.trainer import set_up_jax
+set_up_jax(False)
+folder = Path({folder!r})
+pipeline = make_pipeline(folder, sts=str(folder / "STS"))
+del pipeline.stages["language"]
+pipeline.stages["twin"] = __import__("dataclasses").replace(
+    pipeline.stages["twin"],
+    model=__import__("dataclasses").replace(
+        pipeline.stages["twin"].model, towers=("scratch", "scratch")
+    ),
+)
+print(run(pipeline)[-1]["sts"]["average"])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_stages_together(tmp_path, free_port):
+    """Each reads what the stage before wrote, and both find the same scores."""
+    write_senteval(tmp_path / "STS")
+    code = TWO_PROCESSES.format(folder=str(tmp_path))
+    processes = [
+        run_in_process(
+            code,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    first, second = (float(output.splitlines()[-1]) for output in outputs)
+    assert first == pytest.approx(second, abs=1e-6)
+    assert SentenceEncoder.load(tmp_path / "pipeline" / "model").width == 16
 
 
 class Trainer:

@@ -190,7 +190,7 @@ from pathlib import Path
 from runs import tiny_config
 from jtcse_jax.trainer import set_up_jax, train
 config = tiny_config(Path({folder!r}), max_steps={max_steps}, **{fields})
-set_up_jax(config)
+set_up_jax(config.deterministic)
 train(config)
 """
 

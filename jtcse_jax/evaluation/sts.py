@@ -16,6 +16,7 @@ from jtcse_jax.evaluation.sts_data import Pairs, StsTask, builtin_dev, load_pair
 
 __all__ = [
     "Encode",
+    "PROTOCOL",
     "Pairs",
     "StsScore",
     "StsTask",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 Encode = Callable[[list[str]], np.ndarray]
+# How the scores that are shown are made.
+PROTOCOL = "Spearman of the cosines, over all pairs of a task together, times 100"
 
 
 class StsScore(NamedTuple):
