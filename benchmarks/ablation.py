@@ -62,4 +62,6 @@ def spread(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main([Path(name) for name in sys.argv[1:]])

@@ -3,10 +3,10 @@
     python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
         --dev STSB --sts STS
 
-The authors train the first two stages on round-trip translations, one language a tower:
-`--stages.tower-a.data.source rtt_fr.tsv --stages.tower-b.data.source rtt_ru.tsv` (made by
-`python -m jtcse_jax.augment back-translate`). Without them both towers take TEXT, and the second
-repeats words.
+The authors train the first two stages on round-trip translations, one language a tower, made by
+`python -m jtcse_jax.augment back-translate`: `--stages.tower-a.data.source rtt_fr.tsv
+--stages.tower-b.data.source rtt_ru.tsv --stages.tower-b.data.pairs same`. Without them both towers
+take TEXT, and the second repeats words.
 """
 
 import dataclasses

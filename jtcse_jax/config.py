@@ -112,6 +112,8 @@ class ModelConfig:
     tokenizer: str | None = None
     """Folder or hub name; by default the first tower's. A tower from scratch without one gets a
     WordPiece tokenizer of `scratch.vocab_size` entries trained on the text."""
+    lowercase: bool = True
+    """Of a tokenizer trained on the text: upper and lower case are one."""
     pooling: Literal["cls", "mean"] = "cls"
     """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
     dropout: float = 0.1

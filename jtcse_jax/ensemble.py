@@ -132,8 +132,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Member, ...]:
     for number, entry in enumerate(_entries(path)):
         where = f"{path}: member {number}"
         name, weight, options = _check_entry(where, entry)
-        here = path.parent / name
-        name = str(here) if here.exists() else name
+        if (path.parent / saved_model.split_name(name)[0]).exists():
+            name = str(path.parent / name)
         description = find_description(name)
         if description is None:
             try:

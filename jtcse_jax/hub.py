@@ -22,8 +22,9 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
     """
     try:
         api = huggingface_hub.HfApi()
-        api.create_repo(name, private=private or None, exist_ok=True)
-        return str(api.upload_folder(folder_path=folder, repo_id=name))
+        # A name without user gets the token's.
+        repository = api.create_repo(name, private=private or None, exist_ok=True).repo_id
+        return str(api.upload_folder(folder_path=folder, repo_id=repository))
     except Exception as error:  # of the hub's own dozen types, httpx and ssl
         raise UserError(
             f"--push {name}: {_reason(error)}; the folder is whole, push it later with: "

@@ -46,7 +46,7 @@ def load(
     """The model in a workdir, an exported folder or a Hugging Face folder (or hub name).
 
     Args:
-      name: folder or hub name.
+      name: folder or hub name; NAME#K is its tower K alone, from 0.
       step: of a workdir, the step to take; by default the best by dev score, or the newest where
         no step has one.
       pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
@@ -55,9 +55,11 @@ def load(
       seed: of the pooler that is drawn for weights without one. Towers that start from the same
         weights need different seeds, or they draw the same pooler.
     Raises:
-      UserError: no such model, an unknown pooling, a step asked of something without steps.
+      UserError: no such model or tower, an unknown pooling, a step asked of something without
+        steps.
     """
-    folder = hf_weights.find_folder(str(name))
+    name, tower = split_name(str(name))
+    folder = hf_weights.find_folder(name)
     description = read_description(folder)
     pooling = pooling or description.get("pooling")
     if pooling is None:
@@ -91,8 +93,18 @@ def load(
             "of the model."
         )
     hf_weights.check_tokenizer(tokenizer, architecture)
+    if tower is not None:
+        params, source = _pick(params, tower, name), f"{source}, tower {tower}"
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
     return SavedModel(bank, params, tokenizer, max_len, source, folder, step)
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """A model's name and the tower that is meant: `runs/jtcse#0` is ("runs/jtcse", 0)."""
+    model, _, number = name.rpartition("#")
+    if model and number.isdigit() and not Path(name).expanduser().exists():
+        return model, int(number)
+    return name, None
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -156,6 +168,13 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
             raise UserError(f"{workdir}: no checkpoint yet; train first.")
         step, state = checkpoints.restore(step, params=bank.abstract())
     return state["params"], step, f"{workdir}, step {step} ({why})"
+
+
+def _pick(params: Params, tower: int, name: str) -> Params:
+    count = len(jax.tree.leaves(params)[0])
+    if tower >= count:
+        raise UserError(f"{name}#{tower}: {name} has {count} tower(s), numbered from 0.")
+    return jax.tree.map(lambda leaf: leaf[tower : tower + 1], params)
 
 
 def _read_sentence_transformers(folder: Path) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def search(arguments: Arguments) -> None:
     """Prints a table for each query. Raises UserError as readers of the model and the text do."""
     if arguments.top_k < 1:
         raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
-    sentences = list(open_source(arguments.input).read())
+    source = open_source(arguments.input)
+    if source.views > 1:
+        raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
+    sentences = list(source.read())
     encoder = SentenceEncoder.of(arguments.load_members())
     encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
     for query in arguments.query or _lines_of_stdin():

@@ -19,16 +19,17 @@ from rich.table import Column, Table
 from jtcse_jax import exported, saved_model
 from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
+from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.evaluation.development import METRIC, Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.start import open_workdir
 from jtcse_jax.trainer import is_primary, say, train
 
 FINISHED = "finished.json"  # in a stage's folder: its row of the table
-MODEL, SUPERSEDED = "model", "superseded"
+MODEL, SUPERSEDED, FROM = "model", "superseded", "from.txt"
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ class Pipeline:
     sts: str | None = None
     """Folder of the seven STS tasks, scored after every stage but mlm."""
     seed: int = 0
-    """Added to the seed of every stage."""
+    """Number of the repetition: 1000 times it is added to the seed of every stage."""
     cache_dir: str | None = None
     """Where tokenised text is kept, for every stage."""
     from_stage: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Train again from this stage on; what it and later ones had is moved to `superseded/`."""
+    """Train again from this stage on; what it and later ones had is moved to `superseded/`. The
+    same command started again goes on, until all is finished."""
 
     def __post_init__(self):
-        if not self.stages:
-            raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
         for name in self.stages:
             if not name.isidentifier() or name in (MODEL, SUPERSEDED):
                 raise UserError(f"stages: {name!r} cannot name a folder here: choose a plain word.")
@@ -68,13 +68,18 @@ class Pipeline:
 def run(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Runs what is not finished; returns a row for each stage (see `stage_row`).
 
-    Raises UserError for what the user can mend, with the stage's name.
+    Raises UserError for what the user can mend, with the stage's name; texts, dev sets and tasks
+    are looked at before the first stage.
     """
-    workdir = Path(pipeline.workdir).expanduser()
+    if not pipeline.stages:
+        raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
+    workdir = _workdir(pipeline)
     configs = stage_configs(pipeline)
     tasks = load_sts(pipeline.sts) if pipeline.sts else []
-    if pipeline.from_stage and is_primary():
-        set_aside(workdir, list(configs), pipeline.from_stage)
+    for name, config in configs.items():
+        _check_inputs(name, config)
+    if is_primary():
+        _set_aside_once(workdir, list(configs), pipeline.from_stage)
     _wait_for_all("set aside")
     # Decided by every process before any of them writes.
     rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
@@ -86,11 +91,15 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
                 train(config)
                 rows[name] = _finish(name, config, tasks)
             else:
-                open_workdir(Path(config.workdir), config, resuming=True, write=False)
                 say(f"--- stage {name}: finished before")
+                _check_finished(name, config, rows[name])
+                if tasks and not rows[name]["sts"]:
+                    rows[name] = _finish(name, config, tasks)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
     _export(workdir, Path(configs[name].workdir), rows[name])
+    if is_primary():
+        (workdir / FROM).unlink(missing_ok=True)
     _wait_for_all("exported")
     return list(rows.values())
 
@@ -100,7 +109,7 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
 
     Raises UserError for a stage that names a later stage, or itself.
     """
-    workdir = Path(pipeline.workdir).expanduser()
+    workdir = _workdir(pipeline)
     configs: dict[str, Config] = {}
 
     def folder_of(name: str) -> str:
@@ -123,7 +132,7 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
         configs[name] = dataclasses.replace(
             config,
             workdir=str(workdir / name),
-            seed=config.seed + pipeline.seed,
+            seed=config.seed + 1000 * pipeline.seed,
             data=data,
             model=dataclasses.replace(
                 config.model, towers=tuple(map(folder_of, config.model.towers))
@@ -135,12 +144,13 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
 
 def set_aside(workdir: Path, stages: list[str], first: str) -> None:
     """Moves the folders of `first` and later stages, and the model, to `superseded/N`."""
-    moving = [*stages[stages.index(first) :], MODEL]
+    # The last first: a kill in between leaves no stage that was trained from one that is gone.
+    moving = [MODEL, *reversed(stages[stages.index(first) :])]
     present = [workdir / name for name in moving if (workdir / name).exists()]
     if not present:
         return
-    number = sum(1 for _ in (workdir / SUPERSEDED).glob("*"))
-    target = workdir / SUPERSEDED / str(number)
+    numbers = [int(path.name) for path in (workdir / SUPERSEDED).glob("*") if path.name.isdigit()]
+    target = workdir / SUPERSEDED / str(max(numbers, default=-1) + 1)
     target.mkdir(parents=True)
     for folder in present:
         folder.rename(target / folder.name)
@@ -150,7 +160,8 @@ def set_aside(workdir: Path, stages: list[str], first: str) -> None:
 def stage_row(name: str, config: Config) -> dict[str, Any]:
     """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
 
-    `step` is that of the model, `seconds` the training time at the logged speed.
+    `step` is that of the model, `seconds` the training time of all steps at the logged speed:
+    compiling, evaluating and saving are not in it.
     """
     lines = read_jsonl(Path(config.workdir) / JSONL)
     trained = [line for line in lines if "loss" in line]
@@ -168,7 +179,7 @@ def stage_row(name: str, config: Config) -> dict[str, Any]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Prints the stages, and below them the seven tasks where they were scored."""
-    stages = _table("step", "time", "sentences/s", "dev")
+    stages = _table("step", "training", "sentences/s", "dev")
     for row in rows:
         time = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f} min"
         speed = f"{row['sentences_per_second']:.1f}"
@@ -180,6 +191,53 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         for row in scored:
             tasks.add_row(row["stage"], *map(_score, row["sts"].values()))
         rich.print(tasks)
+
+
+def _workdir(pipeline: Pipeline) -> Path:
+    """Absolute: stages name each other's folders, however the workdir is spelled."""
+    return Path(pipeline.workdir).expanduser().resolve()
+
+
+def _check_inputs(name: str, config: Config) -> None:
+    """Raises UserError now for what would stop a later stage hours from now."""
+    try:
+        if not config.data.source:
+            raise UserError("it has no text: give --source sentences.txt.")
+        views = open_source(config.data.source).views
+        if views == 2 and config.data.pairs in ("adjacent", "repeat"):
+            raise UserError(
+                f'data.pairs = "{config.data.pairs}" is for single sentences, and '
+                f'{config.data.source} holds pairs: use "same".'
+            )
+        if config.data.dev:
+            Development(config.data.dev)
+    except UserError as error:
+        raise UserError(f"stage {name}: {error}") from error
+
+
+def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None:
+    """Does what `--from` asks, and remembers it until the pipeline is finished."""
+    marker = workdir / FROM
+    if first is None or (marker.is_file() and marker.read_text().strip() == first):
+        return
+    set_aside(workdir, stages, first)
+    workdir.mkdir(parents=True, exist_ok=True)
+    marker.write_text(first + "\n")
+
+
+def _check_finished(name: str, config: Config, row: dict[str, Any]) -> None:
+    """Raises UserError where a stage was finished with another config or length."""
+    open_workdir(Path(config.workdir), config, resuming=True, write=False)
+    planned = _planned(config)
+    if row["planned"] != planned:
+        raise UserError(
+            f"finished with {row['planned']} and now {planned} are asked: train it and what "
+            f"follows again with --from {name}."
+        )
+
+
+def _planned(config: Config) -> str:
+    return f"{config.max_steps} steps" if config.max_steps else f"{config.epochs} epoch(s)"
 
 
 def _table(*names: str) -> Table:
@@ -208,12 +266,16 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
         # On every process: reading a checkpoint is a joint step of all.
         found = evaluate_sts(SentenceEncoder.load(config.workdir).encode, tasks)
         scores = {task: 100 * score.spearman for task, score in found.items()}
-    row: dict[str, Any] = {"stage": name, "sts": scores}
+    row: dict[str, Any] = {"stage": name, "planned": _planned(config), "sts": scores}
     if is_primary():
         row |= stage_row(name, config)
-        temporary = Path(config.workdir) / f".{FINISHED}.new"
-        temporary.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(Path(config.workdir) / FINISHED)
+        path = Path(config.workdir) / FINISHED
+        temporary = path.with_name(f".{FINISHED}.new")
+        try:
+            temporary.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     _wait_for_all(f"finished {name}")
     return row
 

@@ -15,14 +15,14 @@ from jtcse_jax.config import SCRATCH, Architecture, Config, ModelConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
-from jtcse_jax.ensemble import load_members
+from jtcse_jax.ensemble import fingerprint, load_members
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 from jtcse_jax.models.teacher import Teacher
-from jtcse_jax.models.towers import Bank, Params, stack, unstack
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.models.towers import Bank, Params, stack
 
 CONFIG = "train_config.json"
+TEACHER = "teacher.sha256"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
@@ -50,7 +50,7 @@ def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) 
     if resuming and path.is_file():
         # A field that is younger than the run had its default value then.
         defaults = _flat(json.loads(to_json(Config())))
-        before = defaults | _flat(json.loads(path.read_text(encoding="utf-8")))
+        before = defaults | _flat(saved_model.read_json(path, dict))
         now = _flat(json.loads(to_json(config)))
         changed = [
             f"{name} (was {before.get(name)}, now {now.get(name)})"
@@ -65,7 +65,9 @@ def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) 
     if write:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(to_json(config) + "\n", encoding="utf-8")
+            temporary = workdir / f".{CONFIG}.new"
+            temporary.write_text(to_json(config) + "\n", encoding="utf-8")
+            temporary.replace(path)
         except OSError as error:
             raise UserError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
 
@@ -85,7 +87,7 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
     elif SCRATCH in config.model.towers:
         start = _from_scratch(config, source)
     else:
-        start = _from_towers(config.model)
+        start = _from_towers(config.model, config.seed)
         if config.objective.name == "mlm":
             start = start._replace(mlm_head=_mlm_heads(config.model.towers, start.architecture))
     architecture = start.architecture
@@ -100,16 +102,26 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
     return start
 
 
-def load_teacher(config: Config, student: Bank, mesh: Mesh) -> tuple[Teacher | None, list[Any]]:
+def load_teacher(
+    config: Config, student: Bank, mesh: Mesh, *, resuming: bool
+) -> tuple[Teacher | None, list[Any]]:
     """The teacher that a config names, a copy on each device, and its banks' tokenizers.
 
     Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError for a
-    teacher that is not there, reads shorter sentences, or has another width than the student
-    where their vectors are compared.
+    teacher that is not there, is not the one that a resumed run began with, reads shorter
+    sentences, or has another width than the student where their vectors are compared.
     """
     if config.objective.teacher is None:
         return None, []
-    members = load_members(config.objective.teacher)
+    try:
+        members = load_members(config.objective.teacher)
+    except UserError as error:
+        raise UserError(
+            f"objective.teacher: {error} (Its pooling and max_len can stand in the JSON of an "
+            "ensemble of one.)"
+        ) from error
+    path = Path(config.workdir).expanduser() / TEACHER
+    _check_same_teacher(path, fingerprint(members), resuming=resuming)
     width = student.architecture.hidden_size
     banks, params = [], []
     for weight, model in members:
@@ -133,13 +145,26 @@ def load_teacher(config: Config, student: Bank, mesh: Mesh) -> tuple[Teacher | N
     return teacher, [member.model.tokenizer for member in members]
 
 
+def _check_same_teacher(path: Path, found: str, *, resuming: bool) -> None:
+    """The teacher that a run began with is the one it ends with, whatever its name holds now."""
+    if resuming and path.is_file() and path.read_text().strip() != found:
+        raise UserError(
+            f"objective.teacher: not the model that {path.parent} began to learn from: name a new "
+            "--workdir, or restore the teacher."
+        )
+    if not resuming and jax.process_index() == 0:
+        path.write_text(found + "\n")
+
+
 def _from_scratch(config: Config, source: Source) -> Start:
     architecture = config.model.scratch
     if config.model.tokenizer:
         tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.model.tokenizer))
         _check_scratch_tokenizer(tokenizer, config.model)
     else:
-        tokenizer = train_tokenizer(source, architecture.vocab_size)
+        tokenizer = train_tokenizer(
+            source, architecture.vocab_size, lowercase=config.model.lowercase
+        )
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     bank = Bank.from_config(config.model, architecture)
     return Start(architecture, tokenizer, bank.init(config.seed))
@@ -159,14 +184,20 @@ def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         )
 
 
-def _from_towers(config: ModelConfig) -> Start:
+def _from_towers(config: ModelConfig, seed: int) -> Start:
     loaded = []
     for number, name in enumerate(config.towers):
-        model, tower = _load_tower(name, number, config.pooling)
-        loaded.append((model, tower))
+        # Towers from the same weights must not share a missing pooler.
+        model = saved_model.load(name, pooling=config.pooling, seed=seed + number)
+        if model.bank.num_towers > 1:
+            raise UserError(
+                f"model.towers: {name} has {model.bank.num_towers} towers: name one of them, "
+                f"{name}#0."
+            )
+        loaded.append(model)
         log.info("a tower starts from %s", model.source)
-    first = loaded[0][0]
-    for name, (model, _) in zip(config.towers, loaded, strict=True):
+    first = loaded[0]
+    for name, model in zip(config.towers, loaded, strict=True):
         differing = [
             f"{field.name} {getattr(first.bank.architecture, field.name)} and "
             f"{getattr(model.bank.architecture, field.name)}"
@@ -187,7 +218,7 @@ def _from_towers(config: ModelConfig) -> Start:
     tokenizer = first.tokenizer
     if config.tokenizer:
         tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.tokenizer))
-    towers = stack([tower for _, tower in loaded])
+    towers = stack([jax.tree.map(lambda leaf: leaf[0], model.params) for model in loaded])
     return Start(first.bank.architecture, tokenizer, towers)
 
 
@@ -195,31 +226,13 @@ def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | N
     """The towers' heads [K, ...], or None where one has none: workdirs and exports do not."""
     heads = []
     for name in names:
-        folder = hf_weights.find_folder(name.partition("#")[0])
+        folder = hf_weights.find_folder(saved_model.split_name(name)[0])
         plain = (folder / hf_weights.CONFIG).is_file()
         heads.append(hf_weights.read_mlm_head(folder, architecture) if plain else None)
     if None in heads:
         log.info("the head of masked language modelling starts from random weights")
         return None
     return stack(heads)
-
-
-def _load_tower(name: str, seed: int, pooling: str) -> tuple[SavedModel, Params]:
-    """A model and one tower of it: `NAME#K` is tower K, from 0; a plain name has one tower.
-
-    The seed is that of a missing pooler: towers from the same weights must not share one.
-    """
-    folder, mark, number = name.rpartition("#")
-    picked = bool(mark) and number.isdigit()
-    model = saved_model.load(folder if picked else name, pooling=pooling, seed=seed)
-    towers = unstack(model.params)
-    if not picked and len(towers) > 1:
-        raise UserError(
-            f"model.towers: {name} has {len(towers)} towers: name one of them, {name}#0."
-        )
-    if picked and int(number) >= len(towers):
-        raise UserError(f"model.towers: {folder} has {len(towers)} towers, numbered from 0.")
-    return model, towers[int(number) if picked else 0]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,11 +51,12 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         bank = Bank.from_config(config.model, start.architecture, mesh)
         if not resuming and is_primary():
             saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
-        teacher, teacher_tokenizers = load_teacher(config, bank, mesh)
+        teacher, teacher_tokenizers = load_teacher(config, bank, mesh, resuming=resuming)
         batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
         optimizer = make_optimizer(config.optimizer, stop)
-        objective = find_mask_token(config.objective, start.tokenizer)
+        vocab_size = start.architecture.vocab_size
+        objective = find_mask_token(config.objective, start.tokenizer, vocab_size)
         state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
         first = int(state.step)
         log = MetricsLog(workdir, start_step=first, write=is_primary())
@@ -120,9 +121,16 @@ def start_state(
     return from_checkpoint(saved), shardings
 
 
-def find_mask_token(objective: ObjectiveConfig, tokenizer: Any) -> ObjectiveConfig:
+def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int) -> ObjectiveConfig:
     """The objective with the tokenizer's masking token, where it needs one and names none."""
-    if objective.name != "mlm" or objective.mask_token_id is not None:
+    if objective.name != "mlm":
+        return objective
+    if objective.mask_token_id is not None:
+        if not 0 <= objective.mask_token_id < vocab_size:
+            raise UserError(
+                f"objective.mask_token_id = {objective.mask_token_id}: choose from 0 to "
+                f"{vocab_size - 1}."
+            )
         return objective
     if tokenizer.mask_token_id is None:
         raise UserError(

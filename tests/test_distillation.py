@@ -210,13 +210,13 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     members = [{"model": str(twin), "weight": 0.3}, {"model": "third", "weight": 0.7}]
     description.write_text(json.dumps({"members": members}))
     config = student_config(twin, tmp_path, description)
-
+    (tmp_path / "run").mkdir()
     mesh = make_mesh(1, jax.devices()[:2])
     student = make_bank(1)
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, distillation="listwise")
     )
-    teacher, tokenizers = load_teacher(config, student, mesh)
+    teacher, tokenizers = load_teacher(config, student, mesh, resuming=False)
     batches = make_batches(
         config, open_source(config.data.source), [*tokenizers[:1], *tokenizers], mesh
     )
@@ -244,5 +244,26 @@ def test_teachers_that_cannot_be_met_are_refused(twin, tmp_path):
         train(with_towers("scratch"))
     with pytest.raises(UserError, match="has 2 towers: name one of them"):
         train(with_towers(str(twin)))
-    with pytest.raises(UserError, match="has 2 towers, numbered from 0"):
+    with pytest.raises(UserError, match=r"has 2 tower\(s\), numbered from 0"):
         train(with_towers(f"{twin}#2"))
+
+
+def test_a_tower_of_a_twin_is_a_model_like_others(twin):
+    """And so it encodes, teaches and exports alone."""
+    both = SentenceEncoder.load(twin).encode(["the cat sees"])
+    alone = [SentenceEncoder.load(f"{twin}#{tower}").encode(["the cat sees"]) for tower in (0, 1)]
+    np.testing.assert_allclose(alone[0] + alone[1], both, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_ends_with_the_teacher_it_began_with(twin, tmp_path):
+    config = student_config(twin, tmp_path, twin)
+    (tmp_path / "run").mkdir()
+    student, mesh = make_bank(1), make_mesh(1, jax.devices()[:1])
+    for resuming in (False, True):
+        load_teacher(config, student, mesh, resuming=resuming)
+    other = dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, teacher=f"{twin}#0")
+    )
+    with pytest.raises(UserError, match="not the model that .* began to learn from"):
+        load_teacher(other, student, mesh, resuming=True)
+    load_teacher(other, student, mesh, resuming=False)

@@ -142,6 +142,12 @@ def test_repository_is_public_or_what_its_owner_set_by_default(server, tmp_path)
     assert server["files"] == {"README.md": b"---\nlicense: mit\n---\n"}
 
 
+def test_a_name_without_user_is_the_one_the_hub_makes_of_it(server, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert NAME in hub.push(tmp_path, NAME.partition("/")[2])
+    assert server["files"]
+
+
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize(
     ("status", "reason"),

@@ -12,7 +12,7 @@ from test_objectives import TINY, make_bank, make_batch
 
 from jtcse_jax import losses, objectives
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, ObjectiveConfig
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
 from jtcse_jax.masking import mask_tokens
 from jtcse_jax.models import hf_weights, mlm_head
@@ -288,12 +288,13 @@ def test_a_tokenizer_without_masking_token_is_named():
         mask_token_id = None
 
     with pytest.raises(UserError, match="objective.mask_token_id"):
-        find_mask_token(ObjectiveConfig(name="mlm"), Tokenizer())
-    assert (
-        find_mask_token(ObjectiveConfig(name="mlm", mask_token_id=3), Tokenizer()).mask_token_id
-        == 3
-    )
-    assert find_mask_token(ObjectiveConfig(), Tokenizer()).mask_token_id is None
+        find_mask_token(ObjectiveConfig(name="mlm"), Tokenizer(), 9)
+    for number in (-1, 9):
+        with pytest.raises(UserError, match=f"mask_token_id = {number}: choose from 0 to 8"):
+            find_mask_token(ObjectiveConfig(name="mlm", mask_token_id=number), Tokenizer(), 9)
+    given = ObjectiveConfig(name="mlm", mask_token_id=3)
+    assert find_mask_token(given, Tokenizer(), 9) == given
+    assert find_mask_token(ObjectiveConfig(), Tokenizer(), 9).mask_token_id is None
 
 
 def test_mlm_and_pairs_exclude_each_other(tmp_path):
@@ -304,4 +305,3 @@ def test_mlm_and_pairs_exclude_each_other(tmp_path):
         dataclasses.replace(config, data=dataclasses.replace(config.data, pairs="none"))
     with pytest.raises(UserError, match="objective.mask_share = 1.0"):
         ObjectiveConfig(mask_share=1.0)
-    assert Architecture()

@@ -38,7 +38,10 @@ def test_a_command_is_accepted(command, monkeypatch):
         assert config.data.source == "TEXT"
     elif program == "jtcse_jax.pipeline":
         pipeline = config_file.parse(Pipeline, program, arguments)
-        assert {config.data.source for config in stage_configs(pipeline).values()} & {"TEXT"}
+        for config in stage_configs(pipeline).values():
+            pairs = config.data.source.endswith(".tsv")
+            assert config.data.source == "TEXT" or pairs
+            assert not (pairs and config.data.pairs == "repeat"), "words of pairs"
     elif program == "jtcse_jax.augment":
         assert tyro.cli(augment.RepeatWords | augment.BackTranslate, args=arguments)
     else:

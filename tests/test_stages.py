@@ -12,10 +12,12 @@ from test_sts_data import write_senteval
 from test_train import run_in_process
 
 from jtcse_jax import stages
+from jtcse_jax.card import Card
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import load_config_file
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.sts import StsScore
 from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
 from jtcse_jax.start import open_workdir
 from jtcse_jax.trainer import train
@@ -58,7 +60,7 @@ def test_every_stage_starts_from_those_before_it(tmp_path):
     assert configs["student"].objective.teacher == str(workdir / "twin")
     assert configs["language"].model.towers == ("scratch",)
     for name, config in configs.items():
-        assert config.workdir == str(workdir / name) and config.seed == 47
+        assert config.workdir == str(workdir / name) and config.seed == 5042
         assert config.data.source == str(tmp_path / "text.txt")
         assert (config.data.dev is None) == (name == "language")
 
@@ -157,10 +159,11 @@ def trainer(monkeypatch):
     trainer = Trainer()
     monkeypatch.setattr(stages, "train", trainer)
     monkeypatch.setattr(stages.saved_model, "load", lambda folder: folder)
+    monkeypatch.setattr(stages, "read_card", lambda model: Card())
     monkeypatch.setattr(
         stages.exported,
         "export",
-        lambda model, folder: folder.mkdir() or trainer.trained.append("model"),
+        lambda model, folder, card: folder.mkdir() or trainer.trained.append("model"),
     )
     return trainer
 
@@ -178,6 +181,7 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("language/*")}
     assert rows[1] == {
         "stage": "twin",
+        "planned": "2 steps",
         "step": 2,
         "seconds": 4.0,
         "sentences_per_second": 4.0,
@@ -205,23 +209,96 @@ def test_from_a_stage_on_all_is_trained_again_and_nothing_is_lost(tmp_path, trai
     assert (workdir / "superseded" / "1" / "student" / "finished.json").is_file()
 
 
+def test_from_is_done_once_until_all_is_finished(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    trainer.trained.clear()
+    trainer.fails = "student"
+    again = dataclasses.replace(pipeline, from_stage="twin")
+    for _ in range(2):
+        with pytest.raises(UserError, match="the disk is full"):
+            run(again)
+    assert trainer.trained == ["twin"]
+    trainer.fails = None
+    run(again)
+    assert trainer.trained == ["twin", "student", "model"]
+    superseded = Path(pipeline.workdir) / "superseded"
+    assert [path.name for path in superseded.iterdir()] == ["0"]
+    (superseded / "0").rename(superseded / "7")
+    run(again)
+    assert {path.name for path in superseded.iterdir()} == {"7", "8"}
+
+
 def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trainer):
     pipeline = make_pipeline(tmp_path)
     run(pipeline)
     with pytest.raises(UserError, match="stage language: .* another config: seed"):
         run(dataclasses.replace(pipeline, seed=1))
+    longer = dict(pipeline.stages)
+    longer["twin"] = dataclasses.replace(longer["twin"], max_steps=9)
+    with pytest.raises(UserError, match="stage twin: .*2 steps and now 9 steps.*--from twin"):
+        run(dataclasses.replace(pipeline, stages=longer))
+    assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_a_workdir_may_be_spelled_otherwise(tmp_path, trainer, monkeypatch):
+    run(make_pipeline(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run(make_pipeline(tmp_path, workdir="../" + tmp_path.name + "/pipeline"))
+    assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch):
+    write_senteval(tmp_path / "STS")
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    score = StsScore(0.5, 0.4, 10)
+    monkeypatch.setattr(stages, "evaluate_sts", lambda encode, tasks: {"STS-B": score})
+    monkeypatch.setattr(stages.SentenceEncoder, "load", lambda name: stages.SentenceEncoder)
+    rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
+    assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
+    assert trainer.trained == ["language", "twin", "student", "model"]
 
 
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"stages": {}}, "stages is empty"),
+        ({"source": ""}, "it has no text"),
+        ({"source": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"dev": "nowhere.tsv"}, "nowhere.tsv"),
+    ],
+)
+def test_all_inputs_are_looked_at_before_the_first_stage(tmp_path, trainer, fields, problem):
+    with pytest.raises(UserError, match=f"stage (language|twin): .*{problem}"):
+        run(make_pipeline(tmp_path, **fields))
+    assert not trainer.trained
+
+
+def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tmp_path, trainer):
+    (tmp_path / "pairs.tsv").write_text("a cat\tthe cat\n" * 20)
+    pipeline = make_pipeline(tmp_path)
+    twin = pipeline.stages["twin"]
+    data = dataclasses.replace(twin.data, source=str(tmp_path / "pairs.tsv"), pairs="repeat")
+    pipeline.stages["twin"] = dataclasses.replace(twin, data=data)
+    with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*use "same"'):
+        run(pipeline)
+    assert not trainer.trained
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
         ({"from_stage": "nowhere"}, "--from nowhere: choose one of the stages language, twin"),
     ],
 )
 def test_what_cannot_run_is_refused(tmp_path, fields, problem):
     with pytest.raises(UserError, match=problem):
         make_pipeline(tmp_path, **fields)
+
+
+def test_without_a_config_there_is_nothing_to_run():
+    with pytest.raises(UserError, match="stages is empty: name a config file"):
+        run(Pipeline())
 
 
 def test_stages_cannot_look_ahead_or_be_paths(tmp_path):
@@ -240,4 +317,11 @@ def test_the_recipes_in_configs_fit_together(path):
     configs = stage_configs(pipeline)
     last = list(configs.values())[-1]
     assert last.objective.name == "distill" and len(last.model.towers) == 1
-    assert pipeline.workdir == f"runs/{path.stem}"
+
+
+def test_variants_of_the_ablation_start_from_the_same_towers():
+    pipeline = load_config_file(ROOT / "configs" / "ablation_small.py", Pipeline)
+    towers = {name: config.model.towers for name, config in pipeline.stages.items()}
+    variants = {"simcse", "tncse", "jtcse", "cross_0", "cross_all", "cross_main", "low_dropout"}
+    assert {towers[name] for name in variants} == {("tower_a", "tower_b")}
+    assert stage_configs(pipeline)["distilled"].objective.teacher.endswith("/jtcse")

@@ -9,21 +9,28 @@ from jtcse_jax.data.sources import Source
 from jtcse_jax.errors import UserError
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_ALPHABET = 1000  # most characters kept; rarer ones become [UNK]
+# Most characters kept, rarer ones become [UNK]: as many, or a quarter of the vocabulary (each has
+# two entries). Chinese needs thousands.
+_ALPHABET = 1000
 
 
-def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
-    """An uncased BERT tokenizer of at most `vocab_size` entries, in which [PAD] is 0.
+def train_tokenizer(
+    source: Source, vocab_size: int, *, lowercase: bool = True
+) -> PreTrainedTokenizerBase:
+    """A BERT tokenizer of at most `vocab_size` entries, in which [PAD] is 0.
+
+    Accents and vowel signs are kept: in most languages they are part of the word.
 
     The same text gives the same vocabulary. Raises UserError where `vocab_size` cannot hold the
     special tokens and the alphabet of the text.
     """
-    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer = BertWordPieceTokenizer(lowercase=lowercase, strip_accents=False)
+    most = max(_ALPHABET, vocab_size // 4)
     counts = Counter()
     for sentence in source.read():
         counts.update(trainer.normalize(sentence))
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    alphabet = sorted(character for character in ranked[:_ALPHABET] if not character.isspace())
+    alphabet = sorted(character for character in ranked[:most] if not character.isspace())
     # The trainer numbers "##x" in the order of a randomly seeded hash table and breaks ties by
     # number, so that no two runs agree. Given as special tokens they are numbered by us.
     fixed = _SPECIAL + alphabet + [f"##{character}" for character in alphabet]
@@ -36,9 +43,9 @@ def train_tokenizer(source: Source, vocab_size: int) -> PreTrainedTokenizerBase:
         source.read(),
         vocab_size=vocab_size,
         min_frequency=2,
-        limit_alphabet=_ALPHABET,
+        limit_alphabet=most,
         special_tokens=fixed,
         show_progress=False,
     )
     vocabulary = trainer.get_vocab(with_added_tokens=True)
-    return BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, strip_accents=False)
