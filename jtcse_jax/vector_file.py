@@ -52,10 +52,14 @@ class VectorFile:
             if output.exists():  # another process finished between the first look and now
                 shutil.rmtree(self.partial, ignore_errors=True)
                 check_output(output)
-        self._check_settings(settings)
-        with self._disk_errors():
-            self._vectors = open(self.partial / VECTORS, "r+b", buffering=0)
-            self._done = open(self.partial / DONE, "r+b", buffering=0)
+        try:
+            self._check_settings(settings)
+            with self._disk_errors():
+                self._vectors = open(self.partial / VECTORS, "r+b", buffering=0)
+                self._done = open(self.partial / DONE, "r+b", buffering=0)
+        except UserError:
+            check_output(output)  # what another process has just finished is not damaged
+            raise
         self._header = os.fstat(self._vectors.fileno()).st_size - rows * width * 4
 
     def __enter__(self) -> "VectorFile":
