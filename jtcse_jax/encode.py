@@ -76,7 +76,7 @@ def encode(arguments: Arguments) -> None:
             _encode_share(file, text, encoder, arguments, progress, wait=wait)
         progress.update(progress.task_ids[0], completed=rows)
         file.finish()
-    warn_of_truncation(encoder.truncated)
+    warn_of_truncation(encoder.truncated, encoder)
     print(f"{output}: {rows:,} vectors of {width}", file=sys.stderr)
 
 

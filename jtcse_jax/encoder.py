@@ -129,7 +129,7 @@ class SentenceEncoder:
                     done=partial(progress.advance, progress.task_ids[0]),
                 )
                 vectors.append(encoded)
-        warn_of_truncation(self.truncated - before)
+        warn_of_truncation(self.truncated - before, self)
         whole = np.concatenate(vectors)
         return convert(whole[0] if single else whole)
 
@@ -158,8 +158,15 @@ class SentenceEncoder:
         return total
 
     def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
-        """[n, m] cosines of vectors [n, D] and [m, D]."""
+        """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""
         first, second = np.atleast_2d(first), np.atleast_2d(second)
+        if not all(np.issubdtype(x.dtype, np.number) for x in (first, second)):
+            raise UserError("similarity takes vectors: encode the sentences first.")
+        if first.shape[-1] != second.shape[-1]:
+            raise UserError(
+                f"similarity takes vectors of one width, and got {first.shape[-1]} and "
+                f"{second.shape[-1]}."
+            )
         norms = np.linalg.norm(first, axis=1)[:, None] * np.linalg.norm(second, axis=1)[None, :]
         return first @ second.T / np.maximum(norms, 1e-12)
 
@@ -262,10 +269,11 @@ class Speed(ProgressColumn):
         return Text(f"{speed:,.0f} sentences/s" if speed else "")
 
 
-def warn_of_truncation(count: int) -> None:
-    """Warns that `count` sentences were cut, if any was."""
+def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
+    """Warns that `count` sentences were cut, if any was, and names the limit."""
     if count:
-        logger.warning("%s sentences were longer than max_len tokens and cut.", f"{count:,}")
+        limits = " and ".join(str(bank.max_len) for bank in encoder.banks)
+        logger.warning("%s sentences cut to max_len = %s tokens.", f"{count:,}", limits)
 
 
 def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:

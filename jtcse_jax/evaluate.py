@@ -38,6 +38,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
     Raises UserError as the readers of the model and of the tasks do.
     """
+    if arguments.output and not Path(arguments.output).parent.is_dir():
+        raise UserError(f"--output {arguments.output}: there is no such folder; make it first.")
     tasks = load_sts(arguments.sts)
     members = arguments.load_members()
     scores = evaluate_sts(SentenceEncoder.of(members).encode, tasks)

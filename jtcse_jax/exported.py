@@ -1,6 +1,7 @@
 """Exported folders: each tower an ordinary Hugging Face folder, the whole a model of
 sentence-transformers."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from jtcse_jax.models.towers import unstack
 from jtcse_jax.saved_model import SavedModel, write_description
 
 MODULE = "sum_of_towers.py"  # copied into the folder of more than one tower
+# How a tokenizer was once called, which transformers keeps and saves.
+INHERITED = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
 
 def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> None:
@@ -57,13 +60,21 @@ def check_new(folder: str | Path) -> None:
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
 
 
+def _cutting_at(tokenizer: Any, max_len: int) -> Any:
+    """A copy of a transformers tokenizer whose `truncation=True` cuts where our encoder does."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_len
+    for name in INHERITED:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
+
+
 def _write(model: SavedModel, folder: Path, card: Card) -> None:
     towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host: nothing to compile
+    tokenizer = _cutting_at(model.tokenizer, model.max_len)
     names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
     for name, params in zip(names, towers, strict=True):
-        hf_weights.write_tower(
-            folder / name, model.bank.architecture, params, tokenizer=model.tokenizer
-        )
+        hf_weights.write_tower(folder / name, model.bank.architecture, params, tokenizer=tokenizer)
         # safetensors lets the owner alone read what it writes.
         mode = (folder / name / hf_weights.CONFIG).stat().st_mode
         (folder / name / hf_weights.WEIGHTS).chmod(mode)

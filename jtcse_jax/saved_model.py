@@ -20,6 +20,7 @@ from jtcse_jax.models import hf_weights
 from jtcse_jax.models.towers import Bank, Params, stack
 
 DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
+PIPELINE_MODEL = "model"  # where `stages` exports to
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def load(
     """
     name, tower = split_name(str(name))
     folder = hf_weights.find_folder(name)
+    known = any((folder / file).is_file() for file in (DESCRIPTION, hf_weights.CONFIG))
+    if not known and (folder / PIPELINE_MODEL).is_dir():
+        raise UserError(f"{name}: a pipeline's workdir; its model is {folder / PIPELINE_MODEL}.")
     description = read_description(folder)
     pooling = pooling or description.get("pooling")
     if pooling is None:

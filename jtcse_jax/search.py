@@ -44,6 +44,11 @@ def search(arguments: Arguments) -> None:
     if source.views > 1:
         raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
     sentences = list(source.read())
+    if source.blank:
+        raise UserError(
+            f"--input {arguments.input}: {source.blank} blank lines, so that numbers would not be "
+            "those of lines: remove them."
+        )
     encoder = SentenceEncoder.of(arguments.load_members())
     encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
     for query in arguments.query or _lines_of_stdin():
@@ -51,10 +56,10 @@ def search(arguments: Arguments) -> None:
 
 
 def print_hits(query: str, hits: list[Hit]) -> None:
-    """Prints a table: cosine, number of the sentence (from 1, blank lines not counted), text."""
+    """Prints a table: cosine, line of the sentence (from 1), text."""
     table = Table(title=Text(query), title_justify="left")
     table.add_column("cosine", justify="right", no_wrap=True)
-    table.add_column("number", justify="right", no_wrap=True)
+    table.add_column("line", justify="right", no_wrap=True)
     table.add_column("sentence", overflow="fold")
     for hit in hits:
         # A sentence may look like markup.

@@ -29,7 +29,7 @@ from jtcse_jax.start import open_workdir
 from jtcse_jax.trainer import is_primary, say, train
 
 FINISHED = "finished.json"  # in a stage's folder: its row of the table
-MODEL, SUPERSEDED, FROM = "model", "superseded", "from.txt"
+MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ def stage_row(name: str, config: Config) -> dict[str, Any]:
     trained = [line for line in lines if "loss" in line]
     rate = trained[-1]["sentences_per_second"]
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
-    best = max(filter(None, scores), key=scores.get, default=None)
+    # Of equal scores the later, as `Checkpoints.best_step` takes it.
+    best = max(filter(None, scores), key=lambda step: (scores[step], step), default=None)
     return {
         "stage": name,
         "step": trained[-1]["step"] if best is None else best,

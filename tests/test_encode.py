@@ -177,7 +177,7 @@ def test_cut_sentences_are_counted_once_at_the_end(folder, tmp_path, caplog):
     long = sum(len(sentence.split()) > 4 for sentence in SENTENCES)
     assert long > 20
     assert [record.message for record in caplog.records if "cut" in record.message] == [
-        f"{long} sentences were longer than max_len tokens and cut."
+        f"{long} sentences cut to max_len = 6 tokens."
     ]
 
 

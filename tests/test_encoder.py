@@ -147,7 +147,7 @@ def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
     caplog.clear()
     embed.encode([kept, kept + "dog", "dog", kept + "cat", kept * 9], batch_size=2)
     assert [record.message for record in caplog.records] == [
-        "3 sentences were longer than max_len tokens and cut."
+        f"3 sentences cut to max_len = {model.max_len} tokens."
     ]
     assert embed.truncated == 4
 
@@ -293,6 +293,10 @@ def test_similarity_is_the_cosine_of_every_pair(embed):
     np.testing.assert_allclose(embed.similarity(first, second), expected, rtol=1e-4, atol=1e-6)
     assert embed.similarity(first[0], second).shape == (1, 5)
     assert embed.similarity(np.zeros(16), first).tolist() == [[0, 0, 0]]
+    with pytest.raises(UserError, match="encode the sentences first"):
+        embed.similarity("a cat", "a dog")
+    with pytest.raises(UserError, match="of one width, and got 16 and 8"):
+        embed.similarity(first, first[:, :8])
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["nested"], ("a", "pair")])

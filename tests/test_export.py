@@ -17,7 +17,7 @@ from runs import largest_difference, tiny_config
 from test_encoder import padded_vectors, some_sentences, tiny_model
 from test_saved_model import relative_files, write_run
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import RobertaTokenizer
+from transformers import AutoTokenizer, RobertaTokenizer
 
 from jtcse_jax import export, exported, saved_model
 from jtcse_jax.card import read_card
@@ -408,3 +408,15 @@ def test_exporting_needs_no_torch(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     exported.export(tiny_model(2), tmp_path / "out")
     assert (tmp_path / "out" / "sum_of_towers.py").is_file()
+
+
+def test_plain_truncation_of_the_tokenizer_cuts_where_we_do(tmp_path):
+    model = tiny_model(2, max_len=9)
+    model.tokenizer.init_kwargs["max_length"] = 128  # how it was once called
+    exported.export(model, tmp_path / "out")
+    for tower in ("tower_0", "tower_1"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / tower)
+        assert len(tokenizer("cat " * 50, truncation=True)["input_ids"]) == 9
+        settings = json.loads((tmp_path / "out" / tower / "tokenizer_config.json").read_text())
+        assert settings["model_max_length"] == 9 and "max_length" not in settings
+    assert model.tokenizer.model_max_length > 1000  # ours is left as it was

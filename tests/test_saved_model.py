@@ -263,3 +263,9 @@ def test_folder_saved_by_sentence_transformers_gives_its_vectors(exported, tmp_p
         assert ours.bank.pooling == mode
         np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)
         assert ours.max_len == 20
+
+
+def test_a_pipelines_workdir_names_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match=f"a pipeline's workdir; its model is {tmp_path}/model"):
+        saved_model.load(tmp_path)
