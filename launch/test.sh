@@ -11,4 +11,4 @@ if [[ "${CI:-}" == true ]]; then
   slow=(-m "")
 fi
 .venv/bin/python -m ruff check .
-exec .venv/bin/python -m pytest -n auto --dist loadgroup ${slow[@]+"${slow[@]}"} "$@"
+exec .venv/bin/python -m pytest -n auto --dist worksteal ${slow[@]+"${slow[@]}"} "$@"

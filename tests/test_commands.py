@@ -21,7 +21,6 @@ from jtcse_jax.evaluation.sts_data import load_sts
 
 FIGURES = {"STS16": 78.99, "STS-B": 82.03, "SICK-R": 77.15}  # ../shared/data/README.md
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.xdist_group("commands")  # its runs are shared by many tests
 STS = ROOT.parent / "shared" / "data" / "senteval" / "downstream" / "STS"
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
 

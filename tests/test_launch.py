@@ -128,7 +128,7 @@ def test_tests_run_after_style_and_in_ci_with_the_slow_ones(checkout, ci, everyt
     install, style, tests = calls(checkout)
     assert install.endswith("requirements-dev.txt")
     assert style == "-m ruff check ."
-    start = "-m pytest -n auto --dist loadgroup"
+    start = "-m pytest -n auto --dist worksteal"
     assert tests == (f"{start} -m  -k some" if everything else f"{start} -k some")
 
 

@@ -22,7 +22,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.xdist_group("train")  # its runs are shared by many tests
 
 
 def one_device():
