@@ -87,7 +87,12 @@ def test_own_language_then_own_domain_then_distilled_for_serving(tmp_path, monke
         cache_dir=str(tmp_path / "cache"),
         stages={name: shrunk(config) for name, config in pipeline.stages.items()},
     )
-    stages.run(pipeline)
+    rows = stages.run(pipeline)
+    assert [row["stage"] for row in rows] == list(pipeline.stages)
+    with monkeypatch.context() as once:
+        once.setattr(stages, "train", None)
+        once.setattr(stages.exported, "export", None)
+        assert stages.run(pipeline) == rows
     model = f"{pipeline.workdir}/model"
 
     domain = config_file.load_config_file(ROOT / "configs" / "mlm_small.py")

@@ -260,9 +260,9 @@ def test_folder_saved_by_sentence_transformers_gives_its_vectors(exported, tmp_p
         )
         theirs.save(str(tmp_path / mode))
         ours = SentenceEncoder.load(tmp_path / mode)
-        assert ours.bank.pooling == mode
+        assert ours.banks[0].bank.pooling == mode
         np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)
-        assert ours.max_len == 20
+        assert ours.banks[0].max_len == 20
 
 
 def test_a_pipelines_workdir_names_its_model(tmp_path):

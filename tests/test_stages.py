@@ -1,11 +1,12 @@
-"""The pipeline: once with real training, and its order, resuming and failures with a stand-in."""
+"""The pipeline: with real training on two processes, and its order and failures with a stand-in.
+
+`test_recipes.py` trains a whole one.
+"""
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
-import jax
 import pytest
 from runs import tiny_config
 from test_sts_data import write_senteval
@@ -20,7 +21,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts import StsScore
 from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
 from jtcse_jax.start import open_workdir
-from jtcse_jax.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,36 +65,6 @@ def test_every_stage_starts_from_those_before_it(tmp_path):
         assert (config.data.dev is None) == (name == "language")
 
 
-@pytest.mark.slow
-def test_the_whole_recipe_trains_evaluates_exports_and_is_not_done_twice(
-    tmp_path, monkeypatch, capsys
-):
-    write_senteval(tmp_path / "STS")
-    pipeline = make_pipeline(tmp_path, sts=str(tmp_path / "STS"))
-    monkeypatch.setattr(stages, "train", partial(train, devices=jax.devices()[:1]))
-    rows = run(pipeline)
-    assert [row["stage"] for row in rows] == ["language", "twin", "student"]
-    assert rows[0]["dev"] is None and rows[0]["sts"] == {}
-    for row in rows[1:]:
-        assert {"STS12", "STS16", "STS-B", "SICK-R", "average"} <= row["sts"].keys()
-        assert row["step"] == 2 and -100 <= row["dev"] <= 100
-    encoder = SentenceEncoder.load(f"{pipeline.workdir}/model")
-    assert encoder.encode(["The cat sees me."]).shape == (1, 16)
-    capsys.readouterr()
-    print_table(rows)
-    said = capsys.readouterr().out
-    for row in rows[1:]:
-        assert f"{row['dev']:.2f}" in said
-        for task, score in row["sts"].items():
-            assert task in said and f"{score:.2f}" in said
-
-    monkeypatch.setattr(stages, "train", None)
-    monkeypatch.setattr(stages, "evaluate_sts", None)
-    monkeypatch.setattr(stages.exported, "export", None)
-    assert run(pipeline) == rows
-    assert capsys.readouterr().out.count("finished before") == 3
-
-
 TWO_PROCESSES = """
 from pathlib import Path
 from test_stages import make_pipeline
@@ -115,7 +85,7 @@ print(run(pipeline)[-1]["sts"]["average"])
 
 
 @pytest.mark.slow
-def test_two_processes_run_the_stages_together(tmp_path, free_port):
+def test_two_processes_run_the_stages_together(tmp_path, free_port, capsys):
     """Each reads what the stage before wrote, and both find the same scores."""
     write_senteval(tmp_path / "STS")
     code = TWO_PROCESSES.format(folder=str(tmp_path))
@@ -132,6 +102,14 @@ def test_two_processes_run_the_stages_together(tmp_path, free_port):
     assert all(process.returncode == 0 for process in processes), outputs
     first, second = (float(output.splitlines()[-1]) for output in outputs)
     assert first == pytest.approx(second, abs=1e-6)
+    finished = tmp_path / "pipeline" / "student" / "finished.json"
+    row = json.loads(finished.read_text())
+    assert {"STS12", "STS16", "STS-B", "SICK-R", "average"} <= row["sts"].keys()
+    print_table([row])
+    said = capsys.readouterr().out
+    assert f"{row['dev']:.2f}" in said
+    for task, score in row["sts"].items():
+        assert task in said and f"{score:.2f}" in said
     assert SentenceEncoder.load(tmp_path / "pipeline" / "model").width == 16
 
 
