@@ -93,7 +93,7 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
             else:
                 say(f"--- stage {name}: finished before")
                 _check_finished(name, config, rows[name])
-                if tasks and not rows[name]["sts"]:
+                if tasks and config.objective.name != "mlm" and not rows[name]["sts"]:
                     rows[name] = _finish(name, config, tasks)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
@@ -254,10 +254,10 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error}): delete it.") from error
+    row = saved_model.read_json(path, dict)
+    if not {"planned", "step", "seconds", "sentences_per_second", "dev", "sts"} <= row.keys():
+        raise UserError(f"{path}: not of this version: delete it, and the stage is scored again.")
+    return row
 
 
 def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:

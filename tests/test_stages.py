@@ -220,6 +220,16 @@ def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trai
     assert trainer.trained == ["language", "twin", "student", "model"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "twin"}'])
+def test_a_damaged_mark_of_a_finished_stage_is_named(tmp_path, trainer, content):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    mark = Path(pipeline.workdir) / "twin" / "finished.json"
+    mark.write_text(content)
+    with pytest.raises(UserError, match=f"{mark}: .*delete it"):
+        run(pipeline)
+
+
 def test_a_workdir_may_be_spelled_otherwise(tmp_path, trainer, monkeypatch):
     run(make_pipeline(tmp_path))
     monkeypatch.chdir(tmp_path)
