@@ -19,7 +19,7 @@ from jtcse_jax.config import (
 )
 from jtcse_jax.stages import Pipeline
 
-DATA = DataConfig(max_len=32, batch_size=32)
+DATA = DataConfig(max_len=32, batch_size=16)
 LENGTH = {"max_steps": 500, "eval_every": 100, "save_every": 100}
 
 
@@ -76,7 +76,7 @@ config = Pipeline(
         "tncse": twin("tncse"),
         "distilled": distilled,
         "cross_0": twin("jtcse", num_layers=0),
-        "cross_all": twin("jtcse", num_layers=4),
+        "cross_1": twin("jtcse", num_layers=1),
         "cross_main": twin("jtcse", mode="main"),
         "low_dropout": twin("jtcse", dropout=0.00025),
     },

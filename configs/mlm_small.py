@@ -34,7 +34,7 @@ config = Config(
     optimizer=OptimizerConfig(
         learning_rate=1e-3, schedule="linear", warmup_steps=200, max_grad_norm=1.0
     ),
-    max_steps=4000,
+    max_steps=2000,
     save_every=500,
     log_every=50,
 )
