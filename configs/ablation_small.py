@@ -4,7 +4,11 @@
     python -m jtcse_jax.pipeline --config configs/ablation_small.py --source TEXT --dev STSB \\
         --sts STS --seed 0 --workdir runs/ablation_small/0
 
-Once for each seed; `python benchmarks/ablation.py runs/ablation_small/*` compares them.
+Once for each seed. Then, for each variant beside the default:
+
+    python -m jtcse_jax.evaluate --sts STS --model \\
+        runs/ablation_small/0/jtcse,runs/ablation_small/1/jtcse,runs/ablation_small/2/jtcse \\
+        --compare runs/ablation_small/0/tncse,runs/ablation_small/1/tncse,... ...
 """
 
 import dataclasses

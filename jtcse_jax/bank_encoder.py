@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tokenizers
 from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import Packing, fill, pack
+from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.saved_model import SavedModel
@@ -48,13 +48,16 @@ class BankEncoder:
           mesh: where it runs, rows over the data axis; by default the bank's own mesh, or all
             devices of this process.
         Raises:
-          UserError: a `max_len` that leaves no room for a token.
+          UserError: a `max_len` that leaves no room for a token, or a tokenizer without [CLS].
         """
         self.bank = bank
         self.params = params
         self.max_len = max_len
         self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
-        self._tokenizer = _truncating(tokenizer, max_len)
+        self._tokenizer = truncating_backend(tokenizer, max_len)
+        if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
+            # An empty sentence would have no token, and no sentence a [CLS].
+            raise UserError("The tokenizer adds no special tokens: use that of this model.")
         self._row_length = max(ROW_LENGTH, max_len)
         self._slots = self._row_length // 4
 
@@ -142,19 +145,6 @@ def embed(bank: Bank, mesh: Mesh, params: Params, batch: Batch) -> Array:
     """Sentence embeddings [N, D] float32, without dropout, in the order of `batch.order`."""
     vectors = sum_towers(bank.apply(params, batch).hidden)
     return jax.lax.with_sharding_constraint(vectors, sharding.replicated(mesh))
-
-
-def _truncating(tokenizer: Any, max_len: int) -> tokenizers.Tokenizer:
-    """A copy of the tokenizer's Rust half that truncates and never pads."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    special = backend.num_special_tokens_to_add(is_pair=False)
-    if not special:  # an empty sentence would have no token, and no sentence a [CLS]
-        raise UserError("The tokenizer adds no special tokens: use the tokenizer of this model.")
-    if max_len <= special:
-        raise UserError(f"max_len = {max_len}: this tokenizer needs at least {special + 1}.")
-    backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
-    backend.no_padding()
-    return backend
 
 
 def _check_finite(model: SavedModel) -> None:

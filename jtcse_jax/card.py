@@ -56,19 +56,25 @@ def read_card(model: SavedModel) -> Card:
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
-    """What `evaluate --output` wrote, without the places of models; UserError if it is not."""
+    """The STS scores that `evaluate --output` wrote, with what they depend on but no model's place.
+
+    Raises UserError for anything else.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
-    scores = read_json(path, dict)
-    tasks = scores.get("spearman")
+    content = read_json(path, dict)
+    scores = content.get("sts")
+    tasks = scores.get("spearman") if isinstance(scores, dict) else None
     if not isinstance(tasks, dict) or not all(
         isinstance(score, int | float) for score in tasks.values()
     ):
-        raise UserError(f"--scores {path}: no scores as `evaluate --output` writes them.")
-    for places in (scores, *scores.get("members", [])):
-        places.pop("model", None)
-    return scores
+        raise UserError(f"--scores {path}: no STS scores as `evaluate --output` writes them.")
+    members = [
+        {key: value for key, value in member.items() if key != "model"}
+        for member in content.get("members", [])
+    ]
+    return scores | {"members": members, "versions": content.get("versions", {})}
 
 
 def _from_json(path: Path) -> Card:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import runpy
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -43,14 +44,22 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
     try:
         config = runpy.run_path(str(path)).get("config")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}{_line(error, path)}: {error}") from error
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+        kind_of_error = type(error).__name__
+        raise UserError(f"{path}{_line(error, path)}: {kind_of_error}: {error}") from error
     if not isinstance(config, kind):
         raise UserError(
             f"{path}: binds no `config = {kind.__name__}(...)`; see the files in configs/."
         )
     return config
+
+
+def _line(error: Exception, path: Path) -> str:
+    """`:LINE` of the config file that an error came from, or nothing if it names one itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
 
 
 def to_json(config: Config) -> str:

@@ -75,7 +75,7 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
         raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
     workdir = _workdir(pipeline)
     configs = stage_configs(pipeline)
-    tasks = load_sts(pipeline.sts) if pipeline.sts else []
+    tasks = _load_tasks(pipeline.sts) if pipeline.sts else []
     for name, config in configs.items():
         _check_inputs(name, config)
     if is_primary():
@@ -197,6 +197,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def _workdir(pipeline: Pipeline) -> Path:
     """Absolute: stages name each other's folders, however the workdir is spelled."""
     return Path(pipeline.workdir).expanduser().resolve()
+
+
+def _load_tasks(folder: str) -> list[StsTask]:
+    """All of them: averages over different tasks must not stand in one table."""
+    tasks, missing = load_sts(folder)
+    if missing:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
+        raise UserError(f"--sts {folder}: not complete ({reasons}): add what is missing.")
+    return tasks
 
 
 def _check_inputs(name: str, config: Config) -> None:

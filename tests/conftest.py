@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 
 import pytest
@@ -27,3 +28,30 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the `main` of a module with arguments, as a shell would."""
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+
+    return call
+
+
+@pytest.fixture
+def refused(command, capsys):
+    """Runs a command that must end with status 2, and returns what it said: one line."""
+
+    def call(module, *arguments):
+        with pytest.raises(SystemExit) as exit:
+            command(module, *arguments)
+        assert exit.value.code == 2
+        said = capsys.readouterr().err.removesuffix("\n")
+        assert said.startswith("error: ") or said.startswith("model: ")
+        assert "\n" not in said.split("error: ", 1)[1]
+        return said
+
+    return call

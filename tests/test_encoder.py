@@ -326,7 +326,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, bad):
 
 
 def test_length_without_room_for_a_token_is_refused(model):
-    with pytest.raises(UserError, match="max_len = 2: this tokenizer needs at least 3"):
+    with pytest.raises(UserError, match="max_len = 2: with this tokenizer it must be from 3"):
         SentenceEncoder.of(dataclasses.replace(model, max_len=2))
 
 

@@ -31,8 +31,11 @@ from jtcse_jax.saved_model import SavedModel
 SENTENCES = some_sentences(12)
 SCORES = {
     "model": "/home/someone/secret/run, step 4",
-    "protocol": "Spearman over all pairs",
-    "spearman": {"STS12": 71.5, "STS-B": 80.25, "average": 75.88},
+    "members": [{"model": "/home/someone/secret/run, step 4", "max_len": 64}],
+    "sts": {
+        "protocol": "Spearman over all pairs",
+        "spearman": {"STS12": 71.5, "STS-B": 80.25, "average": 75.88},
+    },
 }
 ALL_OPTIONS = {
     "normalize": True,
@@ -302,7 +305,9 @@ def test_wrong_arguments_are_refused_before_the_work(tmp_path, fields, message):
         export.export(arguments(tmp_path / "no model", tmp_path / "out", **fields))
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"spearman": {"STS12": "high"}}', "{"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"sts": 3}', '{"sts": {"spearman": {"STS12": "high"}}}', "{"]
+)
 def test_scores_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "scores.json"
     path.write_text(content)

@@ -241,12 +241,20 @@ def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch
     write_senteval(tmp_path / "STS")
     pipeline = make_pipeline(tmp_path)
     run(pipeline)
-    score = StsScore(0.5, 0.4, 10)
+    score = StsScore(0.5, 0.4, 10, {})
     monkeypatch.setattr(stages, "evaluate_sts", lambda encode, tasks: {"STS-B": score})
     monkeypatch.setattr(stages.SentenceEncoder, "load", lambda name: stages.SentenceEncoder)
     rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
     assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
     assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
+    sts = write_senteval(tmp_path / "downstream")
+    (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
+    with pytest.raises(UserError, match="not complete .STS14: .*images.txt is missing"):
+        run(make_pipeline(tmp_path, sts=str(sts)))
+    assert trainer.trained == []
 
 
 @pytest.mark.parametrize(
@@ -311,6 +319,6 @@ def test_the_recipes_in_configs_fit_together(path):
 def test_variants_of_the_ablation_start_from_the_same_towers():
     pipeline = load_config_file(ROOT / "configs" / "ablation_small.py", Pipeline)
     towers = {name: config.model.towers for name, config in pipeline.stages.items()}
-    variants = {"simcse", "tncse", "jtcse", "cross_0", "cross_all", "cross_main", "low_dropout"}
+    variants = {"simcse", "tncse", "jtcse", "cross_0", "cross_1", "cross_main", "low_dropout"}
     assert {towers[name] for name in variants} == {("tower_a", "tower_b")}
     assert stage_configs(pipeline)["distilled"].objective.teacher.endswith("/jtcse")

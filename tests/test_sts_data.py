@@ -59,7 +59,9 @@ def write_senteval(downstream: Path) -> Path:
 
 def test_load_sts_reads_every_task_and_skips_unscored_pairs(tmp_path):
     folder = write_senteval(tmp_path / "downstream")
-    tasks = {task.name: task for task in load_sts(folder)}
+    loaded, missing = load_sts(folder)
+    assert missing == {}
+    tasks = {task.name: task for task in loaded}
     assert list(tasks) == ["STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R"]
     for name, subsets in SUBSETS.items():
         assert sorted(tasks[name].subsets) == sorted(subsets)
@@ -74,20 +76,31 @@ def test_load_sts_reads_every_task_and_skips_unscored_pairs(tmp_path):
     assert tasks["STS-B"].pairs.gold.tolist() == [3.0, 5.0]
     assert tasks["SICK-R"].pairs.second == ["A cat sits", "y"]
     assert tasks["SICK-R"].pairs.gold.tolist() == [3.3, 1.0]
-    from_parent = load_sts(folder.parent)
+    from_parent, _ = load_sts(folder.parent)
     assert [task.pairs.first for task in from_parent] == [t.pairs.first for t in tasks.values()]
 
 
-def test_load_sts_names_what_is_missing(tmp_path):
+def test_load_sts_names_what_is_missing_and_reads_the_rest(tmp_path):
     folder = write_senteval(tmp_path / "downstream")
-    (folder / "STS14-en-test" / "STS.gs.images.txt").unlink()
+    for kind in ("gs", "input"):
+        (folder / "STS14-en-test" / f"STS.{kind}.images.txt").unlink()
     (folder.parent / "SICK" / "SICK_test_annotated.txt").unlink()
-    with pytest.raises(UserError) as error:
-        load_sts(folder)
-    assert "STS.gs.images.txt" in str(error.value)
-    assert "SICK_test_annotated.txt" in str(error.value)
-    with pytest.raises(UserError, match="nowhere: not a complete STS folder.* and 47 more"):
-        load_sts(tmp_path / "nowhere")  # 24 subsets of two files, STS-B and SICK-R: 3 + 47
+    tasks, missing = load_sts(folder)
+    assert [task.name for task in tasks] == ["STS12", "STS13", "STS15", "STS16", "STS-B"]
+    assert list(missing) == ["STS14", "SICK-R"]
+    assert missing["STS14"].endswith("STS.input.images.txt is missing and 1 more")
+    assert missing["SICK-R"].endswith("SICK_test_annotated.txt is missing")
+    with pytest.raises(UserError, match="empty: no STS task in SentEval's layout"):
+        (tmp_path / "empty").mkdir()
+        load_sts(tmp_path / "empty")
+    with pytest.raises(UserError, match="nowhere: cannot be read"):
+        load_sts(tmp_path / "nowhere")
+
+
+def test_load_sts_takes_a_file_of_the_users_own(tmp_path):
+    (tmp_path / "own.tsv").write_text("a\tb\t1\nc\td\t2\n")
+    (task,), missing = load_sts(tmp_path / "own.tsv")
+    assert (task.name, task.pairs.second, missing) == ("own", ["b", "d"], {})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +108,7 @@ def test_load_sts_names_what_is_missing(tmp_path):
     [
         ("STS12-en-test/STS.gs.MSRvid.txt", "5\n4\n", r"MSRvid.txt: 3 pairs but 2 scores"),
         ("STS12-en-test/STS.gs.MSRvid.txt", "5\n4\nx\n", r"gs.MSRvid.txt:3: the score 'x'"),
-        ("STS12-en-test/STS.gs.MSRvid.txt", "\n\n\n", r"gs.MSRvid.txt: holds no scores"),
+        ("STS12-en-test/STS.gs.MSRvid.txt", "\n\n\n", r"gs.MSRvid.txt: 0 scores, two are needed"),
         ("STS12-en-test/STS.input.MSRvid.txt", "a\tb\nc\td\ne\n", r"MSRvid.txt:3: one column"),
         ("STS12-en-test/STS.input.MSRvid.txt", "\tb\nc\td\ne\tf\n", r"MSRvid.txt:1: a sentence is"),
         ("../SICK/SICK_test_annotated.txt", "a\tb\n", r"annotated.txt:1: the header must name"),
@@ -107,7 +120,7 @@ def test_load_sts_names_what_is_missing(tmp_path):
         (
             "../SICK/SICK_test_annotated.txt",
             "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n",
-            r"annotated.txt: holds no sentence pairs",
+            r"annotated.txt: 0 pairs, two are needed",
         ),
     ],
 )
@@ -145,8 +158,9 @@ def test_load_pairs_picks_the_split_of_an_sts_benchmark_folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no sentence pairs"),
-        (b"\n\n", "holds no sentence pairs"),
+        (b"", "0 sentence pairs; write two"),
+        (b"\n\n", "0 sentence pairs; write two"),
+        (b"a\tb\t1\n", "1 sentence pairs; write two"),
         (b"a\tb\n", ":1: 2 tab-separated columns"),
         (b"a\tb\t1\n\na b c\n", ":3: 1 tab-separated columns"),
         (b"a\tb\t1\n" + b"x\t" * 4 + b"2\ta\tb\n", ":2: 7 tab-separated columns"),
@@ -177,7 +191,7 @@ def test_load_pairs_refuses_unknown_places(tmp_path):
 
 @needs_shared
 def test_real_test_sets_have_their_published_sizes():
-    tasks = load_sts(STS)
+    tasks, _ = load_sts(STS)
     sizes = {task.name: len(task.pairs) for task in tasks}
     assert sizes == {
         "STS12": 3108,

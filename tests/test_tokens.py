@@ -185,7 +185,7 @@ def test_files_of_a_cache_hold_no_pickle(source, tokenizer, caches):
 
 @pytest.mark.parametrize("max_len", [0, 2, 65_536])
 def test_a_max_len_that_cannot_work_is_refused(source, tokenizer, caches, max_len):
-    with pytest.raises(UserError, match=f"data.max_len is {max_len}; .* from 3 to 65535"):
+    with pytest.raises(UserError, match=f"max_len = {max_len}: .* from 3 to 65535"):
         tokenize(source, tokenizer, max_len, caches)
 
 

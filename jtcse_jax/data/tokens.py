@@ -104,7 +104,9 @@ def tokenize(
         UserError: the text has an error, the tokenizer is not a fast one or has no padding
             token, `max_len` is out of range, or the cache cannot be written.
     """
-    backend = _truncating_backend(tokenizer, max_len)
+    backend = truncating_backend(tokenizer, max_len)
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no padding token; set its pad_token")
     key = _cache_key(source, backend, max_len)
     folder = Path(cache_dir).expanduser() / key
     if folder.exists():
@@ -127,23 +129,24 @@ def tokenize(
     return TokenCache(folder)
 
 
-def _truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> tokenizers.Tokenizer:
-    """A copy of the tokenizer's Rust half that truncates and never pads."""
+def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> tokenizers.Tokenizer:
+    """A copy of the tokenizer's Rust half that truncates and never pads.
+
+    Raises UserError for a slow tokenizer and a `max_len` without room for a token.
+    """
     rust = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(rust, tokenizers.Tokenizer):
         raise UserError(
             f"{type(tokenizer).__name__} is not a fast tokenizer; load one with a tokenizer.json"
         )
-    if tokenizer.pad_token_id is None:
-        raise UserError("the tokenizer has no padding token; set its pad_token")
     backend = tokenizers.Tokenizer.from_str(rust.to_str())
     shortest = backend.num_special_tokens_to_add(is_pair=False) + 1
     if not shortest <= max_len <= _LONGEST:
         raise UserError(
-            f"data.max_len is {max_len}; with this tokenizer it must be from {shortest} to "
-            f"{_LONGEST} tokens"
+            f"max_len = {max_len}: with this tokenizer it must be from {shortest} to {_LONGEST} "
+            "tokens"
         )
-    backend.enable_truncation(max_len)
+    backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
     backend.no_padding()
     return backend
 

@@ -5,8 +5,9 @@ two embeddings. The protocol is the "all" setting: the pairs of every subset of 
 together and one correlation is taken over them. Correlations are raw (-1 to 1), not times 100.
 """
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +22,20 @@ __all__ = [
     "StsScore",
     "StsTask",
     "bootstrap_interval",
+    "bootstrap_spearman",
     "builtin_dev",
     "cosine_scores",
     "evaluate_sts",
     "load_pairs",
     "load_sts",
     "pearson",
+    "score_sts",
     "spearman",
+    "sts_cosines",
     "word_overlap",
 ]
+
+logger = logging.getLogger(__name__)
 
 Encode = Callable[[list[str]], np.ndarray]
 # How the scores that are shown are made.
@@ -42,6 +48,7 @@ class StsScore(NamedTuple):
     spearman: float
     pearson: float
     pairs: int
+    subsets: dict[str, "StsScore"]  #: each subset alone; empty where there is only one
 
 
 def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore]:
@@ -50,18 +57,36 @@ def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore
     Each distinct sentence of all tasks is encoded once, in one call of `encode`. "average" holds
     the unweighted means and the total number of pairs. Raises `UserError` as `cosine_scores` does.
     """
+    return score_sts(sts_cosines(encode, tasks), tasks)
+
+
+def sts_cosines(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, np.ndarray]:
+    """Returns the cosines of each task's pairs, [n] float64; calls and errors as `evaluate_sts`."""
     all_pairs = {task.name: task.pairs for task in tasks}
     embeddings, index = _encode_distinct(encode, list(all_pairs.values()))
+    return {name: _pair_cosines(embeddings, index, pairs) for name, pairs in all_pairs.items()}
+
+
+def score_sts(cosines: Mapping[str, np.ndarray], tasks: Sequence[StsTask]) -> dict[str, StsScore]:
+    """Returns what `evaluate_sts` does, from the cosines of each task's pairs.
+
+    Warns of a correlation that is undefined because one side is constant, and counts it as 0.
+    """
     scores = {}
-    for name, pairs in all_pairs.items():
-        cosines = _pair_cosines(embeddings, index, pairs)
-        scores[name] = StsScore(
-            spearman(cosines, pairs.gold), pearson(cosines, pairs.gold), len(pairs)
-        )
+    for task in tasks:
+        ends = np.cumsum([len(pairs) for pairs in task.subsets.values()])[:-1]
+        parts = np.split(cosines[task.name], ends)
+        subsets = {
+            name: _score(f"{task.name} {name}", part, pairs.gold)
+            for (name, pairs), part in zip(task.subsets.items(), parts, strict=True)
+        }
+        whole = _score(task.name, cosines[task.name], task.pairs.gold)
+        scores[task.name] = whole._replace(subsets=subsets if len(subsets) > 1 else {})
     scores["average"] = StsScore(
         spearman=float(np.mean([score.spearman for score in scores.values()])),
         pearson=float(np.mean([score.pearson for score in scores.values()])),
         pairs=sum(score.pairs for score in scores.values()),
+        subsets={},
     )
     return scores
 
@@ -121,8 +146,24 @@ def bootstrap_interval(
     sample of pairs of the same kind; it says nothing about training seeds. The same seed gives
     the same interval. Raises `ValueError` as `spearman` does, and for a `level` outside 0 to 1.
     """
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level {level} must lie between 0 and 1, resamples {resamples} above 0")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} must lie between 0 and 1")
+    tail = (1 - level) / 2
+    values = bootstrap_spearman(scores, gold, resamples=resamples, seed=seed)
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_spearman(
+    scores: np.ndarray, gold: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Returns Spearman's rho of `resamples` draws of pairs with replacement, [resamples] float64.
+
+    The draws are a function of the seed and the number of pairs, so that two encoders' values can
+    be subtracted draw by draw. Raises `ValueError` as `spearman`, and for no resamples.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples {resamples} must be above 0")
     scores, gold = _checked(scores, gold)
     n = len(scores)
     random = np.random.default_rng(seed)
@@ -133,9 +174,14 @@ def bootstrap_interval(
         drawn = random.integers(n, size=(r, n)) + n * np.arange(r)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n)
         values.append(_counted_spearman(scores, gold, counts))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
-    return float(low), float(high)
+    return np.concatenate(values)
+
+
+def _score(name: str, cosines: np.ndarray, gold: np.ndarray) -> StsScore:
+    for side, values in (("cosines", cosines), ("scores", gold)):
+        if np.ptp(values) == 0:
+            logger.warning("%s: all %s are equal, no correlation is defined: 0.", name, side)
+    return StsScore(spearman(cosines, gold), pearson(cosines, gold), len(gold), {})
 
 
 def _encode_distinct(

@@ -51,43 +51,40 @@ class StsTask:
         )
 
 
-def load_sts(folder: str | Path) -> list[StsTask]:
-    """Returns STS12 to STS16, STS-B and SICK-R (test splits) from a folder in SentEval's layout.
+def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
+    """Returns STS12 to STS16, STS-B and SICK-R (test splits), and why any of them is missing.
 
-    `folder` is SentEval's `downstream/STS` (SICK lies beside it) or `downstream` itself.
-    STS-B is read from `STSBenchmark/sts-test.csv`, the file published figures are measured on.
-    Unscored pairs (a blank score line) are left out. Raises `UserError` for missing files, all
-    named at once, and for a malformed line, by file and line.
+    `path` is a folder in SentEval's layout, `downstream/STS` (SICK lies beside it) or `downstream`
+    itself; or a file that `load_pairs` reads, which makes one task of its name. STS-B is read from
+    `STSBenchmark/sts-test.csv`, the file published figures are measured on. Unscored pairs (a
+    blank score line) are left out. A task whose files are not all there is left out and named, in
+    `{task: reason}`. Raises `UserError` where none is there, and for a malformed line, by file and
+    line.
     """
-    folder = Path(folder).expanduser()
-    root = folder if (folder / "STS12-en-test").is_dir() else folder / "STS"
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return [StsTask(path.stem, {"all": load_pairs(path)})], {}
+    root = path if (path / "STS12-en-test").is_dir() else path / "STS"
     sick = root.parent / "SICK" / "SICK_test_annotated.txt"
     benchmark = _benchmark_file(root, "test") or root / "STSBenchmark" / "sts-test.csv"
-    files = {
-        task: {
-            name: (
-                root / f"{task}-en-test" / f"STS.input.{name}.txt",
-                root / f"{task}-en-test" / f"STS.gs.{name}.txt",
-            )
-            for name in names
-        }
-        for task, names in SUBSETS.items()
-    }
-    wanted = [path for task in files.values() for both in task.values() for path in both]
-    missing = [str(path) for path in [*wanted, benchmark, sick] if not path.is_file()]
-    if missing:
+    tasks, missing = [], {}
+    for name, subsets in _task_files(root).items():
+        absent = [file for both in subsets.values() for file in both if not file.is_file()]
+        if absent:
+            missing[name] = _absent(absent)
+        else:
+            parts = {subset: _read_semeval(*both) for subset, both in subsets.items()}
+            tasks.append(StsTask(name, parts))
+    for name, file, read in (("STS-B", benchmark, load_pairs), ("SICK-R", sick, _read_sick)):
+        if file.is_file():
+            tasks.append(StsTask(name, {"test": read(file)}))
+        else:
+            missing[name] = _absent([file])
+    if not tasks:
         raise UserError(
-            f"{folder}: not a complete STS folder in SentEval's layout, missing "
-            f"{', '.join(missing[:3])}{f' and {len(missing) - 3} more' * (len(missing) > 3)}; "
-            "give the folder that holds STS12-en-test"
+            f"{path}: no STS task in SentEval's layout; give the folder that holds STS12-en-test"
         )
-    tasks = [
-        StsTask(task, {name: _read_semeval(*both) for name, both in subsets.items()})
-        for task, subsets in files.items()
-    ]
-    tasks.append(StsTask("STS-B", {"test": load_pairs(benchmark)}))
-    tasks.append(StsTask("SICK-R", {"test": _read_sick(sick)}))
-    return tasks
+    return tasks, missing
 
 
 def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
@@ -129,8 +126,10 @@ def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
         first.append(_sentence(one, path, number))
         second.append(_sentence(two, path, number))
         gold.append(_score(score, path, number))
-    if not gold:
-        raise UserError(f"{path}: holds no sentence pairs; write s1<TAB>s2<TAB>score lines")
+    if len(gold) < 2:
+        raise UserError(
+            f"{path}: {len(gold)} sentence pairs; write two or more s1<TAB>s2<TAB>score lines"
+        )
     if len(set(gold)) == 1:
         raise UserError(
             f"{path}: every pair has the score {gold[0]:g}; "
@@ -152,6 +151,24 @@ def builtin_dev() -> Pairs:
     """
     with resources.as_file(resources.files("jtcse_jax.evaluation") / "dev.tsv") as path:
         return load_pairs(path)
+
+
+def _task_files(root: Path) -> dict[str, dict[str, tuple[Path, Path]]]:
+    """The files of sentences and of scores, by task and subset."""
+    return {
+        task: {
+            name: (
+                root / f"{task}-en-test" / f"STS.input.{name}.txt",
+                root / f"{task}-en-test" / f"STS.gs.{name}.txt",
+            )
+            for name in names
+        }
+        for task, names in SUBSETS.items()
+    }
+
+
+def _absent(files: list[Path]) -> str:
+    return f"{files[0]} is missing" + f" and {len(files) - 1} more" * (len(files) > 1)
 
 
 def _benchmark_file(folder: Path, split: str) -> Path | None:
@@ -177,8 +194,8 @@ def _read_semeval(input_file: Path, gold_file: Path) -> Pairs:
         first.append(_sentence(fields[0], input_file, number))
         second.append(_sentence(fields[1], input_file, number))
         gold.append(_score(score, gold_file, number))
-    if not gold:
-        raise UserError(f"{gold_file}: holds no scores; fetch the file again")
+    if len(gold) < 2:
+        raise UserError(f"{gold_file}: {len(gold)} scores, two are needed; fetch the file again")
     return Pairs(first, second, np.array(gold))
 
 
@@ -197,8 +214,8 @@ def _read_sick(path: Path) -> Pairs:
         first.append(_sentence(row["sentence_A"], path, number))
         second.append(_sentence(row["sentence_B"], path, number))
         gold.append(_score(row["relatedness_score"], path, number))
-    if not gold:
-        raise UserError(f"{path}: holds no sentence pairs; fetch the file again")
+    if len(gold) < 2:
+        raise UserError(f"{path}: {len(gold)} pairs, two are needed; fetch the file again")
     return Pairs(first, second, np.array(gold))
 
 

