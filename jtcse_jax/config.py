@@ -301,6 +301,8 @@ class Config:
     """Steps between checkpoints; an evaluation is always saved."""
     log_every: int = 10
     """Steps between lines of metrics."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics too; needs the package wandb."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by dev score."""
     tower_devices: int = 1

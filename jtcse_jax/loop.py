@@ -76,7 +76,7 @@ class Loop:
         encoder = SentenceEncoder([bank])
         # `encode` warns of sentences cut to max_len: once a run is enough.
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
-        self.log.write(step, score.as_metrics())
+        self.log.write(step, score.as_metrics() | score.diagnostics)
         self.say(f"step {step}  dev Spearman {score}")
         return score
 

@@ -6,24 +6,50 @@ line before, or the scores of an evaluation. A resumed run forgets what came aft
 
 import json
 import time
+import uuid
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from tensorboard.summary import Writer
 
+from jtcse_jax.errors import UserError
+
 JSONL = "metrics.jsonl"
+WANDB_ID = "wandb_id.txt"
 
 
 class MetricsLog:
     """The log of one run; where `write` is False (all processes but one) it only counts."""
 
-    def __init__(self, workdir: Path, *, start_step: int, write: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        write: bool = True,
+        wandb: str | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        """Goes on in the files of `workdir`, forgetting what came after `start_step`.
+
+        Args:
+          workdir: where they are.
+          start_step: of the checkpoint that the run goes on from; 0 of a new run.
+          write: whether this process writes.
+          wandb: project of Weights & Biases that gets the same numbers; None for none.
+          config: of the run, shown there.
+        Raises:
+          UserError: wandb is asked for and not installed, or cannot start.
+        """
         self._path = workdir / JSONL
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         self._tensorboard = None
+        self._wandb = None
         if write:
+            if wandb:  # first: it may be refused
+                self._wandb = _start_wandb(wandb, workdir, config or {})
             # A run without a checkpoint starts anew: it writes the scores of step 0 again.
             keep_until(self._path, start_step or -1)
             self._tensorboard = Writer(str(workdir / "tensorboard"))
@@ -51,11 +77,44 @@ class MetricsLog:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **metrics})
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
+        """Ends the TensorBoard file and the run of Weights & Biases."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
+    """The workdir's run of Weights & Biases, begun or gone on with."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"wandb = {project} needs the package wandb: pip install wandb") from error
+    path = workdir / WANDB_ID
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+    try:
+        run = wandb.init(
+            project=project,
+            id=path.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            name=workdir.name,
+            dir=str(workdir),
+            config=config,
+        )
+    except Exception as error:  # its own types, for a missing login above all
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"wandb = {project}: Weights & Biases cannot start ({reason}): log in with `wandb "
+            "login`, or set WANDB_MODE=offline."
+        ) from error
+    # Our own count: theirs must not go back, and a resumed run does.
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 class Speed:

@@ -59,7 +59,13 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         objective = find_mask_token(config.objective, start.tokenizer, vocab_size)
         state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
         first = int(state.step)
-        log = MetricsLog(workdir, start_step=first, write=is_primary())
+        log = MetricsLog(
+            workdir,
+            start_step=first,
+            write=is_primary(),
+            wandb=config.wandb,
+            config=dataclasses.asdict(config),
+        )
         loop = Loop(
             config=config,
             mesh=mesh,

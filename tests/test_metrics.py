@@ -2,10 +2,13 @@
 
 import json
 import math
+import sys
+import types
 
 import pytest
 
 from jtcse_jax import metrics
+from jtcse_jax.errors import UserError
 from jtcse_jax.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
 
 
@@ -111,3 +114,49 @@ def test_speed_counts_training_alone(monkeypatch):
     assert speed.sentences_per_second == pytest.approx(8 / 3)
     step_after(11)
     assert speed.sentences_per_second == pytest.approx(4 * 8 / 20)
+
+
+def test_wandb_gets_the_same_numbers_and_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
+    """A stand-in: the real one wants a login, or writes a binary file of its own."""
+    made = []
+
+    class Run:
+        def __init__(self, **options):
+            self.options, self.logged, self.finished = options, [], False
+            made.append(self)
+
+        def define_metric(self, name, step_metric):
+            self.steps = (name, step_metric)
+
+        def log(self, values):
+            self.logged.append(values)
+
+        def finish(self):
+            self.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
+    for start in (0, 7):
+        log = MetricsLog(
+            tmp_path, start_step=start, wandb="sentences", config={"seed": 3} if start else None
+        )
+        log.write(start + 1, {"loss": 0.25})
+        log.close()
+    first, again = made
+    assert first.logged == [{"step": 1, "loss": 0.25}] and first.steps == ("*", "step")
+    assert again.logged == [{"step": 8, "loss": 0.25}] and again.finished
+    assert again.options["id"] == first.options["id"] and again.options["resume"] == "allow"
+    assert again.options["project"] == "sentences" and again.options["config"] == {"seed": 3}
+    MetricsLog(tmp_path, start_step=0, write=False, wandb="sentences")
+    assert len(made) == 2
+
+
+def test_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    def init(**options):
+        raise RuntimeError("no API key\nsee the documentation")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(UserError, match=r"cannot start \(no API key\)"):
+        MetricsLog(tmp_path, start_step=0, wandb="sentences")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        MetricsLog(tmp_path, start_step=0, wandb="sentences")

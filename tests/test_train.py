@@ -46,6 +46,8 @@ def test_run_leaves_an_encoder_and_its_log(finished, capsys):
     assert encoder.encode(["The cat sees me.", "A dog."]).shape == (2, 16)
     lines = read_metrics(finished)
     assert [line["step"] for line in lines if "dev_spearman" in line] == [0, 4, 8, 10]
+    diagnostics = {"dev_uniformity", "dev_alignment", "dev_effective_rank", "dev_anisotropy"}
+    assert all(diagnostics <= line.keys() for line in lines if "dev_spearman" in line)
     trained = [line for line in lines if "loss" in line]
     assert [line["step"] for line in trained] == [2, 4, 6, 8, 10]
     for line in trained:

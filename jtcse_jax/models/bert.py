@@ -6,6 +6,8 @@ model knows nothing of how rows were filled. Crossing layers exchange values wit
 tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -56,23 +58,41 @@ class Encoder(nnx.Module):
           cross: cross-attention with the neighbouring tower; None or no crossed layer gives the
             plain stream twice, mode "main" the crossed stream twice.
         """
+        for streams in self.states(tokens, positions, segments, key=key, cross=cross):
+            last = streams
+        return last
+
+    def states(
+        self,
+        tokens: Array,
+        positions: Array,
+        segments: Array,
+        *,
+        key: Array | None = None,
+        cross: Cross | None = None,
+    ) -> Iterator[tuple[Array, Array]]:
+        """The two streams, each [R, P, D], after the embeddings and then after each layer.
+
+        Args as `__call__`.
+        """
         num_layers = len(self.layers)
         interval = cross.interval(num_layers) if cross else None
-        same_sentence = segments[:, None, :, None] == segments[:, None, None, :]
+        allowed = same_sentence(segments)
         main = self.embeddings(tokens, positions, key=site_key(key, MAIN, 0))
         crossed = main
+        yield main, crossed
         for number, layer in enumerate(self.layers, start=1):
             exchange = cross.exchange if interval and number % interval == 0 else None
             main_key = site_key(key, MAIN, number)
             if interval is None or number < interval:
-                main = crossed = layer(main, same_sentence, key=main_key)
+                main = crossed = layer(main, allowed, key=main_key)
             elif cross.mode == "main":
-                main = crossed = layer(main, same_sentence, key=main_key, exchange=exchange)
+                main = crossed = layer(main, allowed, key=main_key, exchange=exchange)
             else:
                 crossed_key = site_key(key, CROSSED, number)
-                crossed = layer(crossed, same_sentence, key=crossed_key, exchange=exchange)
-                main = layer(main, same_sentence, key=main_key)
-        return main, crossed
+                crossed = layer(crossed, allowed, key=crossed_key, exchange=exchange)
+                main = layer(main, allowed, key=main_key)
+            yield main, crossed
 
     def pool(self, sentence_vectors: Array) -> Array:
         """Pooler output tanh(W h + b), float32, of vectors [..., D]."""
@@ -124,14 +144,14 @@ class Layer(nnx.Module):
     def __call__(
         self,
         hidden: Array,
-        same_sentence: Array,
+        allowed: Array,
         *,
         key: Array | None,
         exchange: str | None = None,
     ) -> Array:
-        """Hidden states [R, P, D] from [R, P, D]; same_sentence is [R, 1, P, P] bool."""
+        """Hidden states [R, P, D] from [R, P, D]; `allowed` is that of `same_sentence`."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        attended = self.attention(hidden, same_sentence, key=keys[0], exchange=exchange)
+        attended = self.attention(hidden, allowed, key=keys[0], exchange=exchange)
         hidden = self.attention_norm(hidden + dropout(attended, self.dropout, keys[1]))
         inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
         return self.output_norm(hidden + dropout(self.output(inner), self.dropout, keys[2]))
@@ -150,33 +170,47 @@ class Attention(nnx.Module):
         self.output = dense(size, size, dtype, rngs)
 
     def __call__(
-        self, hidden: Array, same_sentence: Array, *, key: Array | None, exchange: str | None
+        self, hidden: Array, allowed: Array, *, key: Array | None, exchange: str | None
     ) -> Array:
         """Projected context [R, P, D]; `exchange` brings values or probs of the next tower."""
         query, keys, value = (
             self._heads(projection(hidden)) for projection in (self.query, self.key, self.value)
         )
-        # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
-        precision = exact(hidden.dtype)
-        scores = jnp.einsum(
-            "rqhd,rkhd->rhqk",
-            query,
-            keys,
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(same_sentence, scores * query.shape[-1] ** -0.5, -1e30)
-        probs = jax.nn.softmax(scores, axis=-1)
+        probs = attention_probs(query, keys, allowed)
         if exchange == "value":
             value = from_next_tower(value)
         elif exchange == "probs":
             probs = from_next_tower(probs)
         probs = dropout(probs, self.dropout, key).astype(value.dtype)
-        context = jnp.einsum("rhqk,rkhd->rqhd", probs, value, precision=precision)
+        context = jnp.einsum("rhqk,rkhd->rqhd", probs, value, precision=exact(hidden.dtype))
         return self.output(context.reshape(hidden.shape))
+
+    def probabilities(self, hidden: Array, allowed: Array) -> Array:
+        """What this tower's own queries give each key, [R, H, P, P] float32, without dropout."""
+        query, keys = (self._heads(projection(hidden)) for projection in (self.query, self.key))
+        return attention_probs(query, keys, allowed)
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+
+def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
+    """softmax(Q K^T / sqrt(d)) over the allowed keys, [R, H, P, P] float32, of [R, P, H, d]."""
+    # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
+    scores = jnp.einsum(
+        "rqhd,rkhd->rhqk",
+        query,
+        keys,
+        precision=exact(query.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores = jnp.where(allowed, scores * query.shape[-1] ** -0.5, -1e30)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def same_sentence(segments: Array) -> Array:
+    """[R, 1, P, P] bool, whether query and key belong to one sentence, of segments [R, P]."""
+    return segments[:, None, :, None] == segments[:, None, None, :]
 
 
 def from_next_tower(x: Array) -> Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Architecture, Cross, ModelConfig
-from jtcse_jax.models.bert import INITIAL_STDDEV, TOWER_AXIS, Encoder
+from jtcse_jax.models.bert import INITIAL_STDDEV, TOWER_AXIS, Encoder, same_sentence
 
 Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K
 
@@ -30,6 +30,13 @@ class TowerOutputs(NamedTuple):
     hidden: Array  #: [K, 2B, D] h: last hidden state at [CLS], or its mean over the sentence
     pooled: Array  #: [K, 2B, D] p: pooler output of h
     crossed: Array  #: [K, 2B, D] c: as h, of the crossed stream; h itself where nothing crosses
+
+
+class LayerStates(NamedTuple):
+    """What every layer of every tower makes of packed rows, without dropout."""
+
+    hidden: Array  #: [K, L + 1, R, P, D] after the embeddings and after each layer
+    attention: Array  #: [K, L, R, H, P, P] float32, of each query (last but one axis) to the keys
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,27 @@ class Bank:
             return encoder(rows.tokens, rows.positions, rows.segments, key=key)[0]
 
         return self._map_towers(tower)(params, batch, key)
+
+    def layer_states(self, params: Params, batch: Batch, *, crossed: bool = False) -> LayerStates:
+        """All hidden states and attention of the plain streams, or of the crossed ones.
+
+        Attention is of a tower's own queries to its own keys, whatever is then exchanged. To look
+        at, not to train: everything is kept. Args as `apply`.
+        """
+        cross = self.cross if crossed else None
+
+        def tower(params: Params, rows: Batch, key: None) -> LayerStates:
+            encoder = self._merge(params)
+            streams = encoder.states(rows.tokens, rows.positions, rows.segments, cross=cross)
+            hidden = [stream for _, stream in streams]
+            allowed = same_sentence(rows.segments)
+            attention = [
+                layer.attention.probabilities(x, allowed)
+                for layer, x in zip(encoder.layers, hidden, strict=False)  # the last feeds none
+            ]
+            return LayerStates(jnp.stack(hidden), jnp.stack(attention))
+
+        return self._map_towers(tower)(params, batch, None)
 
     def _map_towers(self, tower: Callable) -> Callable:
         """`tower` over the leading axis of its first argument, that axis named "tower"."""
