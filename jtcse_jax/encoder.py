@@ -1,5 +1,6 @@
 """`SentenceEncoder`: sentences in, vectors out; similarity and search."""
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +25,7 @@ from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.ensemble import Member, load_members
 from jtcse_jax.errors import UserError
 from jtcse_jax.index import make_index
+from jtcse_jax.mteb_encoder import MtebEncoder, MtebTexts
 from jtcse_jax.saved_model import SavedModel
 
 BLOCK = 8192  # sentences tokenised and packed together
@@ -40,7 +41,7 @@ class Hit(NamedTuple):
     score: float  #: cosine
 
 
-class SentenceEncoder:
+class SentenceEncoder(MtebEncoder):
     """One bank of towers, or a weighted sum of several, that encodes sentences.
 
     Attributes:
@@ -80,7 +81,13 @@ class SentenceEncoder:
         """
         members = [Member(1.0, model)] if isinstance(model, SavedModel) else model
         banks = [BankEncoder.of(member.model) for member in members]
-        return cls(banks, [member.weight for member in members])
+        encoder = cls(banks, [member.weight for member in members])
+        # The banks' own parameters: the host's copy need not live on.
+        encoder.members = tuple(
+            Member(member.weight, dataclasses.replace(member.model, params=bank.params))
+            for member, bank in zip(members, banks, strict=True)
+        )
+        return encoder
 
     def encode(
         self,
@@ -91,6 +98,10 @@ class SentenceEncoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         output: Literal["numpy", "jax", "torch"] = "numpy",
+        task_metadata: Any = None,
+        hf_split: str | None = None,
+        hf_subset: str | None = None,
+        prompt_type: Any = None,
     ) -> Any:
         """[n, D] float32 vectors in the order of the sentences, or [D] for a single string.
 
@@ -107,14 +118,19 @@ class SentenceEncoder:
             their cosine.
           truncate_dim: keep the first components alone, before scaling.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
+          task_metadata: MTEB's, which says that `sentences` is MTEB's loader of batches and that
+            `batch_size` is the loader's.
+          hf_split: MTEB's; the vectors do not depend on it, nor on the following ones.
+          hf_subset: likewise.
+          prompt_type: likewise.
         Raises:
           UserError: something that is no string (its index is named), a `truncate_dim`,
             `batch_size` or `output` that does not exist, or torch asked for and not installed.
         """
-        if isinstance(sentences, str):
-            sentences, single = [sentences], True
-        else:
-            single = False
+        if task_metadata is not None:
+            sentences, batch_size = MtebTexts(sentences, task_metadata), None
+        single = isinstance(sentences, str)
+        sentences = [sentences] if single else sentences
         convert = _converter(output)
         width = check_width(truncate_dim, self.width)
         before = self.truncated
@@ -156,19 +172,6 @@ class SentenceEncoder:
         if normalize_embeddings:
             total = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
         return total
-
-    def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
-        """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""
-        first, second = np.atleast_2d(first), np.atleast_2d(second)
-        if not all(np.issubdtype(x.dtype, np.number) for x in (first, second)):
-            raise UserError("similarity takes vectors: encode the sentences first.")
-        if first.shape[-1] != second.shape[-1]:
-            raise UserError(
-                f"similarity takes vectors of one width, and got {first.shape[-1]} and "
-                f"{second.shape[-1]}."
-            )
-        norms = np.linalg.norm(first, axis=1)[:, None] * np.linalg.norm(second, axis=1)[None, :]
-        return first @ second.T / np.maximum(norms, 1e-12)
 
     def build_index(
         self,

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import jtcse_jax
-from jtcse_jax import suites
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 
 LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
-HEADLINES = {"sts": "spearman"}  # the part of each suite's result that its table shows
+SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
+ZERO_SHOT = "configs/zero_shot_tasks.yaml"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +39,26 @@ class Arguments(ModelArguments):
     method are given with commas, `runs/0,runs/1`.
     """
 
-    suite: Literal["sts", "all"] | None = None
+    suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
     """What is scored; by default all that data is given for."""
     sts: str | None = None
     """Folder of STS12-16, STS-B and SICK-R in SentEval's layout (STS12-en-test, ...), or a file of
     your own, `sentence1<TAB>sentence2<TAB>score`."""
+    transfer: str | None = None
+    """Folder of MR, CR, SUBJ, MPQA, SST2, TREC and MRPC in SentEval's layout (CR, MPQA, ...)."""
+    dev: str | None = None
+    """Pairs that the diagnostics look at: an STS-B folder, a file as for --sts, or `builtin`, which
+    --suite diagnostics takes by default."""
+    mteb: str | None = None
+    """List of MTEB's tasks; --suite mteb takes configs/zero_shot_tasks.yaml by default."""
+    mteb_tasks: tuple[str, ...] = ()
+    """Names of the tasks to run; by default all of the list."""
+    mteb_results: str = "mteb_results"
+    """Folder that keeps each finished task of MTEB, so that a later start goes on."""
     compare: tuple[str, ...] = ()
     """Models to put beside `--model`, with their differences from it."""
     seed: int = 0
-    """Of what is drawn: the bootstrap's samples."""
+    """Of what is drawn: folds, sentences, dropout views, bootstrap samples."""
     output: str | None = None
     """File that the JSON is written to as well."""
 
@@ -62,17 +78,15 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     results = []
     for method in dict.fromkeys((arguments.model, *arguments.compare)):
         for name in method.split(","):
-            model = suites.load_model(name, **options)
+            model = load_model(name, **options)
             result = {"method": method} | model.description | _conditions(arguments.seed)
             for suite, scorer in chosen.items():
-                start = time.perf_counter()
-                result[suite] = scorer.score(model)
-                result[suite]["seconds"] = round(time.perf_counter() - start, 1)
+                result[suite] = _score(suite, scorer, model, alone=len(chosen) == 1)
             results.append(result)
     if len(results) == 1:
         return {key: value for key, value in results[0].items() if key != "method"}
     differences = {}
-    if "sts" in chosen:
+    if "sts" in chosen and all("protocol" in result["sts"] for result in results):
         methods = [result["method"] for result in results]
         differences = chosen["sts"].differences(methods, arguments.seed)
     return {"models": results, "differences": differences}
@@ -84,38 +98,64 @@ def print_tables(result: dict[str, Any]) -> None:
     Of several seeds the mean and the standard deviation of a single one stand there.
     """
     results = result.get("models", [result])
-    methods: dict[str, list[dict[str, Any]]] = {}
-    for one in results:
-        methods.setdefault(one.get("method", one["model"]), []).append(one)
     members = "; ".join(
         "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}".format(**member)
         for one in results
         for member in one["members"]
     )
-    for suite, headline in HEADLINES.items():
-        if suite not in results[0]:
-            continue
-        rows = {
-            method: [one[suite][headline] for one in seeds] for method, seeds in methods.items()
-        }
-        _print(rows, f"{members}; {results[0][suite]['protocol']}")
+    for suite, scorer in SUITES.items():
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for one in results:
+            if "protocol" in one.get(suite, {}):
+                method = one.get("method", one["model"])
+                rows.setdefault(method, []).append(scorer.headline(one[suite]))
+        if rows:
+            _print(suite, rows, f"{members}; {results[0][suite]['protocol']}")
     if result.get("differences"):
         rows = {method: [found["average"]] for method, found in result["differences"].items()}
         reference = results[0]["method"]
-        _print(rows, f"average minus that of {reference}, and its 95 % bootstrap interval")
+        _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
-    given = {"sts": arguments.sts}
-    chosen = [suite for suite, data in given.items() if data]
-    if arguments.suite is not None:
-        chosen = list(given) if arguments.suite == "all" else [arguments.suite]
+    """The suites that are asked for, their data read."""
+    named = arguments.suite
+    data = {
+        "sts": arguments.sts,
+        "transfer": arguments.transfer,
+        "diagnostics": arguments.dev or ("builtin" if named in ("diagnostics", "all") else None),
+        "mteb": arguments.mteb
+        or (ZERO_SHOT if named in ("mteb", "all") or arguments.mteb_tasks else None),
+    }
+    if named is None:
+        chosen = [suite for suite in data if data[suite]]
+    else:
+        chosen = list(data) if named == "all" else [named]
     if not chosen:
-        raise UserError("There is nothing to score: give --sts FOLDER.")
+        raise UserError("There is nothing to score: give --sts FOLDER, or name a --suite.")
     for suite in chosen:
-        if not given[suite]:
-            raise UserError(f"--suite {arguments.suite} needs --{suite}: give its data.")
-    return {suite: suites.SUITES[suite](given[suite]) for suite in chosen}
+        if not data[suite]:
+            raise UserError(f"--suite {named} needs --{suite} FOLDER: give its data.")
+    make = {
+        "sts": Sts,
+        "transfer": partial(Transfer, seed=arguments.seed),
+        "diagnostics": partial(Diagnostics, seed=arguments.seed),
+        "mteb": partial(Mteb, names=arguments.mteb_tasks, folder=arguments.mteb_results),
+    }
+    return {suite: make[suite](data[suite]) for suite in chosen}
+
+
+def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
+    """A suite's result with its seconds; where others run beside it, an error is one of them."""
+    start = time.perf_counter()
+    try:
+        result = scorer.score(model)
+    except UserError as error:
+        if alone:
+            raise
+        logger.warning("%s: %s", suite, error)
+        return {"error": str(error)}
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def _conditions(seed: int) -> dict[str, Any]:
@@ -127,18 +167,23 @@ def _conditions(seed: int) -> dict[str, Any]:
     }
 
 
-def _print(rows: dict[str, Sequence[dict[str, Any]]], caption: str) -> None:
-    table = Table(Column("", overflow="fold"), box=SIMPLE_HEAD, pad_edge=False)
+def _print(title: str, rows: dict[str, Sequence[dict[str, Any]]], caption: str) -> None:
+    table = Table(
+        Column(title, overflow="fold", min_width=len(title)), box=SIMPLE_HEAD, pad_edge=False
+    )
     table.caption = Text(caption)  # a path may look like markup
-    columns = next(iter(rows.values()))[0]
+    columns = list(dict.fromkeys(name for seeds in rows.values() for one in seeds for name in one))
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for method, seeds in rows.items():
-        table.add_row(Text(method), *(_cell([one[name] for one in seeds]) for name in columns))
+        cells = (_cell([one.get(name) for one in seeds]) for name in columns)
+        table.add_row(Text(method), *cells)
     rich.print(table)
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float | None]) -> str:
+    if None in values:
+        return ""
     deviation = f"\n± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{deviation}"
 

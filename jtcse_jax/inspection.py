@@ -79,7 +79,8 @@ def diagnose(
     drawn = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
     chosen = [distinct[number] for number in np.sort(drawn)]
     return {
-        "protocol": PROTOCOL,
+        "protocol": embeddings.pop("protocol"),
+        "towers_protocol": PROTOCOL,
         "seed": seed,
         "embeddings": embeddings,
         "members": [

@@ -2,14 +2,23 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jtcse_jax import ensemble
+from jtcse_jax.card import read_card
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.evaluation.comparison import Cosines, sts_differences
-from jtcse_jax.evaluation.sts import PROTOCOL, Encode, StsScore, load_sts, score_sts, sts_cosines
+from jtcse_jax.evaluation.development import Development
+from jtcse_jax.evaluation.diagnostics import diagnose_embeddings
+from jtcse_jax.evaluation.sts import PROTOCOL, StsScore, load_sts, score_sts, sts_cosines
+from jtcse_jax.evaluation.transfer import evaluate_transfer, load_transfer
+from jtcse_jax.evaluation.zero_shot import evaluate_mteb
 from jtcse_jax.foreign import PREFIX, ForeignEncoder
+from jtcse_jax.inspection import diagnose
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +28,14 @@ class Model(NamedTuple):
 
     encoder: SentenceEncoder | ForeignEncoder
     members: tuple[Member, ...]  #: none of a foreign encoder
+    normalize: bool  #: its folder says that its vectors are scaled to length 1
     description: dict[str, Any]  #: what its scores depend on, for JSON
 
-    @property
-    def encode(self) -> Encode:
-        """Sentences to raw vectors, [n, D] float32."""
-        return self.encoder.encode
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """[n, D] float32, as the model's folder means its vectors: raw, or scaled to length 1."""
+        if not self.members:  # sentence-transformers scales them itself
+            return self.encoder.encode(sentences)
+        return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
 
 def load_model(name: str, **options: Any) -> Model:
@@ -34,20 +45,27 @@ def load_model(name: str, **options: Any) -> Model:
     """
     if name.startswith(PREFIX):
         foreign = ForeignEncoder(name)
-        return Model(foreign, (), _description(name, foreign.fingerprint(), [foreign.describe()]))
+        description = {"model": name, "fingerprint": foreign.fingerprint()}
+        return Model(foreign, (), False, description | {"members": [foreign.describe()]})
     members = ensemble.load_members(name, **options)
-    described = [
-        {
-            "weight": weight,
-            "model": model.source,
-            "towers": model.bank.num_towers,
-            "pooling": model.bank.pooling,
-            "max_len": model.max_len,
-        }
-        for weight, model in members
-    ]
-    description = _description(ensemble.source(members), ensemble.fingerprint(members), described)
-    return Model(SentenceEncoder.of(members), members, description)
+    # Of a sum of vectors no folder says that it is scaled.
+    normalize = len(members) == 1 and read_card(members[0].model).normalize
+    description = {
+        "model": ensemble.source(members),
+        "fingerprint": ensemble.fingerprint(members),
+        "normalize": normalize,
+        "members": [
+            {
+                "weight": weight,
+                "model": model.source,
+                "towers": model.bank.num_towers,
+                "pooling": model.bank.pooling,
+                "max_len": model.max_len,
+            }
+            for weight, model in members
+        ],
+    }
+    return Model(SentenceEncoder.of(members), members, normalize, description)
 
 
 class Sts:
@@ -67,6 +85,11 @@ class Sts:
         subsets = {name: _columns(score.subsets) for name, score in scores.items() if score.subsets}
         result = {"protocol": PROTOCOL, **_columns(scores), "subsets": subsets}
         return result | {"missing": self.missing}
+
+    @staticmethod
+    def headline(result: dict[str, Any]) -> dict[str, float]:
+        """Spearman by task."""
+        return result["spearman"]
 
     def differences(self, methods: Sequence[str], seed: int) -> dict[str, Any]:
         """By method and task, how much higher Spearman is than the first method's, ready for JSON.
@@ -90,8 +113,78 @@ class Sts:
         }
 
 
-def _description(source: str, fingerprint: str, members: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"model": source, "fingerprint": fingerprint, "members": members}
+class Transfer:
+    """SentEval's transfer tasks."""
+
+    def __init__(self, folder: str, seed: int):
+        """Reads the tasks. Errors as `load_transfer`; tasks that are missing are warned of."""
+        self.tasks, self.missing = load_transfer(folder)
+        self.seed = seed
+        _warn_missing(self.missing)
+
+    def score(self, model: Model) -> dict[str, Any]:
+        """As `evaluate_transfer`."""
+        result = evaluate_transfer(model.encode, self.tasks, seed=self.seed)
+        return result | {"missing": self.missing}
+
+    @staticmethod
+    def headline(result: dict[str, Any]) -> dict[str, float]:
+        """Accuracy by task."""
+        return result["accuracy"]
+
+
+class Diagnostics:
+    """What a score does not tell: how vectors are spread, and what layers do with [CLS]."""
+
+    def __init__(self, dev: str, seed: int):
+        """Reads the pairs that are looked at. Errors as `Development`."""
+        self.pairs = Development(dev).pairs
+        self.seed = seed
+
+    def score(self, model: Model) -> dict[str, Any]:
+        """As `diagnose`, or of a foreign encoder its embeddings alone."""
+        if model.members:
+            return diagnose(model.members, self.pairs, seed=self.seed)
+        embeddings = diagnose_embeddings(model.encode, self.pairs)
+        return {"protocol": embeddings.pop("protocol"), "embeddings": embeddings}
+
+    @staticmethod
+    def headline(result: dict[str, Any]) -> dict[str, float]:
+        """What fits a line of the figures of the embeddings."""
+        names = ("uniformity", "alignment", "effective_rank", "anisotropy", "length_correlation")
+        return {name.replace("_", "\n"): result["embeddings"][name] for name in names}
+
+
+class Mteb:
+    """Zero-shot tasks by MTEB."""
+
+    def __init__(self, tasks_file: str, names: Sequence[str], folder: str):
+        """`folder` keeps finished tasks, those of each model in a folder of its own."""
+        self.tasks_file, self.names, self.folder = tasks_file, names, Path(folder).expanduser()
+
+    def score(self, model: Model) -> dict[str, Any]:
+        """As `evaluate_mteb`."""
+        fingerprint = model.description["fingerprint"]
+        scaled = "-normalized" * model.normalize
+        return evaluate_mteb(
+            model.encoder if model.members else model.encoder.model,
+            self.tasks_file,
+            self.folder / (fingerprint[:16] + scaled),
+            fingerprint=fingerprint,
+            names=self.names,
+            encode_kwargs={"normalize_embeddings": True} if model.normalize else {},
+            report=logger.warning,
+        )
+
+    @staticmethod
+    def headline(result: dict[str, Any]) -> dict[str, float | None]:
+        """Averages by category, and the scores of tasks outside the list."""
+        categories = {
+            (name if group == "paper" else f"{name} (ours)"): category["average"]
+            for group in ("paper", "ours")
+            for name, category in result.get(group, {}).items()
+        }
+        return categories | result["other"]
 
 
 def _columns(scores: Mapping[str, StsScore]) -> dict[str, dict[str, float]]:
@@ -105,6 +198,3 @@ def _columns(scores: Mapping[str, StsScore]) -> dict[str, dict[str, float]]:
 def _warn_missing(missing: Mapping[str, str]) -> None:
     for task, reason in missing.items():
         logger.warning("%s is left out, and not in the average: %s.", task, reason)
-
-
-SUITES = {"sts": Sts}

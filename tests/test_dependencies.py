@@ -12,7 +12,8 @@ LEAVES = {"data", "optimizer", "sharding", "checkpoint", "metrics", "evaluation"
 FOR_EVERYONE = {"errors", "batch"}
 OPTIONAL = {
     *("torch", "sentence_transformers", "sentencepiece", "faiss", "mteb"),
-    *("tensorflow_datasets", "datasets"),
+    *("tensorflow_datasets", "datasets", "sklearn", "threadpoolctl", "wandb"),
+    *("matplotlib", "jinja2"),
 }
 # A module of sentence-transformers, copied into exported folders.
 TORCH = "jtcse_jax.sum_of_towers"

@@ -17,8 +17,10 @@ from test_saved_model import write_run
 from test_sts_data import write_senteval
 
 from jtcse_jax import evaluate, exported
+from jtcse_jax.card import read_card
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.evaluation.sts_data import load_sts
+from jtcse_jax.suites import load_model
 
 FIGURES = {"STS16": 78.99, "STS-B": 82.03, "SICK-R": 77.15}  # ../shared/data/README.md
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +167,58 @@ def test_models_are_compared_with_the_first(evaluated, command, run, tmp_path, c
     table = capsys.readouterr().out.partition("\n{\n")[0]
     average = [one["average"] for one in seeds]
     assert f"{np.mean(average):.2f}" in table and f"± {np.std(average, ddof=1):.2f}" in table
+
+
+def write_sst2(downstream: Path) -> Path:
+    """One transfer task of the seven, that words decide."""
+    folder = downstream / "SST" / "binary"
+    folder.mkdir(parents=True)
+    lines = "".join(f"the {'cat' if i % 2 else 'dog'} {'a' * i}\t{i % 2}\n" for i in range(24))
+    for split in ("train", "dev", "test"):
+        (folder / f"sentiment-{split}").write_text(lines)
+    return downstream
+
+
+def test_all_suites_and_what_one_cannot_do_is_said(command, run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
+    where = ("--sts", tmp_path / "own.tsv", "--transfer", write_sst2(tmp_path), "--dev")
+    output = tmp_path / "scores.json"
+    arguments = ("--suite", "all", *where, tmp_path / "own.tsv", "--output", output)
+    command(evaluate, "--model", run, *arguments)
+    said = capsys.readouterr()
+    result = json.loads(output.read_text())
+    assert result["sts"]["pairs"] == {"own": 3, "average": 3}
+    assert result["transfer"]["accuracy"]["SST2"] > 80  # a linear classifier sees a word
+    assert list(result["transfer"]["missing"]) == ["MR", "CR", "SUBJ", "MPQA", "TREC", "MRPC"]
+    (member,) = result["diagnostics"]["members"]
+    assert np.shape(member["plain"]["e_cls"]) == np.shape(member["crossed"]["e_cls"])
+    assert "pip install mteb" in result["mteb"]["error"] and "mteb: " in said.err
+    for name in ("SST2", "uniformity", "own"):
+        assert name in said.out.partition("\n{\n")[0]
+    assert all(result[suite]["seconds"] >= 0 for suite in ("sts", "transfer", "diagnostics"))
+
+
+def test_a_folder_that_scales_its_vectors_is_scored_so(command, tmp_path):
+    """A logistic regression sees the length of vectors, so that it must be the model's own."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
+    norms = {}
+    for name in ("raw", "scaled"):
+        model = tiny_model(1)
+        card = read_card(model)
+        exported.export(
+            model, tmp_path / name, dataclasses.replace(card, normalize=name == "scaled")
+        )
+        arguments = ("--dev", tmp_path / "own.tsv", "--output", tmp_path / "scores.json")
+        command(evaluate, "--model", tmp_path / name, *arguments)
+        result = json.loads((tmp_path / "scores.json").read_text())
+        assert result["normalize"] == (name == "scaled")
+        norms[name] = load_model(str(tmp_path / name)).encode(["the cat", "a dog sees"])
+    np.testing.assert_allclose(np.linalg.norm(norms["scaled"], axis=1), 1, rtol=1e-6)
+    raw = norms["raw"] / np.linalg.norm(norms["raw"], axis=1, keepdims=True)
+    np.testing.assert_allclose(norms["scaled"], raw, rtol=1e-5)
 
 
 def test_a_model_of_sentence_transformers_is_scored_alike(command, tmp_path):

@@ -200,7 +200,7 @@ def test_diagnosis_of_an_ensemble():
 
 def test_sentences_that_are_looked_at_are_drawn_by_the_seed(monkeypatch):
     looked_at = []
-    monkeypatch.setattr(inspection, "diagnose_embeddings", lambda encode, pairs: {})
+    monkeypatch.setattr(inspection, "diagnose_embeddings", lambda *_: {"protocol": ""})
     monkeypatch.setattr(
         inspection, "diagnose_towers", lambda model, chosen, **rest: looked_at.append(chosen)
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation.sts import Encode, Pairs, cosine_scores, spearman
+from jtcse_jax.evaluation.sts import Encode, Pairs, encode_distinct, pair_cosines, spearman
 
 SPECTRUM = 64  # singular values that are shown
 COMPARED = 4096  # sentences of all-pairs figures, at most: their table takes 134 MB
@@ -60,22 +60,13 @@ def embed_pairs(encode: Encode, pairs: Pairs) -> EmbeddedPairs:
             f"every pair has the score {pairs.gold[0]:g}: give pairs of different similarity, "
             "there is nothing to rank."
         )
-    vectors: list[np.ndarray] = []
-    index: dict[str, int] = {}
-
-    def keep(sentences: list[str]) -> np.ndarray:
-        encoded = np.asarray(encode(sentences))
-        index.update({sentence: row for row, sentence in enumerate(sentences)})
-        vectors.append(encoded)
-        return encoded
-
-    cosines = cosine_scores(keep, pairs)  # checks that the vectors are [n, D] and finite
+    vectors, index = encode_distinct(encode, [*pairs.first, *pairs.second])
     if len(index) < 2:
         raise UserError("all pairs are one and the same sentence: give different ones.")
     first, second = (
         np.array([index[sentence] for sentence in side]) for side in (pairs.first, pairs.second)
     )
-    return EmbeddedPairs(vectors[0], first, second, cosines, pairs)
+    return EmbeddedPairs(vectors, first, second, pair_cosines(vectors, index, pairs), pairs)
 
 
 def summary(embedded: EmbeddedPairs, *, most: int) -> dict[str, float]:

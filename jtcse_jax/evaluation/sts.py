@@ -7,7 +7,7 @@ together and one correlation is taken over them. Correlations are raw (-1 to 1),
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +25,11 @@ __all__ = [
     "bootstrap_spearman",
     "builtin_dev",
     "cosine_scores",
+    "encode_distinct",
     "evaluate_sts",
     "load_pairs",
     "load_sts",
+    "pair_cosines",
     "pearson",
     "score_sts",
     "spearman",
@@ -55,7 +57,7 @@ def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore
     """Returns the score of every task by name, and under "average" the mean over the tasks.
 
     Each distinct sentence of all tasks is encoded once, in one call of `encode`. "average" holds
-    the unweighted means and the total number of pairs. Raises `UserError` as `cosine_scores` does.
+    the unweighted means and the total number of pairs. Raises as `encode_distinct`.
     """
     return score_sts(sts_cosines(encode, tasks), tasks)
 
@@ -63,8 +65,9 @@ def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore
 def sts_cosines(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, np.ndarray]:
     """Returns the cosines of each task's pairs, [n] float64; calls and errors as `evaluate_sts`."""
     all_pairs = {task.name: task.pairs for task in tasks}
-    embeddings, index = _encode_distinct(encode, list(all_pairs.values()))
-    return {name: _pair_cosines(embeddings, index, pairs) for name, pairs in all_pairs.items()}
+    sentences = (s for pairs in all_pairs.values() for s in (*pairs.first, *pairs.second))
+    embeddings, index = encode_distinct(encode, sentences)
+    return {name: pair_cosines(embeddings, index, pairs) for name, pairs in all_pairs.items()}
 
 
 def score_sts(cosines: Mapping[str, np.ndarray], tasks: Sequence[StsTask]) -> dict[str, StsScore]:
@@ -91,13 +94,43 @@ def score_sts(cosines: Mapping[str, np.ndarray], tasks: Sequence[StsTask]) -> di
     return scores
 
 
+def encode_distinct(encode: Encode, sentences: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
+    """Returns the embeddings [n, D] of the distinct sentences, and the row of each sentence.
+
+    They are encoded in one call. Raises `UserError` if an embedding is not finite, naming the
+    sentence, and `ValueError` if `encode` returns anything but [n, D].
+    """
+    distinct = list(dict.fromkeys(sentences))
+    embeddings = np.asarray(encode(distinct))
+    if embeddings.ndim != 2 or len(embeddings) != len(distinct):
+        raise ValueError(
+            f"encode gave {embeddings.shape} for {len(distinct)} sentences, not [n, D]"
+        )
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"the model's embeddings of {len(bad)} of {len(distinct)} sentences are not finite "
+            f"(first: {distinct[bad[0]]!r}); use an earlier checkpoint or float32"
+        )
+    return embeddings, {sentence: row for row, sentence in enumerate(distinct)}
+
+
 def cosine_scores(encode: Encode, pairs: Pairs) -> np.ndarray:
     """Returns the cosine of each pair's embeddings, [n] float64; each distinct sentence once.
 
-    A zero embedding has cosine 0 with everything. Raises `UserError` if an embedding is not
-    finite, naming the sentence, and `ValueError` if `encode` returns anything but [n, D].
+    A zero embedding has cosine 0 with everything. Raises as `encode_distinct`.
     """
-    return _pair_cosines(*_encode_distinct(encode, [pairs]), pairs)
+    return pair_cosines(*encode_distinct(encode, [*pairs.first, *pairs.second]), pairs)
+
+
+def pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) -> np.ndarray:
+    """Returns the cosine of each pair's rows of `embeddings`, [n] float64; 0 of a zero row."""
+    # float64: near-equal cosines of float32 embeddings would tie or swap, and ranks are the score.
+    one = embeddings[[index[sentence] for sentence in pairs.first]].astype(np.float64)
+    two = embeddings[[index[sentence] for sentence in pairs.second]].astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    products = np.sum(one * two, axis=1)
+    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
 
 
 def word_overlap(pairs: Pairs) -> np.ndarray:
@@ -182,37 +215,6 @@ def _score(name: str, cosines: np.ndarray, gold: np.ndarray) -> StsScore:
         if np.ptp(values) == 0:
             logger.warning("%s: all %s are equal, no correlation is defined: 0.", name, side)
     return StsScore(spearman(cosines, gold), pearson(cosines, gold), len(gold), {})
-
-
-def _encode_distinct(
-    encode: Encode, all_pairs: Sequence[Pairs]
-) -> tuple[np.ndarray, dict[str, int]]:
-    index: dict[str, int] = {}
-    for pairs in all_pairs:
-        for sentence in (*pairs.first, *pairs.second):
-            index.setdefault(sentence, len(index))
-    sentences = list(index)
-    embeddings = np.asarray(encode(sentences))
-    if embeddings.ndim != 2 or len(embeddings) != len(sentences):
-        raise ValueError(
-            f"encode gave {embeddings.shape} for {len(sentences)} sentences, not [n, D]"
-        )
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise UserError(
-            f"the model's embeddings of {len(bad)} of {len(sentences)} sentences are not finite "
-            f"(first: {sentences[bad[0]]!r}); use an earlier checkpoint or float32"
-        )
-    return embeddings, index
-
-
-def _pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) -> np.ndarray:
-    # float64: near-equal cosines of float32 embeddings would tie or swap, and ranks are the score.
-    one = embeddings[[index[sentence] for sentence in pairs.first]].astype(np.float64)
-    two = embeddings[[index[sentence] for sentence in pairs.second]].astype(np.float64)
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    products = np.sum(one * two, axis=1)
-    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
 
 
 def _jaccard(one: str, two: str) -> float:

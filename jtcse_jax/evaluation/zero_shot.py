@@ -1,0 +1,260 @@
+"""Zero-shot tasks by MTEB: a list of them by category, run one by one and resumable.
+
+MTEB loads each task's data from the hub, encodes it, and scores it; nothing is trained but, for a
+classification task, a logistic regression on its frozen vectors. What is finished lies in one file
+for each task, in MTEB's own format.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.zero_shot_tasks import Task, choose, load_tasks
+
+MODEL = "model.json"  # whose results a folder holds
+MOST_SUBSETS = 60  # that are listed one by one
+PATIENCE = 2  # tasks in a row without the hub before the others are not tried; 1 at the start
+# Python's, datasets' and requests', the system's, httpx's.
+LOST = {"ConnectionError", "gaierror", "TransportError"}
+PROTOCOL = (
+    "MTEB's own tasks, splits, revisions and seeds; a task's score is the mean of its metric over "
+    "splits and subsets, times 100, and an average is the plain mean over the category's scored "
+    "tasks, to be compared only where all were scored ('scored' equals 'of'); what stands under "
+    "'ours' is our own choice of tasks, never to be compared with the paper's"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_mteb(
+    encoder: Any,
+    tasks_file: str | Path,
+    output_folder: str | Path,
+    *,
+    fingerprint: str,
+    names: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    encode_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    report: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Runs the tasks that have no result yet, and returns scores by category, ready for JSON.
+
+    A task that fails is named under "failed" with its reason, and the others are run. Two in a row
+    that cannot reach the hub, or the very first, end the run: what is finished is returned, and a
+    later call goes on from there.
+
+    Args:
+      encoder: what `mteb.evaluate` takes: a `SentenceEncoder`, or a `SentenceTransformer`.
+      tasks_file: as `configs/zero_shot_tasks.yaml`.
+      output_folder: made where it is absent; one file for each finished task.
+      fingerprint: hash of the model; a folder belongs to one.
+      names: of MTEB's tasks, by default all of the file; one that is not in it stands under
+        "other", scored by MTEB's main score.
+      categories: of the file; with `names`, either is run.
+      encode_kwargs: of the encoder's `encode`; results that differ in them need other folders.
+      report: is told a line for each task.
+    Returns:
+      "protocol"; "paper" and "ours", by category the "average" (None without a score), how many
+      tasks were "scored" "of" how many, "metric" and "scores"; "other"; "subsets", the scores of
+      tasks that have 2 to 60; "failed"; "mteb", the versions that scored.
+    Raises:
+      UserError: mteb is not installed, a wrong tasks file, an unknown name or category, a folder
+        of another model, a damaged result, or no score at all because the hub is out of reach.
+    """
+    try:
+        import mteb
+    except ImportError as error:
+        raise UserError("The suite mteb needs the package mteb: pip install mteb") from error
+    listed = load_tasks(tasks_file)
+    chosen = choose(listed, names, categories, tasks_file)
+    folder = _own_folder(Path(output_folder), fingerprint)
+    done = {task: _finished(mteb, folder, _find(mteb, task, tasks_file)) for task in chosen}
+    results, failed, unreachable = {}, {}, 0
+    for task in sorted(chosen, key=lambda task: done[task] is None):
+        start = time.perf_counter()
+        try:
+            # A new object each: some of MTEB's draw from a generator that making one seeds.
+            result = done[task]
+            if result is None:
+                theirs = _find(mteb, task, tasks_file)
+                result = _run(mteb, encoder, theirs, folder, dict(encode_kwargs))
+            score = _scores(task, result)["score"]
+        except Exception as error:  # of any of the many libraries behind a task
+            failed[task.name] = _reason(error)
+            report(f"{task.name}: failed: {failed[task.name]}")
+            unreachable = unreachable + 1 if _is_unreachable(error) else 0
+            if unreachable == (PATIENCE if results else 1):
+                _stop(chosen, results, failed)
+                break
+        else:
+            results[task], unreachable = result, 0
+            report(f"{task.name}: {score:.2f} ({time.perf_counter() - start:.0f} s)")
+    return {"protocol": PROTOCOL} | _summary(listed, results) | {"failed": failed}
+
+
+def _find(mteb: Any, task: Task, tasks_file: str | Path) -> Any:
+    with _quiet():
+        try:
+            return mteb.get_task(task.name, hf_subsets=task.subsets)
+        except (KeyError, ValueError) as error:
+            reason = str(error.args[0]).removeprefix("KeyError: ").rstrip(".")
+            raise UserError(
+                f"{tasks_file}: MTEB {mteb.__version__} has no task {task.name}"
+                f"{' of these subsets' if task.subsets else ''} ({reason}): mend the name."
+            ) from error
+
+
+def _own_folder(folder: Path, fingerprint: str) -> Path:
+    path = folder / MODEL
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+        known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: give another folder for MTEB.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} does not say whose results these are: give a new folder."
+        ) from error
+    if known != fingerprint:
+        raise UserError(
+            f"{folder} has the results of another model (hash {known[:12]}, this one's "
+            f"{fingerprint[:12]}): give each model a folder of its own."
+        )
+    return folder
+
+
+def _finished(mteb: Any, folder: Path, theirs: Any) -> Any | None:
+    """MTEB's result where all splits and subsets that are asked for are in it."""
+    path = folder / f"{theirs.metadata.name}.json"
+    if not path.exists():
+        return None
+    try:
+        result = mteb.results.TaskResult.from_disk(path)
+    except Exception as error:  # a parser's, or a validator's
+        raise UserError(f"{path} is no result of MTEB: delete it to run the task again.") from error
+    return None if result.get_missing_evaluations(theirs) else result
+
+
+def _run(mteb: Any, encoder: Any, theirs: Any, folder: Path, encode_kwargs: dict[str, Any]) -> Any:
+    with _quiet():
+        outcome = mteb.evaluate(
+            encoder,
+            theirs,
+            encode_kwargs=encode_kwargs,
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
+    if not outcome.task_results:
+        raise RuntimeError(outcome.exceptions[0].exception)
+    [result] = outcome.task_results
+    path = folder / f"{theirs.metadata.name}.json"
+    unfinished = path.with_suffix(".part")
+    result.to_disk(unfinished)
+    os.replace(unfinished, path)
+    return result
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks that a task has a newer version, and that the hub is asked once more."""
+    logs = [logging.getLogger(name) for name in ("mteb", "huggingface_hub")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def _scores(task: Task, result: Any) -> dict[str, Any]:
+    """The task's score, times 100, and those of its subsets. ValueError where there is none."""
+    metric = task.metric or "main_score"
+    by_subset: dict[str, list[float]] = {}
+    for entries in result.scores.values():
+        for entry in entries:
+            if metric not in entry:
+                raise ValueError(f"MTEB gives no score {metric!r} for it")
+            by_subset.setdefault(entry["hf_subset"], []).append(entry[metric])
+    every = [value for values in by_subset.values() for value in values]
+    if not np.isfinite(every).all():
+        raise ValueError(f"its {metric} is undefined for {len(every)} splits or subsets together")
+    subsets = {name: round(100 * np.mean(values), 2) for name, values in sorted(by_subset.items())}
+    return {"score": round(100 * float(np.mean(every)), 2), "subsets": subsets}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a failed connection is among the causes, whichever library made it.
+
+    By name: the hub's client has changed its library, and none of them need be installed.
+    """
+    while error is not None:
+        if LOST & {kind.__name__ for kind in type(error).__mro__}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _stop(chosen: list[Task], results: dict[Task, Any], failed: dict[str, str]) -> None:
+    """Names the tasks that were not tried; UserError where nothing was scored."""
+    if not results:
+        raise UserError(
+            "MTEB's data comes from the Hugging Face hub, which cannot be reached "
+            f"({list(failed.values())[-1]}): connect and run it again."
+        )
+    for task in chosen:
+        if task not in results:
+            failed.setdefault(task.name, "not tried: the Hugging Face hub cannot be reached")
+
+
+def _summary(listed: list[Task], results: dict[Task, Any]) -> dict[str, Any]:
+    scored = {task: _scores(task, result) for task, result in results.items()}
+    summary: dict[str, Any] = {}
+    for task in listed:
+        group = summary.setdefault(task.group, {})
+        group.setdefault(task.category, []).append(task)
+    for group in summary.values():
+        for category, tasks in group.items():
+            group[category] = _category(tasks, scored)
+    summary["other"] = {
+        task.name: found["score"] for task, found in scored.items() if task not in listed
+    }
+    summary["subsets"] = {
+        task.name: found["subsets"]
+        for task, found in scored.items()
+        if 2 <= len(found["subsets"]) <= MOST_SUBSETS
+    }
+    summary["mteb"] = sorted({str(result.mteb_version) for result in results.values()})
+    return summary
+
+
+def _category(tasks: list[Task], scored: dict[Task, dict[str, Any]]) -> dict[str, Any]:
+    scores = {task.name: scored[task]["score"] for task in tasks if task in scored}
+    return {
+        "average": round(float(np.mean(list(scores.values()))), 2) if scores else None,
+        "scored": len(scores),
+        "of": len(tasks),
+        "metric": tasks[0].category_metric,
+        "scores": scores,
+    }

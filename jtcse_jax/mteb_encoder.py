@@ -1,0 +1,109 @@
+"""What MTEB asks of an encoder beside `encode`; mteb itself is imported only when it asks."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from jtcse_jax import ensemble
+from jtcse_jax.ensemble import Member
+from jtcse_jax.errors import UserError
+
+
+class MtebEncoder:
+    """The similarities, and MTEB 2's `EncoderProtocol`, for a class with `banks` and `width`.
+
+    `mteb.evaluate(encoder, tasks)` takes such an encoder as it is. There is no method `index`:
+    with it MTEB would take our `search` for its own and search with it.
+    """
+
+    members: tuple[Member, ...] | None = None  #: where the banks come from, if they were loaded
+
+    @cached_property
+    def mteb_model_meta(self) -> Any:
+        """MTEB's `ModelMeta`: a name after the model's place, and the hash of all that it is.
+
+        MTEB keeps results by name and revision; the hash is the revision, so that a model never
+        gets the scores of another one of its name. Raises UserError where mteb is not installed,
+        and for an encoder made of bare banks, which has no such hash.
+        """
+        try:
+            from mteb.models import ModelMeta
+        except ImportError as error:
+            raise UserError("This needs the package mteb: pip install mteb") from error
+        if self.members is None:
+            raise UserError(
+                "MTEB needs to know the model: make the encoder with SentenceEncoder.load or "
+                "SentenceEncoder.of."
+            )
+        known = {
+            "name": f"jtcse_jax/{_slug(ensemble.source(self.members))}",
+            "revision": ensemble.fingerprint(self.members),
+            "embed_dim": self.width,
+            "max_tokens": max(bank.max_len for bank in self.banks),
+            "framework": ["JAX"],
+            "similarity_fn_name": "cosine",
+            "use_instructions": False,
+        }
+        unknown = {
+            name: None for name, field in ModelMeta.model_fields.items() if field.is_required()
+        }
+        return ModelMeta(**unknown | known)
+
+    def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
+        """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""
+        # Scaled before the product: of a search in a large corpus only one [n, m] is in memory.
+        first, second = _scaled("similarity", first, second)
+        return first @ second.T
+
+    def similarity_pairwise(
+        self, first: np.ndarray | Array, second: np.ndarray | Array
+    ) -> np.ndarray:
+        """[n] cosines of vectors [n, D] and [n, D], row by row; UserError for anything else."""
+        first, second = _scaled("similarity_pairwise", first, second)
+        if len(first) != len(second):
+            raise UserError(
+                f"similarity_pairwise takes as many vectors on either side, and got {len(first)} "
+                f"and {len(second)}."
+            )
+        return np.sum(first * second, axis=1)
+
+
+class MtebTexts:
+    """The texts of the batches that MTEB hands over, as an iterable of known length."""
+
+    def __init__(self, batches: Iterable[Mapping[str, Sequence[str]]], task_metadata: Any):
+        """Takes MTEB's loader of batches, which is read when this is iterated over."""
+        self.batches = batches
+        self.task = task_metadata.name
+
+    def __len__(self) -> int:
+        """How many texts; the loader's data set knows."""
+        return len(self.batches.dataset)
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts in order. Raises UserError for batches of images or sound alone."""
+        for batch in self.batches:
+            if "text" not in batch:
+                raise UserError(f"{self.task} has {', '.join(batch)} and no text: leave it out.")
+            yield from batch["text"]
+
+
+def _scaled(name: str, *sides: Any) -> list[np.ndarray]:
+    """Vectors of length 1, or 0 where they had none."""
+    sides = [np.atleast_2d(side) for side in sides]
+    if not all(np.issubdtype(side.dtype, np.number) for side in sides):
+        raise UserError(f"{name} takes vectors: encode the sentences first.")
+    if sides[0].shape[-1] != sides[1].shape[-1]:
+        raise UserError(
+            f"{name} takes vectors of one width, and got {sides[0].shape[-1]} and "
+            f"{sides[1].shape[-1]}."
+        )
+    return [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]
+
+
+def _slug(source: str) -> str:
+    return re.sub(r"[^\w.]+", "-", source).strip("-")[-80:] or "model"
