@@ -74,7 +74,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         {key: value for key, value in member.items() if key != "model"}
         for member in content.get("members", [])
     ]
-    return scores | {"members": members, "versions": content.get("versions", {})}
+    return scores | {"members": members, "environment": content.get("environment", {})}
 
 
 def _from_json(path: Path) -> Card:

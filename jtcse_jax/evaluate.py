@@ -6,11 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import rich
 import tyro
@@ -18,12 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-import jtcse_jax
 from jtcse_jax.ensemble import ModelArguments
+from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 
-LIBRARIES = ("jax", "flax", "transformers", "tokenizers", "numpy", "scipy")
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
 ZERO_SHOT = "configs/zero_shot_tasks.yaml"
 
@@ -75,11 +72,12 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         raise UserError(f"--output {arguments.output}: there is no such folder; make it first.")
     chosen = _chosen_suites(arguments)
     options = {key: getattr(arguments, key) for key in ("step", "pooling", "max_len")}
+    conditions = {"seed": arguments.seed, "environment": environment()}
     results = []
     for method in dict.fromkeys((arguments.model, *arguments.compare)):
         for name in method.split(","):
             model = load_model(name, **options)
-            result = {"method": method} | model.description | _conditions(arguments.seed)
+            result = {"method": method} | model.description | conditions
             for suite, scorer in chosen.items():
                 result[suite] = _score(suite, scorer, model, alone=len(chosen) == 1)
             results.append(result)
@@ -156,15 +154,6 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
         logger.warning("%s: %s", suite, error)
         return {"error": str(error)}
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def _conditions(seed: int) -> dict[str, Any]:
-    versions = {library: version(library) for library in LIBRARIES}
-    return {
-        "seed": seed,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"jtcse_jax": jtcse_jax.__version__} | versions,
-    }
 
 
 def _print(title: str, rows: dict[str, Sequence[dict[str, Any]]], caption: str) -> None:

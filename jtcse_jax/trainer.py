@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jtcse_jax import distributed, objectives, saved_model, sharding
+from jtcse_jax import distributed, environment, objectives, saved_model, sharding
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import SCRATCH, Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
@@ -59,6 +59,8 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         objective = find_mask_token(config.objective, start.tokenizer, vocab_size)
         state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
         first = int(state.step)
+        if is_primary():
+            environment.record(workdir, first)
         log = MetricsLog(
             workdir,
             start_step=first,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jtcse_jax"
-COMMANDS = {"train", "pipeline", "augment", "evaluate", "encode", "search", "export"}
+COMMANDS = {"train", "pipeline", "augment", "evaluate", "encode", "search", "export", "report"}
 LEAVES = {"data", "optimizer", "sharding", "checkpoint", "metrics", "evaluation"}
 FOR_EVERYONE = {"errors", "batch"}
 OPTIONAL = {
@@ -105,7 +105,7 @@ def test_leaves_do_not_import_each_other(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nobody_imports_a_command_line(name):
-    assert not ours(name) & COMMANDS
+    assert not ours(name) & COMMANDS - {part(name)}
 
 
 def test_there_is_no_cycle():

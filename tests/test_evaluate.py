@@ -80,7 +80,7 @@ def test_evaluate_says_what_the_scores_depend_on(evaluated, run):
     assert member["max_len"] == 60
     assert result["sts"]["pairs"]["STS-B"] == 25 and result["sts"]["pairs"]["STS12"] == 10
     assert result["sts"]["pairs"]["average"] == sum(result["sts"]["pairs"][task] for task in TASKS)
-    assert {"jtcse_jax", "jax", "transformers", "tokenizers"} <= result["versions"].keys()
+    assert {"jtcse_jax", "jax", "transformers", "tokenizers"} <= result["environment"].keys()
 
 
 def test_evaluate_prints_a_table_and_the_same_json(evaluated, command, run, capsys):

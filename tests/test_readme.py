@@ -37,6 +37,7 @@ ADDED = {
     ".venv/bin/python -m jtcse_jax.search": [],
     ".venv/bin/python -m jtcse_jax.evaluate": [],
     ".venv/bin/python -m jtcse_jax.export": [],
+    ".venv/bin/python -m jtcse_jax.report": [],
 }
 
 

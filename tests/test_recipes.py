@@ -1,4 +1,4 @@
-"""Every command of docs/recipes.md is one that its program accepts; two recipes are run, small."""
+"""Every command of docs/ is one that its program accepts; two recipes are run, small."""
 
 import dataclasses
 import json
@@ -16,19 +16,24 @@ from test_sts_data import write_senteval
 from jtcse_jax import augment, config_file, encode, evaluate, export, stages
 from jtcse_jax.config import Architecture, Config
 from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.report import __main__ as report
 from jtcse_jax.stages import Pipeline, stage_configs
 from jtcse_jax.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+RECIPES, EVALUATION = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("recipes.md", "evaluation.md")
+)
 COMMANDS = [
     command.replace("\\\n", " ").strip()
-    for command in re.findall(r"^    (python -m (?:.*\\\n)*.*)$", TEXT, flags=re.MULTILINE)
+    for command in re.findall(
+        r"^    (python -m (?:.*\\\n)*.*)$", RECIPES + EVALUATION, flags=re.MULTILINE
+    )
 ]
 
 
 def test_the_page_has_its_recipes():
-    assert re.findall(r"^## (.*)$", TEXT, flags=re.MULTILINE)[:4] == [
+    assert re.findall(r"^## (.*)$", RECIPES, flags=re.MULTILINE)[:4] == [
         "Own language, from scratch",
         "Own domain, existing BERT",
         "Paper reproduction",
@@ -53,7 +58,11 @@ def test_a_command_is_accepted(command, monkeypatch):
     elif program == "jtcse_jax.augment":
         assert tyro.cli(augment.RepeatWords | augment.BackTranslate, args=arguments)
     else:
-        module = {"jtcse_jax.evaluate": evaluate, "jtcse_jax.encode": encode}.get(program, export)
+        module = {
+            "jtcse_jax.evaluate": evaluate,
+            "jtcse_jax.encode": encode,
+            "jtcse_jax.report": report,
+        }.get(program, export)
         assert tyro.cli(module.Arguments, args=arguments)
 
 

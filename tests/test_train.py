@@ -55,6 +55,8 @@ def test_run_leaves_an_encoder_and_its_log(finished, capsys):
         assert {"alignment", "uniformity", "grad_norm"} <= line.keys()
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert list((Path(finished.workdir) / "tensorboard").iterdir())
+    (ran,) = (Path(finished.workdir) / "environment.jsonl").read_text().splitlines()
+    assert json.loads(ran)["step"] == 0 and json.loads(ran)["jax"] == jax.__version__
     written = json.loads((Path(finished.workdir) / "train_config.json").read_text())
     assert written["optimizer"]["learning_rate"] == 1e-3
 

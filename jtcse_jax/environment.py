@@ -1,0 +1,39 @@
+"""What a run or a score was computed with: versions and devices."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+import jtcse_jax
+from jtcse_jax.errors import UserError
+
+FILE = "environment.jsonl"
+LIBRARIES = ("jax", "flax", "optax", "transformers", "tokenizers", "numpy", "scipy")
+
+
+def environment() -> dict[str, str]:
+    """Versions by library, Python's, and all devices of all processes."""
+    versions = {library: version(library) for library in LIBRARIES}
+    kind = jax.devices()[0].device_kind
+    return {
+        "jtcse_jax": jtcse_jax.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es)",
+    }
+
+
+def record(workdir: Path, step: int) -> None:
+    """Adds a line to `environment.jsonl`: what the run goes on with from this step.
+
+    Raises UserError where it cannot be written.
+    """
+    line = json.dumps({"step": step, **environment()})
+    try:
+        with (workdir / FILE).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise UserError(f"{workdir / FILE} cannot be written: {error.strerror}.") from error

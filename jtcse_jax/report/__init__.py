@@ -1,0 +1,1 @@
+"""`python -m jtcse_jax.report`: runs as one page to look at."""

@@ -1,0 +1,252 @@
+"""Pictures of a report: vector graphics whose colours the page's style decides.
+
+matplotlib draws with a few fixed colours, which are then replaced by the names of the page's own:
+one picture serves light and dark mode, and print. Titles and legends are the page's text.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+INK = "#0a0b0c"  # stands for the page's text colour
+# Okabe and Ito's, told apart by the colour-blind; the page lightens or darkens them.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("none", "6 2.5", "2 2", "7 2 2 2")  # of lines that share a colour or a subject
+POINTS = 300  # of a line, at most; more are averaged in groups
+WIDE = 5  # the largest over the smallest number that a logarithmic axis is drawn for
+BINS = 40
+LEVELS = 5  # of gold scores
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: it follows the page's font and can be searched
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.5,
+}
+
+
+class Line(NamedTuple):
+    """Some numbers [n] over others [n], with a band about them where `low` and `high` are given."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int = 0  #: of `SERIES`, which starts again with the next of `DASHES`
+    dash: int = 0  #: of `DASHES`
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    mark: float | None = None  #: the x of a point to mark
+
+
+class Key(NamedTuple):
+    """A line of a legend."""
+
+    label: str
+    color: int  #: of `SERIES`
+    dash: str  #: of `DASHES`
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page."""
+
+    title: str
+    svg: str  #: an <svg> element, its text escaped
+    legend: tuple[Key, ...] = ()
+
+
+def curves(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x: str = "step",
+    y: str = "",
+    log: bool = False,
+    values: str = ".3g",
+) -> Picture:
+    """Lines in one frame; the text for those who do not see it tells where each starts and ends.
+
+    `log` draws a logarithmic axis where numbers above 0 span a wide range, else a plain one.
+    `values` is the format of the numbers in that text.
+    """
+    told = "; ".join(
+        f"{line.label and line.label + ': '}{line.y[0]:{values}} at {x} {line.x[0]:g}, "
+        f"{line.y[-1]:{values}} at {x} {line.x[-1]:g}"
+        for line in lines
+    )
+    with _figure(4.6, 2.7, title + told) as figure:
+        axes = figure.add_subplot()
+        for line in lines:
+            _draw(axes, line)
+        lowest, highest = (end([end(line.y) for line in lines]) for end in (min, max))
+        if log and lowest > 0 and highest > WIDE * lowest:
+            axes.set_yscale("log")
+        axes.locator_params("x", integer=True)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.margins(x=0.02)
+        return Picture(title, _svg(figure, f"{title}. {told}."), _legend(lines))
+
+
+def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
+    """How the cosines [n] of pairs are spread, a row for each fifth of the range of gold [n].
+
+    Rows are scaled alike by share of their own pairs; a line marks the mean.
+    """
+    edges = np.linspace(gold.min(), gold.max(), LEVELS + 1)
+    level = np.clip(np.searchsorted(edges, gold, side="right") - 1, 0, LEVELS - 1)
+    parts = [cosines[level == number] for number in range(LEVELS)]
+    names = [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)]
+    told = "; ".join(
+        f"gold {name}: {len(part)} pairs"
+        + (f", mean cosine {part.mean():.2f}" if len(part) else "")
+        for name, part in zip(names, parts, strict=True)
+    )
+    span = np.linspace(min(cosines.min(), 0), max(cosines.max(), 1), BINS + 1)
+    shares = [np.histogram(part, span)[0] / max(len(part), 1) for part in parts]
+    with _figure(4.6, 3.2, title + told) as figure:
+        rows = figure.subplots(LEVELS, sharex=True, sharey=True)
+        for axes, share, part, name in zip(
+            rows, shares[::-1], parts[::-1], names[::-1], strict=True
+        ):
+            axes.stairs(share, span, fill=True, color=SERIES[0], alpha=0.55)
+            axes.stairs(share, span, color=SERIES[0], linewidth=1)
+            if len(part):
+                axes.axvline(part.mean(), color=SERIES[1], linewidth=1.5)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.set_ylabel(f"{name}\nn = {len(part)}", rotation=0, ha="right", va="center")
+        rows[-1].set_xlabel("cosine")
+        return Picture(title, _svg(figure, f"{title}. {told}."))
+
+
+def heat_map(title: str, values: Sequence[Sequence[float]], *, largest: float) -> Picture:
+    """Numbers [L, H] from 0 to `largest`: layers downwards from 1, heads to the right from 1."""
+    array = np.asarray(values, np.float64)
+    layers, heads = array.shape
+    layer, head = np.unravel_index(array.argmax(), array.shape)
+    by_layer = ", ".join(f"{value:.2f}" for value in array.mean(axis=1))
+    told = (
+        f"mean over heads, by layer: {by_layer}; largest {array.max():.2f} in layer {layer + 1}, "
+        f"head {head + 1}"
+    )
+    with _figure(3.3, min(3.0, 0.9 + 0.19 * layers), title + told) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(
+            array,
+            vmin=0,
+            vmax=largest,
+            cmap="cividis",
+            aspect="auto",
+            interpolation="none",
+            extent=(0.5, heads + 0.5, layers + 0.5, 0.5),
+        )
+        axes.grid(False)
+        axes.set_xlabel("head")
+        axes.set_ylabel("layer")
+        axes.set_xticks(_counted(heads))
+        axes.set_yticks(_counted(layers))
+        bar = figure.colorbar(image, ax=axes, pad=0.03)
+        bar.outline.set_visible(False)
+        return Picture(title, _svg(figure, f"{title}. {told}."))
+
+
+def thinned(numbers: Sequence[float], most: int = POINTS) -> np.ndarray:
+    """[m] float64: the means of at most `most` groups of neighbours of [n], about equal in size."""
+    array = np.asarray(numbers, np.float64)
+    return np.array([part.mean() for part in np.array_split(array, min(most, len(array)))])
+
+
+def _draw(axes: Any, line: Line) -> None:
+    x, y = thinned(line.x), thinned(line.y)
+    color = SERIES[line.color % len(SERIES)]
+    dashes = DASHES[_dash(line)]
+    style = "-" if dashes == "none" else (0, tuple(map(float, dashes.split())))
+    if line.low is not None and line.high is not None:
+        low, high = thinned(line.low), thinned(line.high)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    few = len(x) <= 15
+    axes.plot(x, y, color=color, linestyle=style, marker="o" if few else None, markersize=3)
+    if line.mark is not None:
+        height = np.interp(line.mark, line.x, line.y)
+        axes.plot([line.mark], [height], color=color, marker="D", markersize=6, linestyle="none")
+
+
+def _dash(line: Line) -> int:
+    return (line.dash + line.color // len(SERIES)) % len(DASHES)
+
+
+def _legend(lines: Sequence[Line]) -> tuple[Key, ...]:
+    if len(lines) == 1:
+        return ()
+    return tuple(Key(line.label, line.color % len(SERIES), DASHES[_dash(line)]) for line in lines)
+
+
+def _counted(count: int) -> list[int]:
+    """Ticks from 1 on, at most twelve."""
+    return list(range(1, count + 1, -(-count // 12)))
+
+
+@contextmanager
+def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
+    """A figure in inches, under our style and else matplotlib's own, whatever the user's is.
+
+    The ids in the drawing follow `salt`.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE | {"svg.hashsalt": salt})
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Any, told: str) -> str:
+    """The drawing as an element of a page, without what varies from day to day."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    # Its style sheet would be the whole page's, which has these two rules itself.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r" font-family: [^;\"]*;?", "", text)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    used = set(re.findall(r'#([\w.-]+)["\)]', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    text = text.replace(INK, "currentColor")
+    for number, color in enumerate(SERIES):
+        text = text.replace(color, f"var(--series-{number})")
+    width = figure.get_figwidth()
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        lambda found: (
+            f'<svg role="img" aria-label="{_escaped(told)}" viewBox="{found[1]}" '
+            f'style="max-width: {width:g}in" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        ),
+        text,
+        count=1,
+    )
+
+
+def _escaped(text: str) -> str:
+    for char, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(char, name)
+    return text

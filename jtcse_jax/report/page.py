@@ -1,0 +1,80 @@
+"""A report as one HTML page."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from jtcse_jax.report.models import Look
+from jtcse_jax.report.runs import Run
+from jtcse_jax.report.sections import last_part, overview, result_section, run_section
+from jtcse_jax.report.tables import (
+    config_differences,
+    embedding_table,
+    score_tables,
+    summary_table,
+)
+
+TEMPLATE = "page.html.jinja"
+
+
+def render(
+    title: str,
+    runs: Sequence[Run],
+    looks: Mapping[str, Look],
+    results: Sequence[dict[str, Any]],
+    differences: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> str:
+    """The page, complete in itself.
+
+    Args:
+      title: of the page.
+      runs: in their order on the page.
+      looks: by the name of a run, what its model does; where a run has none its notes say why.
+      results: of `evaluate`, one a model.
+      differences: of `evaluate --compare`, {} where there are none.
+      environment: versions and device that made the page.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    diagnosed = [one for one in results if "protocol" in one.get("diagnostics", {})]
+    embeddings = [
+        (name, last_part(look.dev), look.diagnostics["embeddings"]) for name, look in looks.items()
+    ]
+    embeddings += [(one["model"], "", one["diagnostics"]["embeddings"]) for one in diagnosed]
+    environment_of = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = resources.files("jtcse_jax.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment_of.from_string(template).render(
+        title=title,
+        summary=summary_table(runs),
+        overview=overview(runs, looks) if len(runs) > 1 else None,
+        scores=score_tables(runs, results, differences),
+        embeddings=embedding_table(embeddings) if embeddings else None,
+        sections=[run_section(run, looks.get(run.name)) for run in runs]
+        + [result_section(one) for one in diagnosed],
+        differences=config_differences(runs) if len(runs) > 1 else None,
+        environment=environment,
+        conditions=_conditions(results),
+    )
+
+
+def _conditions(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What scores depend on: by model its hash, towers, seed and environment."""
+    found = []
+    for one in results:
+        members = "; ".join(
+            f"{member.get('towers')} tower(s), {member.get('pooling')} pooling, "
+            f"max_len {member.get('max_len')}"
+            for member in one.get("members", ())
+        )
+        environment = one.get("environment", {})
+        parts = (
+            members,
+            f"sha256 {one.get('fingerprint', '')[:12]}",
+            f"seed {one.get('seed')}",
+            ", ".join(f"{name} {text}" for name, text in environment.items()),
+        )
+        found.append((one["model"], "; ".join(filter(None, parts))))
+    return found

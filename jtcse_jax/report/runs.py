@@ -1,0 +1,209 @@
+"""What a report tells of runs: their logs, configs and scores, read from their folders."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jtcse_jax import environment
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.metrics import JSONL
+from jtcse_jax.saved_model import CHECKPOINTS, read_json
+from jtcse_jax.stages import FINISHED
+from jtcse_jax.start import CONFIG
+
+# The suites of `evaluate`, and what a result of each has beside its protocol.
+SUITES = {"sts": "spearman", "transfer": "accuracy", "mteb": "failed", "diagnostics": "embeddings"}
+
+
+@dataclass
+class Run:
+    """One training run, or a model without a log."""
+
+    name: str  #: the shortest end of its path that no other on the page has
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)  #: {} of a model without a log
+    trained: list[dict[str, float]] = field(default_factory=list)  #: means of training metrics
+    scored: list[dict[str, float]] = field(default_factory=list)  #: scores of the dev set
+    environments: dict[int, str] = field(default_factory=dict)  #: versions, by the step from which
+    sts: dict[str, float] = field(default_factory=dict)  #: times 100, as its pipeline found them
+    notes: list[str] = field(default_factory=list)  #: what was left out, and why
+
+    @property
+    def objective(self) -> str:
+        """The loss; "" of a model without a log."""
+        return self.config.get("objective", {}).get("name", "")
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The line of the step that is used: best by dev score, of equal ones the later."""
+        lines = [line for line in self.scored if line["step"]]
+        return max(lines, key=lambda line: (line[METRIC], line["step"]), default=None)
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Returns the runs in these folders, the stages of a pipeline in the order of their training.
+
+    A folder without a training log is taken as a model that was exported or published. Raises
+    UserError for a folder that is none, a run that has logged nothing, and a damaged line, by file
+    and line.
+    """
+    found = [run for folder in folders for run in _runs_in(Path(folder).expanduser())]
+    if not found:
+        raise UserError("There is nothing to report: name a workdir.")
+    paths = [run.folder.resolve() for run in found]
+    for run, path in zip(found, paths, strict=True):
+        run.name = _short_name(path, [other for other in paths if other != path])
+    return found
+
+
+def read_log(path: Path) -> tuple[list[dict[str, float]], bool]:
+    """The lines of a `metrics.jsonl`, and whether the last was cut short by a kill (and left out).
+
+    Raises UserError for any other line that is damaged, by file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): restore it.") from error
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = []
+    for place, (number, line) in enumerate(numbered):
+        try:
+            lines.append(_checked(json.loads(line)))
+        except ValueError as error:
+            if place == len(numbered) - 1 and not text.endswith("\n"):
+                return lines, True
+            raise UserError(
+                f"{path}:{number}: no line of metrics ({error}): delete that line."
+            ) from error
+    return lines, False
+
+
+def read_results(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The results of models in a file of `evaluate --output`, and the differences between them.
+
+    Raises UserError for anything else.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
+    content = read_json(path, dict)
+    results = content.get("models", [content])
+    differences = content.get("differences", {})
+    if (
+        not isinstance(results, list)
+        or not isinstance(differences, dict)
+        or not all(map(_is_result, results))
+    ):
+        raise UserError(f"--scores {path}: no scores as `evaluate --output` writes them.")
+    return results, differences
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a workdir, or a model's folder.")
+    if (folder / JSONL).is_file():
+        return [_read_run(folder)]
+    if (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
+        raise UserError(f"{folder}: it has no {JSONL}: the run has logged nothing yet.")
+    stages = {
+        path.parent.name: read_json(path, dict) for path in sorted(folder.glob(f"*/{CONFIG}"))
+    }
+    logged = [name for name in _in_order(stages) if (folder / name / JSONL).is_file()]
+    if stages and not logged:
+        raise UserError(f"{folder}: a pipeline of which no stage has logged anything yet.")
+    if stages:
+        return [_read_run(folder / name) for name in logged]
+    if not any(folder.glob("*.json")):
+        raise UserError(f"{folder}: neither a run's workdir, nor a pipeline's, nor a model.")
+    note = "a model without a training log: there are no training curves and no dev scores of steps"
+    return [Run("", folder, notes=[note])]
+
+
+def _read_run(folder: Path) -> Run:
+    lines, cut = read_log(folder / JSONL)
+    run = Run("", folder)
+    run.trained = [line for line in lines if "loss" in line]
+    run.scored = [line for line in lines if METRIC in line]
+    if not run.trained and not run.scored:
+        raise UserError(f"{folder / JSONL}: no loss and no dev score in it: train on.")
+    if (folder / CONFIG).is_file():
+        run.config = read_json(folder / CONFIG, dict)
+    else:
+        run.notes.append(f"no {CONFIG}: there is no config to show")
+    if (folder / environment.FILE).is_file():
+        run.environments = _read_environments(folder / environment.FILE)
+    if cut:
+        run.notes.append(f"the last line of {JSONL} was cut short by a kill and is left out")
+    if not run.trained:
+        run.notes.append("no training step is logged yet: there are no training curves")
+    if not run.scored:
+        why = "a language model" if run.objective == "mlm" else "data.dev was not given"
+        run.notes.append(f"no dev scores: {why}")
+    if (folder / FINISHED).is_file():
+        row = read_json(folder / FINISHED, dict)
+        run.sts = row["sts"] if isinstance(row.get("sts"), dict) else {}
+    return run
+
+
+def _read_environments(path: Path) -> dict[int, str]:
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            versions = json.loads(line)
+            step = int(versions.pop("step"))
+        except (ValueError, AttributeError, KeyError):
+            continue  # cut short by a kill
+        found[step] = ", ".join(f"{name} {value}" for name, value in versions.items())
+    return found
+
+
+def _in_order(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of stages, each after those that it starts from or learns from, else by name."""
+    needed = {name: _stages_named(config) & stages.keys() for name, config in stages.items()}
+    ordered: list[str] = []
+    while left := [name for name in sorted(stages) if name not in ordered]:
+        ready = [name for name in left if needed[name] <= set(ordered) | {name}]
+        ordered += ready or left
+    return ordered
+
+
+def _stages_named(config: dict[str, Any]) -> set[str]:
+    """Names of the folders beside a run's own that its config mentions."""
+    pipeline = Path(config.get("workdir", "")).parent
+    models = [*config.get("model", {}).get("towers", ())]
+    models += filter(None, [config.get("objective", {}).get("teacher")])
+    paths = [Path(str(model).partition("#")[0]) for model in models]
+    return {path.name for path in paths if path.parent == pipeline}
+
+
+def _short_name(path: Path, others: Iterable[Path]) -> str:
+    for count in range(1, len(path.parts) + 1):
+        end = path.parts[-count:]
+        if not any(other.parts[-count:] == end for other in others):
+            return "/".join(end).replace("//", "/")
+    return str(path)
+
+
+def _checked(line: Any) -> dict[str, float]:
+    if not isinstance(line, dict) or "step" not in line:
+        raise ValueError("no step in it")
+    for name, value in line.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} = {value!r} is no finite number")
+    return line
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, dict) or not isinstance(result.get("model"), str):
+        return False
+    found = {suite: result[suite] for suite in SUITES if suite in result}
+    return bool(found) and all(
+        isinstance(scores, dict)
+        and ("error" in scores or isinstance(scores.get(SUITES[suite]), dict))
+        for suite, scores in found.items()
+    )
