@@ -1,7 +1,6 @@
 """The command lines that use a model, through `sys.argv`."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,6 @@ from test_sts_data import write_senteval
 
 from jtcse_jax import encode, evaluate, export, exported, saved_model
 from jtcse_jax.encoder import SentenceEncoder
-
-FIGURES = {"STS16": 78.99, "STS-B": 82.03, "SICK-R": 77.15}  # ../shared/data/README.md
-ROOT = Path(__file__).resolve().parents[1]
-STS = ROOT.parent / "shared" / "data" / "senteval" / "downstream" / "STS"
-TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
 
 
 @pytest.fixture(scope="module")
