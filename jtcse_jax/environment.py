@@ -1,8 +1,9 @@
 """What a run or a score was computed with: versions and devices."""
 
+import contextlib
 import json
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
@@ -12,11 +13,15 @@ from jtcse_jax.errors import UserError
 
 FILE = "environment.jsonl"
 LIBRARIES = ("jax", "flax", "optax", "transformers", "tokenizers", "numpy", "scipy")
+OPTIONAL = ("scikit-learn", "mteb", "sentence-transformers", "torch")  # where they are installed
 
 
 def environment() -> dict[str, str]:
-    """Versions by library, Python's, and all devices of all processes."""
+    """Versions by library, Python's, and jax's devices of all processes."""
     versions = {library: version(library) for library in LIBRARIES}
+    for library in OPTIONAL:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[library] = version(library)
     kind = jax.devices()[0].device_kind
     return {
         "jtcse_jax": jtcse_jax.__version__,

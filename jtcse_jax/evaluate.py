@@ -22,7 +22,7 @@ from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
-ZERO_SHOT = "configs/zero_shot_tasks.yaml"
+ZERO_SHOT = Path(__file__).resolve().parents[1] / "configs" / "zero_shot_tasks.yaml"
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class Arguments(ModelArguments):
     """Scores a model, with the protocol beside each score.
 
     A model is whatever `--model` takes, or `sentence-transformers:NAME`. Several seeds of one
-    method are given with commas, `runs/0,runs/1`.
+    method are given with commas, `runs/0,runs/1`. --step, --pooling and --max-len are those of
+    --model.
     """
 
     suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
@@ -61,33 +62,46 @@ class Arguments(ModelArguments):
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:
-    """The result of one model, or `{"models": [...], "differences": {...}}` of several.
+    """The result of one model, or `{"models": [...], "methods": ..., "differences": ...}`.
 
     A result names the model, its hash, the versions and the seed; each suite's scores stand under
-    its name with their protocol and seconds. "differences" holds, by method and STS task, how much
-    higher its Spearman is than that of `--model`, with a 95 % interval. Raises UserError as the
-    readers of models and data do; all data is read before the first model.
+    its name with their protocol, data and seconds, or the error that it ended with. "methods" holds
+    mean and deviation over seeds, "differences", by method and STS task, how much higher Spearman
+    is than that of `--model`, with a 95 % interval. `--output` is written after every suite.
+
+    Raises UserError as the readers of models and data do; all data is read before the first model.
+    Of several suites or models an error of one is part of the result, and the others go on.
     """
-    if arguments.output and not Path(arguments.output).parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no such folder; make it first.")
+    output = _check_output(arguments.output)
     chosen = _chosen_suites(arguments)
+    names = _names(arguments)
+    several = len(names) > 1
     options = {key: getattr(arguments, key) for key in ("step", "pooling", "max_len")}
     conditions = {"seed": arguments.seed, "environment": environment()}
-    results = []
-    for method in dict.fromkeys((arguments.model, *arguments.compare)):
-        for name in method.split(","):
-            model = load_model(name, **options)
-            result = {"method": method} | model.description | conditions
-            for suite, scorer in chosen.items():
-                result[suite] = _score(suite, scorer, model, alone=len(chosen) == 1)
-            results.append(result)
-    if len(results) == 1:
-        return {key: value for key, value in results[0].items() if key != "method"}
-    differences = {}
-    if "sts" in chosen and all("protocol" in result["sts"] for result in results):
-        methods = [result["method"] for result in results]
-        differences = chosen["sts"].differences(methods, arguments.seed)
-    return {"models": results, "differences": differences}
+    results: list[dict[str, Any]] = []
+    for method, name in names:
+        result = {"method": method} if several else {}
+        results.append(result)
+        try:
+            model = load_model(name, **(options if method == arguments.model else {}))
+        except UserError as error:
+            if not several:
+                raise
+            logger.warning("%s", error)
+            result |= {"model": name, "error": str(error)}
+            continue
+        result |= model.description | conditions
+        for suite, scorer in chosen.items():
+            result[suite] = _score(suite, scorer, model, alone=not several and len(chosen) == 1)
+            _write(output, {"models": results} if several else result)
+    whole = results[0]
+    if several:
+        if all("error" in result for result in results):
+            raise UserError(results[0]["error"])
+        whole = {"models": results, "methods": _methods(results)}
+        whole["differences"] = _differences(results, chosen, arguments)
+    _write(output, whole)
+    return whole
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -96,23 +110,35 @@ def print_tables(result: dict[str, Any]) -> None:
     Of several seeds the mean and the standard deviation of a single one stand there.
     """
     results = result.get("models", [result])
-    members = "; ".join(
-        "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}".format(**member)
-        for one in results
-        for member in one["members"]
-    )
     for suite, scorer in SUITES.items():
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for one in results:
-            if "protocol" in one.get(suite, {}):
-                method = one.get("method", one["model"])
-                rows.setdefault(method, []).append(scorer.headline(one[suite]))
-        if rows:
-            _print(suite, rows, f"{members}; {results[0][suite]['protocol']}")
+        scored = [one for one in results if "protocol" in one.get(suite, {})]
+        if not scored:
+            continue
+        members = "; ".join(
+            "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}".format(**member)
+            for one in scored
+            for member in one["members"]
+        )
+        caption = f"{members}; {scored[0][suite]['protocol']}"
+        _print(suite, _headlines(results, suite), caption, digits=scorer.digits)
+        for one in scored:
+            for said in one[suite].get("undefined", ()):
+                rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
     if result.get("differences"):
         rows = {method: [found["average"]] for method, found in result["differences"].items()}
         reference = results[0]["method"]
         _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
+
+
+def _check_output(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    output = Path(name).expanduser()
+    if output.is_dir():
+        raise UserError(f"--output {name}: a folder; name a file in it.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {name}: there is no such folder; make it first.")
+    return output
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
@@ -121,14 +147,17 @@ def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
     data = {
         "sts": arguments.sts,
         "transfer": arguments.transfer,
-        "diagnostics": arguments.dev or ("builtin" if named in ("diagnostics", "all") else None),
-        "mteb": arguments.mteb
-        or (ZERO_SHOT if named in ("mteb", "all") or arguments.mteb_tasks else None),
+        "diagnostics": arguments.dev,
+        "mteb": arguments.mteb or (str(ZERO_SHOT) if arguments.mteb_tasks else None),
     }
-    if named is None:
-        chosen = [suite for suite in data if data[suite]]
-    else:
+    chosen = [suite for suite in data if data[suite]]
+    if named is not None:
+        other = [suite for suite in chosen if named not in ("all", suite)]
+        if other:
+            raise UserError(f"--suite {named}, and data of {other[0]}: leave one of them out.")
         chosen = list(data) if named == "all" else [named]
+        data["diagnostics"] = data["diagnostics"] or "builtin"
+        data["mteb"] = data["mteb"] or str(ZERO_SHOT)
     if not chosen:
         raise UserError("There is nothing to score: give --sts FOLDER, or name a --suite.")
     for suite in chosen:
@@ -143,6 +172,18 @@ def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
     return {suite: make[suite](data[suite]) for suite in chosen}
 
 
+def _names(arguments: Arguments) -> list[tuple[str, str]]:
+    """Method and model, in order; of a method with several seeds each of them."""
+    methods = (arguments.model, *arguments.compare)
+    names = [(method, name) for method in methods for name in method.split(",")]
+    for method, name in names:
+        if not name.strip():
+            raise UserError(f"{method!r}: a name between commas is empty.")
+        if methods.count(method) > 1:
+            raise UserError(f"{method} is named twice: compare it with others.")
+    return names
+
+
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
     """A suite's result with its seconds; where others run beside it, an error is one of them."""
     start = time.perf_counter()
@@ -153,28 +194,80 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
             raise
         logger.warning("%s: %s", suite, error)
         return {"error": str(error)}
-    return result | {"seconds": round(time.perf_counter() - start, 1)}
+    return result | {"data": scorer.data, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _print(title: str, rows: dict[str, Sequence[dict[str, Any]]], caption: str) -> None:
+def _write(output: Path | None, result: dict[str, Any]) -> None:
+    """All that there is so far: a later suite may take hours, or be interrupted."""
+    if output is None:
+        return
+    temporary = output.with_name(f".{output.name}.new")
+    try:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}.") from error
+
+
+def _headlines(results: Sequence[dict[str, Any]], suite: str) -> dict[str, list[dict[str, float]]]:
+    """What a table shows of each seed, by method; {} of a seed without a result."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for one in results:
+        found = one.get(suite, {})
+        numbers = SUITES[suite].headline(found) if "protocol" in found else {}
+        rows.setdefault(one.get("method", one["model"]), []).append(numbers)
+    return rows
+
+
+def _methods(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, standard deviation (None of one) and number of seeds, by method, suite and score."""
+    summary: dict[str, Any] = {}
+    for suite in SUITES:
+        for method, seeds in _headlines(results, suite).items():
+            for name in dict.fromkeys(name for one in seeds for name in one):
+                values = [one[name] for one in seeds if name in one]
+                deviation = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+                summary.setdefault(method, {}).setdefault(suite, {})[name] = {
+                    "mean": round(float(np.mean(values)), 4),
+                    "sd": deviation,
+                    "seeds": len(values),
+                }
+    return summary
+
+
+def _differences(
+    results: Sequence[dict[str, Any]], chosen: dict[str, Any], arguments: Arguments
+) -> dict[str, Any]:
+    scored = [one["method"] for one in results if "protocol" in one.get("sts", {})]
+    if arguments.model not in scored:
+        return {}
+    return chosen["sts"].differences(scored, arguments.seed)
+
+
+def _print(
+    title: str, rows: dict[str, Sequence[dict[str, float]]], caption: str, digits: int = 2
+) -> None:
     table = Table(
         Column(title, overflow="fold", min_width=len(title)), box=SIMPLE_HEAD, pad_edge=False
     )
     table.caption = Text(caption)  # a path may look like markup
     columns = list(dict.fromkeys(name for seeds in rows.values() for one in seeds for name in one))
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for method, seeds in rows.items():
-        cells = (_cell([one.get(name) for one in seeds]) for name in columns)
+        cells = (_cell([one.get(name) for one in seeds], digits) for name in columns)
         table.add_row(Text(method), *cells)
     rich.print(table)
 
 
-def _cell(values: list[float | None]) -> str:
-    if None in values:
+def _cell(values: list[float | None], digits: int) -> str:
+    present = [value for value in values if value is not None]
+    if not present:
         return ""
-    deviation = f"\n± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{deviation}"
+    mean = f"{np.mean(present):.{digits}f}"
+    if len(present) < len(values):
+        return f"{mean}\n{len(present)} of {len(values)} seeds"
+    return f"{mean}\n± {np.std(present, ddof=1):.{digits}f}" if len(present) > 1 else mean
 
 
 @one_line_errors
@@ -184,13 +277,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.evaluate")
     result = evaluate(arguments)
     print_tables(result)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        try:
-            Path(arguments.output).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {arguments.output}: {error.strerror}.") from error
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

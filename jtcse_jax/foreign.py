@@ -52,9 +52,17 @@ class ForeignEncoder:
         }
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of its modules and weights."""
-        digest = hashlib.sha256(str(self.model).encode())
-        for name, tensor in self.model.state_dict().items():
+        """sha256 (hex) of all that decides the vectors: modules, configs, tokenizer, weights."""
+        model = self.model
+        digest = hashlib.sha256(str(model).encode())
+        network, tokenizer = getattr(model[0], "auto_model", None), model.tokenizer
+        parts = [model.max_seq_length, model.prompts, model.default_prompt_name]
+        if network is not None:
+            parts.append(network.config.to_json_string())
+        if getattr(tokenizer, "is_fast", False):
+            parts.append(tokenizer.backend_tokenizer.to_str())
+        digest.update(repr(parts).encode())
+        for name, tensor in model.state_dict().items():
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
         return digest.hexdigest()

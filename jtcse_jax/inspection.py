@@ -14,10 +14,10 @@ from jax import Array
 from jtcse_jax import saved_model
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Cross
-from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.diagnostics import (
+    EmbeddedPairs,
     attention_mass,
     diagnose_embeddings,
     e_cls,
@@ -25,7 +25,6 @@ from jtcse_jax.evaluation.diagnostics import (
     modulus_ratio,
     rounded,
 )
-from jtcse_jax.evaluation.sts import Pairs
 from jtcse_jax.models.towers import Bank, LayerStates, Params, TowerOutputs
 from jtcse_jax.objectives import neighbours
 from jtcse_jax.saved_model import SavedModel
@@ -52,8 +51,8 @@ class Inspected(NamedTuple):
 
 
 def diagnose(
-    members: SavedModel | Sequence[Member],
-    pairs: Pairs,
+    members: Sequence[Member],
+    embedded: EmbeddedPairs,
     *,
     seed: int = 0,
     sentences: int = 256,
@@ -62,19 +61,18 @@ def diagnose(
     """Everything about a model, ready for JSON: its embeddings, and each member's towers.
 
     Args:
-      members: a loaded model or an ensemble.
-      pairs: scored pairs, all of which are embedded.
+      members: of a loaded model or an ensemble.
+      embedded: what the model makes of scored pairs.
       seed: draws the sentences whose layers are looked at, and the dropout views.
       sentences: how many of those, at most.
       cross: how streams cross; by default `default_cross`.
     Raises:
-      UserError: as `diagnose_embeddings`, for no sentence, and for a `cross` that fits no model.
+      UserError: for no sentence, and for a `cross` that fits no model.
     """
     if sentences < 1:
         raise UserError(f"sentences = {sentences}: look at one or more.")
-    members = [Member(1.0, members)] if isinstance(members, SavedModel) else members
-    embeddings = diagnose_embeddings(SentenceEncoder.of(members).encode, pairs)
-    distinct = list(dict.fromkeys([*pairs.first, *pairs.second]))
+    embeddings = diagnose_embeddings(embedded)
+    distinct = list(dict.fromkeys([*embedded.pairs.first, *embedded.pairs.second]))
     count = min(sentences, len(distinct))
     drawn = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
     chosen = [distinct[number] for number in np.sort(drawn)]
@@ -127,7 +125,11 @@ def default_cross(model: SavedModel) -> Cross:
     """
     config = model.folder / CONFIG if model.folder else None
     if config and config.is_file():
-        trained = Cross(**saved_model.read_json(config, dict)["model"]["cross"])
+        found = saved_model.read_json(config, dict)
+        try:
+            trained = Cross(**found["model"]["cross"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{config}: not of this version ({error}): restore it.") from error
         if trained.mode != "off" and trained.num_layers:
             return trained
     num_layers = model.bank.architecture.num_layers

@@ -1,7 +1,8 @@
 """What a run writes down: `metrics.jsonl`, TensorBoard, and a line of progress.
 
 Every line of `metrics.jsonl` has the step, and either the means of the training metrics since the
-line before, or the scores of an evaluation. A resumed run forgets what came after its checkpoint.
+line before, or the scores of an evaluation. A resumed run cuts off what came after its checkpoint;
+TensorBoard and Weights & Biases keep it, and show those steps twice.
 """
 
 import json
@@ -31,7 +32,7 @@ class MetricsLog:
         wandb: str | None = None,
         config: dict[str, Any] | None = None,
     ):
-        """Goes on in the files of `workdir`, forgetting what came after `start_step`.
+        """Goes on in the files of `workdir`, without the lines after `start_step`.
 
         Args:
           workdir: where they are.

@@ -1,7 +1,8 @@
 """What `evaluate` can score: a suite reads its data once and then scores any number of models."""
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from jtcse_jax import ensemble
 from jtcse_jax.card import read_card
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.comparison import Cosines, sts_differences
 from jtcse_jax.evaluation.development import Development
-from jtcse_jax.evaluation.diagnostics import diagnose_embeddings
-from jtcse_jax.evaluation.sts import PROTOCOL, StsScore, load_sts, score_sts, sts_cosines
-from jtcse_jax.evaluation.transfer import evaluate_transfer, load_transfer
+from jtcse_jax.evaluation.diagnostics import diagnose_embeddings, embed_pairs
+from jtcse_jax.evaluation.sts import PROTOCOL, Pairs, StsScore, load_sts, score_sts, sts_cosines
+from jtcse_jax.evaluation.transfer import TransferTask, evaluate_transfer, load_transfer
 from jtcse_jax.evaluation.zero_shot import evaluate_mteb
+from jtcse_jax.evaluation.zero_shot_tasks import choose, load_tasks
 from jtcse_jax.foreign import PREFIX, ForeignEncoder
 from jtcse_jax.inspection import diagnose
 
@@ -41,15 +44,22 @@ class Model(NamedTuple):
 def load_model(name: str, **options: Any) -> Model:
     """The model `name`, with the options of `ensemble.load_members`, which a foreign one has not.
 
-    Raises UserError as `ensemble.load_members` and `ForeignEncoder`.
+    Warns of prompts in its folder, which are not applied. Raises UserError as
+    `ensemble.load_members` and `ForeignEncoder`.
     """
     if name.startswith(PREFIX):
+        given = [key for key, value in options.items() if value is not None]
+        if given:
+            raise UserError(f"{name}: {given[0]} is what its own folder says: leave it out.")
         foreign = ForeignEncoder(name)
         description = {"model": name, "fingerprint": foreign.fingerprint()}
         return Model(foreign, (), False, description | {"members": [foreign.describe()]})
     members = ensemble.load_members(name, **options)
     # Of a sum of vectors no folder says that it is scaled.
-    normalize = len(members) == 1 and read_card(members[0].model).normalize
+    cards = [read_card(member.model) for member in members]
+    normalize = len(cards) == 1 and cards[0].normalize
+    if any(card.prompts for card in cards):
+        logger.warning("%s: the prompts of its folder are not applied.", name)
     description = {
         "model": ensemble.source(members),
         "fingerprint": ensemble.fingerprint(members),
@@ -65,15 +75,19 @@ def load_model(name: str, **options: Any) -> Model:
             for weight, model in members
         ],
     }
-    return Model(SentenceEncoder.of(members), members, normalize, description)
+    encoder = SentenceEncoder.of(members)
+    return Model(encoder, encoder.members, normalize, description)
 
 
 class Sts:
     """The seven STS tasks, or pairs of the user's own."""
 
+    digits = 2  #: of a figure in a table
+
     def __init__(self, path: str):
         """Reads the tasks. Errors as `load_sts`; tasks that are missing are warned of."""
         self.tasks, self.missing = load_sts(path)
+        self.data = _data(path, [_content(task.pairs) for task in self.tasks])
         self._scored: list[Cosines] = []  # one for each model, in their order
         _warn_missing(self.missing)
 
@@ -84,7 +98,8 @@ class Sts:
         scores = score_sts(cosines, self.tasks)
         subsets = {name: _columns(score.subsets) for name, score in scores.items() if score.subsets}
         result = {"protocol": PROTOCOL, **_columns(scores), "subsets": subsets}
-        return result | {"missing": self.missing}
+        undefined = [score.undefined for score in scores.values() if score.undefined]
+        return result | {"missing": self.missing, "undefined": undefined}
 
     @staticmethod
     def headline(result: dict[str, Any]) -> dict[str, float]:
@@ -116,9 +131,12 @@ class Sts:
 class Transfer:
     """SentEval's transfer tasks."""
 
+    digits = 2
+
     def __init__(self, folder: str, seed: int):
         """Reads the tasks. Errors as `load_transfer`; tasks that are missing are warned of."""
         self.tasks, self.missing = load_transfer(folder)
+        self.data = _data(folder, [_labelled(task) for task in self.tasks])
         self.seed = seed
         _warn_missing(self.missing)
 
@@ -136,31 +154,43 @@ class Transfer:
 class Diagnostics:
     """What a score does not tell: how vectors are spread, and what layers do with [CLS]."""
 
+    digits = 3
+
     def __init__(self, dev: str, seed: int):
         """Reads the pairs that are looked at. Errors as `Development`."""
         self.pairs = Development(dev).pairs
+        self.data = _data(dev, [_content(self.pairs)])
         self.seed = seed
 
     def score(self, model: Model) -> dict[str, Any]:
         """As `diagnose`, or of a foreign encoder its embeddings alone."""
         if model.members:
-            return diagnose(model.members, self.pairs, seed=self.seed)
-        embeddings = diagnose_embeddings(model.encode, self.pairs)
+            embedded = embed_pairs(model.encode, self.pairs)
+            return diagnose(model.members, embedded, seed=self.seed)
+        embeddings = diagnose_embeddings(embed_pairs(model.encode, self.pairs))
         return {"protocol": embeddings.pop("protocol"), "embeddings": embeddings}
 
     @staticmethod
     def headline(result: dict[str, Any]) -> dict[str, float]:
         """What fits a line of the figures of the embeddings."""
         names = ("uniformity", "alignment", "effective_rank", "anisotropy", "length_correlation")
-        return {name.replace("_", "\n"): result["embeddings"][name] for name in names}
+        return {name: result["embeddings"][name] for name in names}
 
 
 class Mteb:
     """Zero-shot tasks by MTEB."""
 
+    digits = 2
+
     def __init__(self, tasks_file: str, names: Sequence[str], folder: str):
-        """`folder` keeps finished tasks, those of each model in a folder of its own."""
-        self.tasks_file, self.names, self.folder = tasks_file, names, Path(folder).expanduser()
+        """Reads the list; `folder` keeps finished tasks, those of each model in its own folder.
+
+        Raises UserError for a wrong list.
+        """
+        self.tasks_file = Path(tasks_file).expanduser()
+        tasks = choose(load_tasks(self.tasks_file), names)
+        self.data = _data(self.tasks_file.name, [map(str, tasks)])
+        self.names, self.folder = names, Path(folder).expanduser()
 
     def score(self, model: Model) -> dict[str, Any]:
         """As `evaluate_mteb`."""
@@ -177,14 +207,34 @@ class Mteb:
         )
 
     @staticmethod
-    def headline(result: dict[str, Any]) -> dict[str, float | None]:
-        """Averages by category, and the scores of tasks outside the list."""
-        categories = {
-            (name if group == "paper" else f"{name} (ours)"): category["average"]
-            for group in ("paper", "ours")
-            for name, category in result.get(group, {}).items()
-        }
-        return categories | result["other"]
+    def headline(result: dict[str, Any]) -> dict[str, float]:
+        """Averages by category, with how many tasks they are of, and scores outside the list."""
+        found = {}
+        for group in ("paper", "ours"):
+            for name, category in result.get(group, {}).items():
+                if category["scored"]:
+                    whose = "" if group == "paper" else "_(ours)"
+                    tasks = f"_{category['scored']} of {category['of']}"
+                    found[name + whose + tasks] = category["average"]
+        return found | result["other"]
+
+
+def _data(name: str, parts: Iterable[Iterable[str]]) -> dict[str, str]:
+    """What was scored: where it came from, and a hash of its content (sha256, hex)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            digest.update(text.encode() + b"\0")
+    return {"name": str(name), "sha256": digest.hexdigest()}
+
+
+def _content(pairs: Pairs) -> Iterator[str]:
+    yield from (*pairs.first, *pairs.second, *map(str, pairs.gold.tolist()))
+
+
+def _labelled(task: TransferTask) -> Iterator[str]:
+    for split in task.splits:
+        yield from (*split.first, *(split.second or ()), *map(str, split.labels.tolist()))
 
 
 def _columns(scores: Mapping[str, StsScore]) -> dict[str, dict[str, float]]:

@@ -224,18 +224,18 @@ def test_a_bound_takes_sentences_from_all_over():
 
 def test_diagnosis_of_any_encoder_is_json(monkeypatch):
     pairs, encode = some_pairs()
-    found = json.loads(json.dumps(diagnose_embeddings(encode, pairs), allow_nan=False))
+    found = json.loads(json.dumps(diagnose_embeddings(embed_pairs(encode, pairs)), allow_nan=False))
     assert len(found["spectrum"]) == 6 and sum(found["spectrum"]) == pytest.approx(1, abs=1e-5)
     assert found["pairs"] == 40 and found["width"] == 6
     assert found["uniformity"] == round(
         summary(embed_pairs(encode, pairs), most=99)["uniformity"], 4
     )
-    wide = diagnose_embeddings(
-        lambda asked: np.random.default_rng(0).normal(size=(len(asked), 99)), pairs
-    )
-    assert len(wide["spectrum"]) <= diagnostics.SPECTRUM
+    many, _ = some_pairs(200)
+    normal = np.random.default_rng(0).normal
+    wide = diagnose_embeddings(embed_pairs(lambda asked: normal(size=(len(asked), 99)), many))
+    assert len(wide["spectrum"]) == diagnostics.SPECTRUM == 64
     monkeypatch.setattr(diagnostics, "COMPARED", 10)
-    part = diagnose_embeddings(encode, pairs)
+    part = diagnose_embeddings(embed_pairs(encode, pairs))
     assert part["compared"] == 10 < part["sentences"] == found["compared"]
     assert part["anisotropy"] == round(
         summary(embed_pairs(encode, pairs), most=10)["anisotropy"], 4
@@ -257,7 +257,7 @@ def test_pairs_that_tell_nothing_are_refused(first, second, gold, message):
         return np.array([[1.0, 2.0] if len(text) == 1 else [np.nan, 1] for text in sentences])
 
     with pytest.raises(UserError, match=message):
-        diagnose_embeddings(encode, Pairs(first, second, np.array(gold)))
+        embed_pairs(encode, Pairs(first, second, np.array(gold)))
 
 
 def test_development_score_carries_the_cheap_figures():

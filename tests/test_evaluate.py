@@ -16,11 +16,10 @@ from test_encoder import tiny_model
 from test_saved_model import write_run
 from test_sts_data import write_senteval
 
-from jtcse_jax import evaluate, exported
+from jtcse_jax import evaluate, exported, suites
 from jtcse_jax.card import read_card
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.evaluation.sts_data import load_sts
-from jtcse_jax.suites import load_model
 
 FIGURES = {"STS16": 78.99, "STS-B": 82.03}  # ../shared/data/README.md
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +142,7 @@ def test_equal_vectors_are_said_to_rank_nothing(command, tmp_path, capsys):
     command(evaluate, "--model", tmp_path / "constant", "--sts", pairs)
     said = capsys.readouterr()
     assert "own: all cosines are equal, no correlation is defined: 0" in said.err
-    assert "nan" not in said.out.lower()
+    assert "nan" not in said.out.lower() and "no correlation is defined" in said.out
 
 
 def test_models_are_compared_with_the_first(evaluated, command, run, tmp_path, capsys):
@@ -200,25 +199,81 @@ def test_all_suites_and_what_one_cannot_do_is_said(command, run, tmp_path, capsy
     assert all(result[suite]["seconds"] >= 0 for suite in ("sts", "transfer", "diagnostics"))
 
 
-def test_a_folder_that_scales_its_vectors_is_scored_so(command, tmp_path):
+def test_one_model_that_fails_is_said_and_the_others_are_scored(command, run, tmp_path, capsys):
+    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
+    exported.export(tiny_model(1), tmp_path / "good")
+    output = tmp_path / "scores.json"
+    both = f"{tmp_path / 'good'},{tmp_path / 'gone'}"
+    arguments = ("--sts", tmp_path / "own.tsv", "--output", output, "--compare", both, run)
+    command(evaluate, "--model", tmp_path / "none", *arguments)
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'none'} is neither a folder nor" in said.err
+    result = json.loads(output.read_text())
+    assert ["error" in one for one in result["models"]] == [True, False, True, False]
+    assert result["differences"] == {} and "1 of 2 seeds" in said.out
+    summary = result["methods"][both]["sts"]["own"]
+    assert summary == {
+        "mean": result["models"][1]["sts"]["spearman"]["own"],
+        "sd": None,
+        "seeds": 1,
+    }
+
+
+def test_what_is_scored_is_written_before_the_next_suite(command, run, tmp_path, monkeypatch):
+    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
+    output = tmp_path / "scores.json"
+
+    def interrupted(self, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.Diagnostics, "score", interrupted)
+    data = ("--sts", tmp_path / "own.tsv", "--dev", tmp_path / "own.tsv")
+    with pytest.raises(SystemExit):
+        command(evaluate, "--model", run, *data, "--output", output)
+    assert "own" in json.loads(output.read_text())["sts"]["spearman"]
+
+
+def test_arguments_that_do_not_go_together_are_refused(refused, run, tmp_path):
+    (tmp_path / "own.tsv").write_text("a\tb\t1\nc\td\t2\n")
+    own = ("--sts", tmp_path / "own.tsv")
+    said = refused(evaluate, "--model", run, "--suite", "diagnostics", *own)
+    assert "--suite diagnostics, and data of sts" in said
+    assert "named twice" in refused(evaluate, "--model", run, "--compare", run, *own)
+    assert "between commas is empty" in refused(evaluate, "--model", f"{run},", *own)
+    assert "a folder; name a file" in refused(evaluate, "--model", run, *own, "--output", tmp_path)
+    foreign = ("--model", "sentence-transformers:x", "--max-len", "9")
+    assert "max_len is what its own folder says" in refused(evaluate, *foreign, *own)
+
+
+def test_a_folder_that_scales_its_vectors_is_scored_so(command, tmp_path, monkeypatch):
     """A logistic regression sees the length of vectors, so that it must be the model's own."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
-    norms = {}
+    vectors, asked = {}, {}
+    model = tiny_model(1)
     for name in ("raw", "scaled"):
-        model = tiny_model(1)
-        card = read_card(model)
-        exported.export(
-            model, tmp_path / name, dataclasses.replace(card, normalize=name == "scaled")
+        card = dataclasses.replace(read_card(model), normalize=name == "scaled")
+        exported.export(model, tmp_path / name, card)
+
+        def transfer(encode, tasks, *, seed, name=name):
+            vectors[name] = encode(["the cat", "a dog sees"])
+            return {"protocol": "", "accuracy": {}}
+
+        def mteb(*arguments, encode_kwargs, name=name, **rest):
+            asked[name] = (encode_kwargs, Path(arguments[2]).name)
+            return {"protocol": "", "other": {}}
+
+        monkeypatch.setattr(suites, "evaluate_transfer", transfer)
+        monkeypatch.setattr(suites, "evaluate_mteb", mteb)
+        data = ("--transfer", write_sst2(tmp_path / f"{name}_data"), "--mteb-tasks", "BUCC")
+        command(evaluate, "--model", tmp_path / name, *data, "--output", tmp_path / f"{name}.json")
+        assert json.loads((tmp_path / f"{name}.json").read_text())["normalize"] == bool(
+            card.normalize
         )
-        arguments = ("--dev", tmp_path / "own.tsv", "--output", tmp_path / "scores.json")
-        command(evaluate, "--model", tmp_path / name, *arguments)
-        result = json.loads((tmp_path / "scores.json").read_text())
-        assert result["normalize"] == (name == "scaled")
-        norms[name] = load_model(str(tmp_path / name)).encode(["the cat", "a dog sees"])
-    np.testing.assert_allclose(np.linalg.norm(norms["scaled"], axis=1), 1, rtol=1e-6)
-    raw = norms["raw"] / np.linalg.norm(norms["raw"], axis=1, keepdims=True)
-    np.testing.assert_allclose(norms["scaled"], raw, rtol=1e-5)
+    raw = vectors["raw"] / np.linalg.norm(vectors["raw"], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors["scaled"], raw, rtol=1e-5)
+    assert not np.allclose(vectors["raw"], raw)
+    assert asked["raw"][0] == {} and asked["scaled"][0] == {"normalize_embeddings": True}
+    assert asked["raw"][1] != asked["scaled"][1], "results of one must not be taken for the other's"
 
 
 def test_a_model_of_sentence_transformers_is_scored_alike(command, tmp_path):

@@ -13,8 +13,10 @@ from test_towers import attend, embed, finish
 from jtcse_jax import inspection
 from jtcse_jax.config import Config, Cross, ModelConfig
 from jtcse_jax.config_file import to_json
+from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.sts import Pairs
 from jtcse_jax.inspection import default_cross, diagnose, diagnose_towers, find_punctuation, inspect
 from jtcse_jax.models import hf_weights
@@ -188,9 +190,13 @@ def test_norms_and_modulus_are_of_plain_vectors_and_of_two_dropout_views(monkeyp
     assert calm["tower_modulus_difference"] == pytest.approx(np.mean(apart), abs=1e-4)
 
 
+def embedded(members):
+    return embed_pairs(SentenceEncoder.of(members).encode, pairs_of(SENTENCES))
+
+
 def test_diagnosis_of_an_ensemble():
     members = [Member(0.3, tiny_model(1, pooling="mean")), Member(0.7, tiny_model(2))]
-    report = json.loads(json.dumps(diagnose(members, pairs_of(SENTENCES)), allow_nan=False))
+    report = json.loads(json.dumps(diagnose(members, embedded(members)), allow_nan=False))
     single, twin = report["members"]
     assert "crossed" not in single and "tower_modulus_difference" not in single
     assert "crossed" in twin and single["pooling"] == "mean"
@@ -200,17 +206,19 @@ def test_diagnosis_of_an_ensemble():
 
 def test_sentences_that_are_looked_at_are_drawn_by_the_seed(monkeypatch):
     looked_at = []
+    members = [Member(1.0, tiny_model())]
+    found = embedded(members)
     monkeypatch.setattr(inspection, "diagnose_embeddings", lambda *_: {"protocol": ""})
     monkeypatch.setattr(
         inspection, "diagnose_towers", lambda model, chosen, **rest: looked_at.append(chosen)
     )
     for seed in (0, 0, 1):
-        diagnose(tiny_model(), pairs_of(SENTENCES), seed=seed, sentences=8)
+        diagnose(members, found, seed=seed, sentences=8)
     one, same, other = looked_at
     assert one == same != other and len(set(one)) == 8
     assert [x for x in dict.fromkeys(SENTENCES[0::2] + SENTENCES[1::2]) if x in one] == one
     with pytest.raises(UserError, match="sentences = 0"):
-        diagnose(tiny_model(), pairs_of(SENTENCES), sentences=0)
+        diagnose(members, found, sentences=0)
 
 
 def test_streams_cross_as_in_training_where_that_is_known(tmp_path):

@@ -133,6 +133,7 @@ def reported(tmp_path_factory):
     )
     differences = {"other": {"STS12": {"mean": 0.88, "low": -0.5, "high": 2.0}}}
     file = folder / "scores.json"
+    scores["method"] = "first"
     file.write_text(json.dumps({"models": [scores], "differences": differences}))
     output = str(folder / "report.html")
     arguments = report.Arguments(
@@ -156,7 +157,7 @@ def test_a_page_has_the_numbers_of_the_logs_and_scores(reported):
     assert page.row("model", "CR") == ["model", "CR", "MRPC", "MRPC F1", "average"]
     assert page.row("other", "88.50") == ["other", "88.50", "70.25", "81.75", "79.38"]
     assert page.row("other", "55.50 (1 of 45)") and page.row("Banking77", "80.01")
-    assert page.row("other", "+0.88 [-0.50, +2.00]")
+    assert page.row("other", "+0.88 [-0.50, +2.00]") and "minus that of first (" in text
     assert page.row("other", "diagnostics")[2] == "too few pairs"
     assert "SUBJ is missing: no such folder" in text
     assert "Emotion failed: no network" in text and "How." in text and "Frozen." in text
@@ -287,7 +288,10 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, refused, monkeypatch):
     ):
         assert said in refused(report, run, *output, "--scores", tmp_path / name)
     data = dataclasses.replace(tiny_config(tmp_path).data, dev=str(tmp_path / "gone.tsv"))
-    assert "gone.tsv" in refused(report, write_run(tmp_path, "moved", data=data), *output)
+    moved = write_run(tmp_path, "moved", data=data)
+    assert "gone.tsv" in refused(report, run, *output, "--dev", tmp_path / "gone.tsv")
+    report.report(report.Arguments(workdirs=(str(moved),), output=str(tmp_path / "moved.html")))
+    assert "name other pairs, --dev" in (tmp_path / "moved.html").read_text()
     for package in ("matplotlib", "jinja2"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)

@@ -8,6 +8,8 @@ from test_encoder import some_sentences, tiny_model
 
 from jtcse_jax import exported
 from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.ensemble import Member
+from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.sts import Pairs, cosine_scores
 from jtcse_jax.inspection import diagnose
 from jtcse_jax.report import __main__ as report
@@ -52,7 +54,9 @@ def test_a_model_is_looked_at_as_the_diagnostics_and_a_slow_cosine_say(tmp_path,
         for cosine, other in one.nearest:
             a, b = vectors[one.sentence], vectors[other]
             assert abs(cosine - a @ b / np.linalg.norm(a) / np.linalg.norm(b)) < 1e-5
-    wanted = diagnose(model, pairs)["members"][0]["crossed"]["e_cls"]
+    wanted = diagnose([Member(1.0, model)], embed_pairs(encode, pairs))["members"][0]["crossed"][
+        "e_cls"
+    ]
     found = look.diagnostics["members"][0]["crossed"]["e_cls"]
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     lines = [f"{a}\t{b}\t{c}" for a, b, c in zip(first, second, pairs.gold, strict=True)]

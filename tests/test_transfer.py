@@ -227,7 +227,8 @@ def test_each_distinct_sentence_is_encoded_once_and_the_result_is_json(three_fol
     assert result["sentences"] == {"CR": 160, "SST2": 90, "TREC": 80, "MRPC": 100, "MR": 160}
     assert scores["MR"] == scores["CR"] and list(result["f1"]) == ["MRPC"]
     assert len(result["C"]["CR"]) == 3 and result["C"]["TREC"] in STRENGTHS
-    assert evaluate_transfer(encoder, tasks[:1], seed=1)["accuracy"] != {"CR": scores["CR"]}
+    seeds = [evaluate_transfer(encoder, tasks[:1], seed=seed)["C"]["CR"] for seed in range(4)]
+    assert seeds[0] == result["C"]["CR"] and any(other != seeds[0] for other in seeds[1:])
 
 
 def test_pair_features_are_symmetric():

@@ -58,20 +58,13 @@ def test_the_list_has_the_papers_numbers_of_tasks():
     assert len(set(languages)) == 18
 
 
-def test_names_and_categories_choose_and_other_names_are_tasks_too(tmp_path):
+def test_names_choose_and_other_names_are_tasks_too(tmp_path):
     tasks = load_tasks(write(tmp_path, SMALL))
-    assert choose(tasks, (), (), "x") == tasks
-    chosen = choose(tasks, ("Tatoeba", "Banking77Classification"), ("sts", "bitext"), "x")
-    assert [task.name for task in chosen] == [
-        "STSBenchmark",
-        "BUCC.v2",
-        "BUCC",
-        "Tatoeba",
-        "Banking77Classification",
-    ]
-    assert chosen[-1] == Task("Banking77Classification") and chosen[-1].metric is None
-    with pytest.raises(UserError, match="'speech' is no category of x: choose sts, bitext, ret"):
-        choose(tasks, (), ("speech",), "x")
+    assert choose(tasks, ()) == tasks
+    chosen = choose(tasks, ("Tatoeba", "Banking77Classification", "Tatoeba"))
+    assert [task.name for task in chosen] == ["Tatoeba", "Banking77Classification"]
+    assert chosen[0] in tasks
+    assert chosen[1] == Task("Banking77Classification") and chosen[1].metric is None
 
 
 @pytest.mark.parametrize(
@@ -145,20 +138,21 @@ def run(folder: Path, fingerprint: str = "a" * 64, content=SMALL, **options):
 
 @pytest.mark.slow
 def test_every_name_of_the_list_is_in_mteb_with_its_subsets_and_scores(mteb):
-    main = {"accuracy", "f1", "cosine_spearman", "map_at_1000", "ndcg_at_10"}
-    types = {
-        "sts22": "STS",
-        "classification": "Classification",
-        "reranking": "Reranking",
-        "bitext": "BitextMining",
-        "retrieval": "Retrieval",
+    kinds = {
+        "sts22": ("STS", "cosine_spearman"),
+        "classification": ("Classification", "accuracy"),
+        "reranking": ("Reranking", "map_at_1000"),
+        "bitext": ("BitextMining", "f1"),
+        "retrieval": ("Retrieval", "ndcg_at_10"),
     }
     for task in load_tasks(LIST):
         theirs = mteb.get_task(task.name, hf_subsets=task.subsets)
         assert theirs.metadata.name == task.name  # not a new name for an old one
-        assert theirs.metadata.type == types[task.category]
+        kind, metric = kinds[task.category]
+        assert theirs.metadata.type == kind
+        assert metric == task.category_metric
         assert task.subsets is None or set(theirs.hf_subsets) == set(task.subsets)
-        assert task.metric in main | {theirs.metadata.main_score}
+        assert task.metric in (metric, theirs.metadata.main_score)
         assert theirs.metadata.is_public
 
 
@@ -168,8 +162,7 @@ def test_scores_are_means_by_task_then_by_category(mteb, local, tmp_path):
     lines = []
     found = run(
         tmp_path,
-        names=["AskUbuntuDupQuestions"],
-        categories=["bitext", "retrieval"],
+        names=["BUCC.v2", "BUCC", "Tatoeba", "SciFact", "AskUbuntuDupQuestions"],
         report=lines.append,
     )
     expected = {}
@@ -207,9 +200,9 @@ def test_scores_are_means_by_task_then_by_category(mteb, local, tmp_path):
 @pytest.mark.slow
 def test_a_later_call_runs_what_is_not_finished(local, tmp_path):
     local.broken["Tatoeba"] = ValueError("broken")
-    first = run(tmp_path, categories=["sts"], names=["BUCC"])
+    first = run(tmp_path, names=["STSBenchmark", "BUCC"])
     local.loaded.clear()
-    second = run(tmp_path, categories=["sts", "bitext"])
+    second = run(tmp_path, names=["STSBenchmark", "BUCC.v2", "BUCC", "Tatoeba"])
     assert local.loaded == ["BUCC.v2", "Tatoeba"]
     assert second["paper"]["sts"] == first["paper"]["sts"]
     assert second["paper"]["bitext"]["scores"].keys() == {"BUCC.v2", "BUCC"}
@@ -218,6 +211,18 @@ def test_a_later_call_runs_what_is_not_finished(local, tmp_path):
     local.loaded.clear()
     found = run(tmp_path, content=more)
     assert local.loaded == ["BUCC"] and found["subsets"]["BUCC"].keys() == set(PAIRS)
+    # Of more subsets than are asked for now, only these count; of other data, none.
+    local.loaded.clear()
+    less = run(tmp_path, content=SMALL, names=["BUCC"])
+    one = SMALL["paper"]["bitext"]["tasks"][1]["subsets"]
+    assert not local.loaded
+    assert less["paper"]["bitext"]["scores"]["BUCC"] == pytest.approx(
+        np.mean([found["subsets"]["BUCC"][name] for name in one]), abs=0.01
+    )
+    path = tmp_path / "out" / "BUCC.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset_revision": "older"}))
+    run(tmp_path, names=["BUCC"])
+    assert local.loaded == ["BUCC"]
     with pytest.raises(
         UserError, match=r"out has the results of another model \(hash aaaaaaaaaaaa"
     ):
@@ -274,7 +279,7 @@ def test_a_score_that_mteb_does_not_give_or_that_is_undefined_is_a_failure(local
     result = json.loads(path.read_text())
     result["scores"]["test"][0]["cosine_spearman"] = float("nan")
     path.write_text(json.dumps(result))
-    found = run(tmp_path, categories=["sts"])
+    found = run(tmp_path, names=["STSBenchmark"])
     assert "cosine_spearman is undefined" in found["failed"]["STSBenchmark"]
     assert found["paper"]["sts"]["average"] is None
 

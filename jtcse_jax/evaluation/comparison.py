@@ -41,7 +41,7 @@ def sts_differences(
       resamples: draws.
       seed: of the draws.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, 0])  # of its own: pairs are drawn by [seed, 1 + task]
     drawn = random.integers(len(method), size=(resamples, len(method)))
     if len(reference) == len(method):
         drawn_reference = drawn
@@ -50,7 +50,7 @@ def sts_differences(
     found, means, all_values = {}, [], []
     for number, (task, scores) in enumerate(gold.items()):
         mean = _mean_rho(method, task, scores) - _mean_rho(reference, task, scores)
-        options = {"resamples": resamples, "seed": seed + number}
+        options = {"resamples": resamples, "seed": [seed, 1 + number]}
         values = _drawn_rho(method, task, scores, drawn, **options)
         values = values - _drawn_rho(reference, task, scores, drawn_reference, **options)
         found[task] = _difference(mean, values)
@@ -71,7 +71,7 @@ def _drawn_rho(
     drawn: np.ndarray,
     *,
     resamples: int,
-    seed: int,
+    seed: Sequence[int],
 ) -> np.ndarray:
     """Mean rho of the drawn encoders on the drawn pairs, [resamples]."""
     values = np.stack(

@@ -32,17 +32,12 @@ class EmbeddedPairs(NamedTuple):
     pairs: Pairs
 
 
-def diagnose_embeddings(encode: Encode, pairs: Pairs) -> dict[str, Any]:
-    """All that can be told of any encoder, ready for JSON: `summary`, rounded, and the spectrum.
-
-    Raises UserError for fewer than two pairs or sentences, pairs of one score, and embeddings that
-    are not finite.
-    """
-    embedded = embed_pairs(encode, pairs)
+def diagnose_embeddings(embedded: EmbeddedPairs) -> dict[str, Any]:
+    """All that can be told of any encoder, ready for JSON: `summary`, rounded, and the spectrum."""
     some = spaced(embedded.vectors, COMPARED)
     return {
         "protocol": EMBEDDING_PROTOCOL,
-        "pairs": len(pairs),
+        "pairs": len(embedded.pairs),
         "sentences": len(embedded.vectors),
         "compared": len(some),
         "width": some.shape[1],
@@ -52,7 +47,11 @@ def diagnose_embeddings(encode: Encode, pairs: Pairs) -> dict[str, Any]:
 
 
 def embed_pairs(encode: Encode, pairs: Pairs) -> EmbeddedPairs:
-    """Encodes each distinct sentence once, in one call. Errors as `diagnose_embeddings`."""
+    """Encodes each distinct sentence once, in one call.
+
+    Raises UserError for fewer than two pairs or sentences, pairs of one score, and embeddings that
+    are not finite.
+    """
     if len(pairs) < 2:
         raise UserError(f"{len(pairs)} scored pair(s): give two or more, of different scores.")
     if np.ptp(pairs.gold) == 0:

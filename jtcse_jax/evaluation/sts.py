@@ -51,6 +51,7 @@ class StsScore(NamedTuple):
     pearson: float
     pairs: int
     subsets: dict[str, "StsScore"]  #: each subset alone; empty where there is only one
+    undefined: str = ""  #: why no correlation is defined, which is then counted as 0
 
 
 def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore]:
@@ -188,7 +189,7 @@ def bootstrap_interval(
 
 
 def bootstrap_spearman(
-    scores: np.ndarray, gold: np.ndarray, *, resamples: int = 1000, seed: int = 0
+    scores: np.ndarray, gold: np.ndarray, *, resamples: int = 1000, seed: int | Sequence[int] = 0
 ) -> np.ndarray:
     """Returns Spearman's rho of `resamples` draws of pairs with replacement, [resamples] float64.
 
@@ -211,10 +212,15 @@ def bootstrap_spearman(
 
 
 def _score(name: str, cosines: np.ndarray, gold: np.ndarray) -> StsScore:
-    for side, values in (("cosines", cosines), ("scores", gold)):
-        if np.ptp(values) == 0:
-            logger.warning("%s: all %s are equal, no correlation is defined: 0.", name, side)
-    return StsScore(spearman(cosines, gold), pearson(cosines, gold), len(gold), {})
+    constant = [
+        f"{name}: all {side} are equal"
+        for side, values in (("cosines", cosines), ("scores", gold))
+        if np.ptp(values) == 0
+    ]
+    for said in constant:
+        logger.warning("%s, no correlation is defined: 0.", said)
+    undefined = " and ".join(constant)
+    return StsScore(spearman(cosines, gold), pearson(cosines, gold), len(gold), {}, undefined)
 
 
 def _jaccard(one: str, two: str) -> float:

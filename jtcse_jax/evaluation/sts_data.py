@@ -61,7 +61,7 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
     `{task: reason}`. Raises `UserError` where none is there, and for a malformed line, by file and
     line.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()  # SICK lies beside `.` too
     if not path.is_dir():
         return [StsTask(path.stem, {"all": load_pairs(path)})], {}
     root = path if (path / "STS12-en-test").is_dir() else path / "STS"

@@ -43,7 +43,6 @@ def evaluate_mteb(
     *,
     fingerprint: str,
     names: Sequence[str] = (),
-    categories: Sequence[str] = (),
     encode_kwargs: Mapping[str, Any] = MappingProxyType({}),
     report: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
@@ -60,7 +59,6 @@ def evaluate_mteb(
       fingerprint: hash of the model; a folder belongs to one.
       names: of MTEB's tasks, by default all of the file; one that is not in it stands under
         "other", scored by MTEB's main score.
-      categories: of the file; with `names`, either is run.
       encode_kwargs: of the encoder's `encode`; results that differ in them need other folders.
       report: is told a line for each task.
     Returns:
@@ -68,7 +66,7 @@ def evaluate_mteb(
       tasks were "scored" "of" how many, "metric" and "scores"; "other"; "subsets", the scores of
       tasks that have 2 to 60; "failed"; "mteb", the versions that scored.
     Raises:
-      UserError: mteb is not installed, a wrong tasks file, an unknown name or category, a folder
+      UserError: mteb is not installed, a wrong tasks file, an unknown name, a folder
         of another model, a damaged result, or no score at all because the hub is out of reach.
     """
     try:
@@ -76,7 +74,7 @@ def evaluate_mteb(
     except ImportError as error:
         raise UserError("The suite mteb needs the package mteb: pip install mteb") from error
     listed = load_tasks(tasks_file)
-    chosen = choose(listed, names, categories, tasks_file)
+    chosen = choose(listed, names)
     folder = _own_folder(Path(output_folder), fingerprint)
     done = {task: _finished(mteb, folder, _find(mteb, task, tasks_file)) for task in chosen}
     results, failed, unreachable = {}, {}, 0
@@ -136,7 +134,7 @@ def _own_folder(folder: Path, fingerprint: str) -> Path:
 
 
 def _finished(mteb: Any, folder: Path, theirs: Any) -> Any | None:
-    """MTEB's result where all splits and subsets that are asked for are in it."""
+    """MTEB's result where all that is asked for is in it, of the data that there is now."""
     path = folder / f"{theirs.metadata.name}.json"
     if not path.exists():
         return None
@@ -144,7 +142,8 @@ def _finished(mteb: Any, folder: Path, theirs: Any) -> Any | None:
         result = mteb.results.TaskResult.from_disk(path)
     except Exception as error:  # a parser's, or a validator's
         raise UserError(f"{path} is no result of MTEB: delete it to run the task again.") from error
-    return None if result.get_missing_evaluations(theirs) else result
+    stale = result.dataset_revision != theirs.metadata.dataset["revision"]
+    return None if stale or result.get_missing_evaluations(theirs) else result
 
 
 def _run(mteb: Any, encoder: Any, theirs: Any, folder: Path, encode_kwargs: dict[str, Any]) -> Any:
@@ -161,7 +160,7 @@ def _run(mteb: Any, encoder: Any, theirs: Any, folder: Path, encode_kwargs: dict
         raise RuntimeError(outcome.exceptions[0].exception)
     [result] = outcome.task_results
     path = folder / f"{theirs.metadata.name}.json"
-    unfinished = path.with_suffix(".part")
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
     result.to_disk(unfinished)
     os.replace(unfinished, path)
     return result
@@ -189,6 +188,8 @@ def _scores(task: Task, result: Any) -> dict[str, Any]:
     by_subset: dict[str, list[float]] = {}
     for entries in result.scores.values():
         for entry in entries:
+            if task.subsets and entry["hf_subset"] not in task.subsets:
+                continue  # of an earlier run that was asked for more
             if metric not in entry:
                 raise ValueError(f"MTEB gives no score {metric!r} for it")
             by_subset.setdefault(entry["hf_subset"], []).append(entry[metric])

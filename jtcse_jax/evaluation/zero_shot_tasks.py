@@ -55,23 +55,13 @@ def load_tasks(path: str | Path) -> list[Task]:
     return tasks
 
 
-def choose(
-    tasks: list[Task], names: Sequence[str], categories: Sequence[str], path: str | Path
-) -> list[Task]:
-    """Those of the categories, then those of the names; all where neither is given.
+def choose(tasks: list[Task], names: Sequence[str]) -> list[Task]:
+    """Those of the names, in their order; all where there are none.
 
     A name that is not among the tasks becomes a task of its own, scored by MTEB's main score.
-    Raises UserError for a category that is not in the file `path`.
     """
-    if not names and not categories:
-        return tasks
-    known = dict.fromkeys(task.category for task in tasks)
-    for category in categories:
-        if category not in known:
-            raise UserError(f"{category!r} is no category of {path}: choose {', '.join(known)}.")
     by_name = {task.name: task for task in tasks}
-    chosen = [task for task in tasks if task.category in categories]
-    return list(dict.fromkeys(chosen + [by_name.get(name, Task(name)) for name in names]))
+    return [by_name.get(name, Task(name)) for name in dict.fromkeys(names)] or tasks
 
 
 def _mapping(

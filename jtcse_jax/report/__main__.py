@@ -45,7 +45,7 @@ class Arguments:
 def report(arguments: Arguments) -> None:
     """Writes the page.
 
-    Raises UserError for a folder without a run or a model, a damaged log, pairs that cannot be
+    Raises UserError for a folder without a run or a model, a damaged log, a --dev that cannot be
     read, a file that cannot be written, and where matplotlib or jinja2 is not installed. A model
     that cannot be looked at is told on the page.
     """
@@ -82,26 +82,38 @@ def _check_output(output: Path) -> None:
 
 
 def _read_all(files: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Results of all files, and differences by the model that others are compared with."""
     results: list[dict[str, Any]] = []
     differences: dict[str, Any] = {}
     for file in files:
         found, between = read_results(file)
         results += found
-        differences |= between
+        if between:
+            differences[f"{found[0]['method']} ({Path(file).name})"] = between
     return results, differences
 
 
 def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look]:
     """What the models do, by run; the notes of a run say why there is nothing of it."""
-    # All pairs are read before the first model.
+    # All pairs are read before the first model. A run's own may have moved since it trained.
     names = {run.name: arguments.dev or run.config.get("data", {}).get("dev") for run in runs}
-    pairs = {name: Development(name).pairs for name in {dev or "builtin" for dev in names.values()}}
+    pairs = {}
+    for dev in {name or "builtin" for name in names.values()}:
+        try:
+            pairs[dev] = Development(dev).pairs
+        except UserError as error:
+            if arguments.dev:
+                raise
+            pairs[dev] = error
     looks = {}
     for run in runs:
         if run.objective == "mlm":
             run.notes.append("a language model: its sentence vectors are not looked at")
             continue
         dev = names[run.name] or "builtin"
+        if isinstance(pairs[dev], UserError):
+            run.notes.append(f"the model is not looked at: {pairs[dev]}; name other pairs, --dev")
+            continue
         print(f"{run.name}: looking at {len(pairs[dev])} pairs of {dev}", file=sys.stderr)
         try:
             looks[run.name] = look_at(run.folder, pairs[dev], dev=dev, pooling=arguments.pooling)

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import load_members
-from jtcse_jax.ensemble import source as describe
 from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.sts import Pairs
 from jtcse_jax.index import ExactIndex
 from jtcse_jax.inspection import diagnose
+from jtcse_jax.suites import load_model
 
 QUERIES, NEAREST = 6, 3
 
@@ -39,21 +37,21 @@ class Look:
 def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: str | None = None) -> Look:
     """Reads the model in a folder and looks at what it makes of `pairs`, which `dev` names.
 
-    Errors as `load_members` and `diagnose`.
+    Vectors are taken as the folder means them, raw or scaled. Errors as `load_model` and
+    `embed_pairs`.
     """
-    members = load_members(folder, pooling=pooling)
-    encoder = SentenceEncoder.of(members)
-    embedded = embed_pairs(encoder.encode, pairs)
+    model = load_model(str(folder), pooling=pooling)
+    embedded = embed_pairs(model.encode, pairs)
     rows = np.concatenate([embedded.first, embedded.second])
     sentence_of = dict(zip(rows.tolist(), [*pairs.first, *pairs.second], strict=True))
     sentences = [sentence_of[row] for row in range(len(embedded.vectors))]
     return Look(
-        source=describe(members),
+        source=model.description["model"],
         dev=dev,
         cosines=embedded.cosines,
         gold=pairs.gold,
         neighbours=nearest_neighbours(sentences, embedded.vectors),
-        diagnostics=diagnose(encoder.members, pairs),
+        diagnostics=diagnose(model.members, embedded),
     )
 
 

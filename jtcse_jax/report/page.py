@@ -32,7 +32,7 @@ def render(
       runs: in their order on the page.
       looks: by the name of a run, what its model does; where a run has none its notes say why.
       results: of `evaluate`, one a model.
-      differences: of `evaluate --compare`, {} where there are none.
+      differences: of `evaluate --compare`, by the model that others are compared with.
       environment: versions and device that made the page.
     """
     from jinja2 import Environment, StrictUndefined

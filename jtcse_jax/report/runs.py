@@ -202,7 +202,7 @@ def _is_result(result: Any) -> bool:
     if not isinstance(result, dict) or not isinstance(result.get("model"), str):
         return False
     found = {suite: result[suite] for suite in SUITES if suite in result}
-    return bool(found) and all(
+    return bool(found or "error" in result) and all(
         isinstance(scores, dict)
         and ("error" in scores or isinstance(scores.get(SUITES[suite]), dict))
         for suite, scores in found.items()

@@ -66,8 +66,7 @@ def score_tables(
     if rows:
         protocols = ([PROTOCOL] if piped else []) + [found["protocol"] for _, found in sts]
         tables.append(_scores("STS", rows, protocols, _missing(sts)))
-    if differences:
-        tables.append(_differences(differences))
+    tables += [_differences(reference, found) for reference, found in differences.items()]
     if any(found.get("subsets") for _, found in sts):
         tables.append(_subsets(sts))
     transfer = _of_suite(results, "transfer")
@@ -84,6 +83,7 @@ def score_tables(
         for suite in SUITES
         if "error" in one.get(suite, {})
     ]
+    failed += [[one["model"], "all", one["error"]] for one in results if "error" in one]
     if failed:
         tables.append(Table("Not scored", ("model", "suite", "reason"), failed))
     return tables
@@ -179,13 +179,13 @@ def _is_highest(cells: list[list[str]], row: int, place: int) -> bool:
     return bool(cells[row][place]) and float(cells[row][place]) == max(values)
 
 
-def _differences(differences: Mapping[str, Any]) -> Table:
-    tasks = list(next(iter(differences.values())))
+def _differences(reference: str, differences: Mapping[str, Any]) -> Table:
+    tasks = list(dict.fromkeys(task for found in differences.values() for task in found))
     rows = [
-        [method, *(_interval(found[task]) for task in tasks)]
+        [method, *(_interval(found[task]) if task in found else "" for task in tasks)]
         for method, found in differences.items()
     ]
-    note = "Spearman times 100 minus the first model's, with its 95 % bootstrap interval."
+    note = f"Spearman times 100 minus that of {reference}, with its 95 % bootstrap interval."
     return Table("STS differences", ("model", *tasks), rows, (note,))
 
 
