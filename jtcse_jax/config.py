@@ -297,6 +297,9 @@ class Config:
     """Steps to train; a finished run started with more goes on."""
     eval_every: int = 100
     """Steps between evaluations on the dev set."""
+    eval_layers: bool = False
+    """Log E_CLS, attention on [CLS] and the modulus ratio of views at each evaluation too, of 32
+    dev sentences; on one process."""
     save_every: int = 100
     """Steps between checkpoints; an evaluation is always saved."""
     log_every: int = 10

@@ -118,6 +118,25 @@ def diagnose_towers(
     return report | _norms(model, sentences, seed)
 
 
+def layer_figures(
+    model: SavedModel, sentences: Sequence[str], *, cross: Cross | None = None
+) -> dict[str, float]:
+    """A few numbers of `diagnose_towers` for a log, by tower (`_0`, `_1`, ...).
+
+    E_CLS after the last layer (of the crossed stream too), the mean share of attention on [CLS],
+    and the modulus ratio of the pooler's outputs between two views. Args and errors as there.
+    """
+    found = diagnose_towers(model, sentences, cross=cross)
+    figures = {}
+    for k in range(model.bank.num_towers):
+        for stream in ("plain", "crossed"):
+            if stream in found:
+                figures[f"e_cls_{stream}_{k}"] = found[stream]["e_cls"][k][-1]
+        figures[f"cls_attention_{k}"] = float(np.mean(found["plain"]["attention"]["cls"][k]))
+        figures[f"pooler_modulus_ratio_{k}"] = found["pooler_modulus_ratio"][k]
+    return figures
+
+
 def default_cross(model: SavedModel) -> Cross:
     """How the streams crossed in the model's training, where its workdir says so.
 

@@ -17,9 +17,13 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development, DevScore
+from jtcse_jax.inspection import layer_figures
 from jtcse_jax.metrics import MetricsLog, Speed
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.saved_model import SavedModel
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
+
+INSPECTED = 32  # dev sentences whose layers are looked at, where config.eval_layers asks for it
 
 
 @dataclass
@@ -76,9 +80,21 @@ class Loop:
         encoder = SentenceEncoder([bank])
         # `encode` warns of sentences cut to max_len: once a run is enough.
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
-        self.log.write(step, score.as_metrics() | score.diagnostics)
+        layers = self._layer_figures(state) if self.config.eval_layers else {}
+        self.log.write(step, score.as_metrics() | score.diagnostics | layers)
         self.say(f"step {step}  dev Spearman {score}")
         return score
+
+    def _layer_figures(self, state: TrainState) -> dict[str, float]:
+        bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)
+        params = jax.device_get(state.params["towers"])
+        model = SavedModel(bank, params, self.tokenizer, self.config.data.max_len, "this run")
+        cross = self.config.model.cross
+        if self.config.objective.name != "jtcse" or cross.mode == "off" or not cross.num_layers:
+            cross = None  # nothing crosses in this run: as `diagnose` would do it
+        sentences = list(dict.fromkeys(self.dev.pairs.first))[:INSPECTED]
+        figures = layer_figures(model, sentences, cross=cross)
+        return {f"dev_{name}": value for name, value in figures.items()}
 
     def _read(self, step: int, metrics: dict[str, Array]) -> None:
         host = jax.device_get(metrics)

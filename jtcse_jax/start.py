@@ -26,7 +26,7 @@ TEACHER = "teacher.sha256"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
-    *("tower_devices", "deterministic", "data.cache_dir", "wandb"),
+    *("tower_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
 }
 
 log = logging.getLogger(__name__)

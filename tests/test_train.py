@@ -19,6 +19,8 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import Development
+from jtcse_jax.inspection import layer_figures
 from jtcse_jax.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,8 +153,15 @@ def test_simcse_tower_starts_a_twin(tmp_path):
         twin,
         model=dataclasses.replace(twin.model, cross=tiny_config(tmp_path).model.cross),
         optimizer=OptimizerConfig(learning_rate=1e-9),
+        eval_layers=True,
     )
     train(twin, devices=one_device())
+    *_, logged = [line for line in read_metrics(twin) if "dev_spearman" in line]
+    sentences = list(dict.fromkeys(Development(twin.data.dev).pairs.first))[:32]
+    figures = layer_figures(saved_model.load(twin.workdir), sentences)
+    assert {"e_cls_plain_0", "e_cls_crossed_1", "cls_attention_1"} <= figures.keys()
+    found = {name: logged[f"dev_{name}"] for name in figures}
+    assert found == pytest.approx(figures, abs=2e-3)
     parts = [SentenceEncoder.load(stage).encode("The cat sees me.") for stage in stages]
     # Nearly nothing was learned, so the twin's vector is still the sum of its towers'.
     np.testing.assert_allclose(

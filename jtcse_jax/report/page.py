@@ -41,7 +41,10 @@ def render(
     embeddings = [
         (name, last_part(look.dev), look.diagnostics["embeddings"]) for name, look in looks.items()
     ]
-    embeddings += [(one["model"], "", one["diagnostics"]["embeddings"]) for one in diagnosed]
+    for one in diagnosed:
+        found = one["diagnostics"]
+        pairs = last_part(found.get("data", {}).get("name", ""))
+        embeddings.append((one["model"], pairs, found["embeddings"]))
     environment_of = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

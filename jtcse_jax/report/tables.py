@@ -166,12 +166,11 @@ def _scores(
     return Table(title, ("model", *columns), cells, tuple(notes), frozenset(best))
 
 
-def _missing(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [
-        f"{name}: {task} is missing: {reason}."
-        for name, result in found
-        for task, reason in result.get("missing", {}).items()
-    ]
+def _missing(results: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Each once: models that were scored together miss the same."""
+    missing = [result.get("missing", {}) for _, result in results]
+    said = (f"{task} is missing: {reason}." for one in missing for task, reason in one.items())
+    return list(dict.fromkeys(said))
 
 
 def _is_highest(cells: list[list[str]], row: int, place: int) -> bool:
