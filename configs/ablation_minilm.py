@@ -7,9 +7,8 @@
 Short sentences and small batches, so that three seeds take hours and not days on two cores. Once
 for each seed; then the variants beside the default, each with its seeds joined by commas:
 
-    python -m jtcse_jax.evaluate --sts STSB/sts-test.csv --model \\
-        runs/ablation_minilm/0/jtcse,runs/ablation_minilm/1/jtcse,runs/ablation_minilm/2/jtcse \\
-        --compare runs/ablation_minilm/0/tncse,runs/ablation_minilm/1/tncse,... ...
+    cd runs/ablation_minilm; python -m jtcse_jax.evaluate --sts STSB/sts-test.csv \\
+        --model jtcse=0/jtcse,1/jtcse,2/jtcse --compare tncse=0/tncse,1/tncse,2/tncse ...
 """
 
 import dataclasses

@@ -33,8 +33,8 @@ class Arguments(ModelArguments):
     """Scores a model, with the protocol beside each score.
 
     A model is whatever `--model` takes, or `sentence-transformers:NAME`. Several seeds of one
-    method are given with commas, `runs/0,runs/1`. --step, --pooling and --max-len are those of
-    --model.
+    method are given with commas, and may have a name: `jtcse=runs/0,runs/1`. --step, --pooling and
+    --max-len are those of --model.
     """
 
     suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
@@ -83,7 +83,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         result = {"method": method} if several else {}
         results.append(result)
         try:
-            model = load_model(name, **(options if method == arguments.model else {}))
+            model = load_model(name, **(options if method == names[0][0] else {}))
         except UserError as error:
             if not several:
                 raise
@@ -110,17 +110,16 @@ def print_tables(result: dict[str, Any]) -> None:
     Of several seeds the mean and the standard deviation of a single one stand there.
     """
     results = result.get("models", [result])
+    for one in results:
+        for member in one.get("members", ()):
+            line = "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}"
+            rich.print(Text(line.format(**member)))  # a path may look like markup
     for suite, scorer in SUITES.items():
         scored = [one for one in results if "protocol" in one.get(suite, {})]
         if not scored:
             continue
-        members = "; ".join(
-            "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}".format(**member)
-            for one in scored
-            for member in one["members"]
-        )
-        caption = f"{members}; {scored[0][suite]['protocol']}"
-        _print(suite, _headlines(results, suite), caption, digits=scorer.digits)
+        protocol = scored[0][suite]["protocol"]
+        _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
         for one in scored:
             for said in one[suite].get("undefined", ()):
                 rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
@@ -174,14 +173,16 @@ def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
 
 def _names(arguments: Arguments) -> list[tuple[str, str]]:
     """Method and model, in order; of a method with several seeds each of them."""
-    methods = (arguments.model, *arguments.compare)
-    names = [(method, name) for method in methods for name in method.split(",")]
-    for method, name in names:
-        if not name.strip():
-            raise UserError(f"{method!r}: a name between commas is empty.")
-        if methods.count(method) > 1:
+    names: dict[str, list[str]] = {}
+    for given in (arguments.model, *arguments.compare):
+        label, mark, models = given.rpartition("=")
+        method = label if mark else given
+        if method in names:
             raise UserError(f"{method} is named twice: compare it with others.")
-    return names
+        names[method] = models.split(",")
+        if not all(map(str.strip, names[method])):
+            raise UserError(f"{given!r}: a name between commas is empty.")
+    return [(method, name) for method, models in names.items() for name in models]
 
 
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def _differences(
     results: Sequence[dict[str, Any]], chosen: dict[str, Any], arguments: Arguments
 ) -> dict[str, Any]:
     scored = [one["method"] for one in results if "protocol" in one.get("sts", {})]
-    if arguments.model not in scored:
+    if results[0]["method"] not in scored:
         return {}
     return chosen["sts"].differences(scored, arguments.seed)
 
@@ -250,7 +251,7 @@ def _print(
     table = Table(
         Column(title, overflow="fold", min_width=len(title)), box=SIMPLE_HEAD, pad_edge=False
     )
-    table.caption = Text(caption)  # a path may look like markup
+    table.caption = Text(caption)
     columns = list(dict.fromkeys(name for seeds in rows.values() for one in seeds for name in one))
     for name in columns:
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)

@@ -90,7 +90,8 @@ def load(
         )
         tokenizer = hf_weights.load_tokenizer(towers[0])
         source = str(name)
-    max_len = max_len or description.get("max_len") or min(128, architecture.longest_sentence)
+    if max_len is None:
+        max_len = description.get("max_len") or min(128, architecture.longest_sentence)
     if max_len > architecture.longest_sentence:
         raise UserError(
             f"{name}: max_len = {max_len} is above the {architecture.longest_sentence} positions "

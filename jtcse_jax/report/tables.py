@@ -65,7 +65,12 @@ def score_tables(
     rows = piped + [(name, found["spearman"]) for name, found in sts]
     if rows:
         protocols = ([PROTOCOL] if piped else []) + [found["protocol"] for _, found in sts]
-        tables.append(_scores("STS", rows, protocols, _missing(sts)))
+        undefined = [
+            f"{name}: {said}: no correlation is defined; counted as 0."
+            for name, found in sts
+            for said in found.get("undefined", ())
+        ]
+        tables.append(_scores("STS", rows, protocols, _missing(sts) + undefined))
     tables += [_differences(reference, found) for reference, found in differences.items()]
     if any(found.get("subsets") for _, found in sts):
         tables.append(_subsets(sts))
