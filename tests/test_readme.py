@@ -23,7 +23,7 @@ SMALL = ["--max-steps", "1", "--eval-every", "1", "--log-every", "1", "--data.ba
 ADDED = {
     "bash launch/local.sh": SMALL,
     "bash launch/test.sh": "it is what runs this test; tests/test_launch.py tries the script",
-    ".venv/bin/pip install": "tests use no network; the package is in requirements-dev.txt",
+    ".venv/bin/pip install": "tests use no network; the packages are in requirements-dev.txt",
     ".venv/bin/python -m jtcse_jax.train": SMALL,
     ".venv/bin/python -m jtcse_jax.pipeline": [
         word
@@ -101,7 +101,7 @@ def test_every_command_runs(tmp_path):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         assert "Traceback" not in result.stderr
         ran += 1
-    assert ran == len(commands()) - 3 + 1
+    assert ran == len(commands()) - 4 + 1
     assert {"README.md", "modules.json", "tower_0", "tower_1"} <= {
         path.name for path in (checkout / "exported").iterdir()
     }
