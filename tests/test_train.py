@@ -213,12 +213,12 @@ def test_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     fields = dict(save_every=1, eval_every=7, keep=3)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    whole = RUN.format(folder=str(tmp_path / "whole"), max_steps=60, fields=fields)
+    whole = RUN.format(folder=str(tmp_path / "whole"), max_steps=25, fields=fields)
     output, _ = run_in_process(whole).communicate(timeout=300)
     assert "model:" in output, output
-    killed = RUN.format(folder=str(tmp_path / "killed"), max_steps=60, fields=fields)
+    killed = RUN.format(folder=str(tmp_path / "killed"), max_steps=25, fields=fields)
     checkpoints = tmp_path / "killed" / "run" / saved_model.CHECKPOINTS
-    kill_after = int(random.integers(2, 40))
+    kill_after = int(random.integers(2, 16))
     process = run_in_process(killed)
     while not any(checkpoints.glob(f"{kill_after}")) and process.poll() is None:
         time.sleep(0.005)
