@@ -89,11 +89,11 @@ def evaluate_mteb(
             score = _scores(task, result)["score"]
         except Exception as error:  # of any of the many libraries behind a task
             failed[task.name] = _reason(error)
-            report(f"{task.name}: failed: {failed[task.name]}")
             unreachable = unreachable + 1 if _is_unreachable(error) else 0
             if unreachable == (PATIENCE if results else 1):
                 _stop(chosen, results, failed)
                 break
+            report(f"{task.name}: failed: {failed[task.name]}")
         else:
             results[task], unreachable = result, 0
             report(f"{task.name}: {score:.2f} ({time.perf_counter() - start:.0f} s)")
