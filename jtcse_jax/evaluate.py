@@ -19,6 +19,7 @@ from rich.text import Text
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.output import check_replaceable, replace
 from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
@@ -72,7 +73,9 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     Raises UserError as the readers of models and data do; all data is read before the first model.
     Of several suites or models an error of one is part of the result, and the others go on.
     """
-    output = _check_output(arguments.output)
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed {arguments.seed}: choose from 0 to 2**32 - 1.")
+    path = check_replaceable(arguments.output) if arguments.output else None
     chosen = _chosen_suites(arguments)
     names = _names(arguments)
     several = len(names) > 1
@@ -93,14 +96,14 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         result |= model.description | conditions
         for suite, scorer in chosen.items():
             result[suite] = _score(suite, scorer, model, alone=not several and len(chosen) == 1)
-            _write(output, {"models": results} if several else result)
+            _write(path, {"models": results} if several else result)
     whole = results[0]
     if several:
         if all("error" in result for result in results):
             raise UserError(results[0]["error"])
         whole = {"models": results, "methods": _methods(results)}
         whole["differences"] = _differences(results, chosen, arguments)
-    _write(output, whole)
+    _write(path, whole)
     return whole
 
 
@@ -127,17 +130,6 @@ def print_tables(result: dict[str, Any]) -> None:
         rows = {method: [found["average"]] for method, found in result["differences"].items()}
         reference = results[0]["method"]
         _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
-
-
-def _check_output(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    output = Path(name).expanduser()
-    if output.is_dir():
-        raise UserError(f"--output {name}: a folder; name a file in it.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {name}: there is no such folder; make it first.")
-    return output
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
@@ -175,11 +167,13 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
     """Method and model, in order; of a method with several seeds each of them."""
     names: dict[str, list[str]] = {}
     for given in (arguments.model, *arguments.compare):
-        label, mark, models = given.rpartition("=")
-        method = label if mark else given
+        is_path = Path(given).expanduser().exists()  # which may hold both signs
+        method, mark, models = given.partition("=")
+        if is_path or not mark or "/" in method:
+            method, models = given, given
         if method in names:
             raise UserError(f"{method} is named twice: compare it with others.")
-        names[method] = models.split(",")
+        names[method] = [given] if is_path else models.split(",")
         if not all(map(str.strip, names[method])):
             raise UserError(f"{given!r}: a name between commas is empty.")
     return [(method, name) for method, models in names.items() for name in models]
@@ -198,16 +192,10 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
     return result | {"data": scorer.data, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _write(output: Path | None, result: dict[str, Any]) -> None:
+def _write(path: Path | None, result: dict[str, Any]) -> None:
     """All that there is so far: a later suite may take hours, or be interrupted."""
-    if output is None:
-        return
-    temporary = output.with_name(f".{output.name}.new")
-    try:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(output)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}.") from error
+    if path is not None:
+        replace(path, json.dumps(result, indent=2) + "\n")
 
 
 def _headlines(results: Sequence[dict[str, Any]], suite: str) -> dict[str, list[dict[str, float]]]:

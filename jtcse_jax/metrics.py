@@ -153,7 +153,7 @@ class Speed:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, [] if there is none; a line cut short by a kill is left out."""
+    """The lines of such a file, [] if there is none; a line cut short by a kill is left out."""
     if not path.is_file():
         return []
     lines = []

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from jtcse_jax import exported, saved_model
+from jtcse_jax import exported, output, saved_model
 from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
@@ -279,13 +279,7 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": name, "planned": _planned(config), "sts": scores}
     if is_primary():
         row |= stage_row(name, config)
-        path = Path(config.workdir) / FINISHED
-        temporary = path.with_name(f".{FINISHED}.new")
-        try:
-            temporary.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+        output.replace(Path(config.workdir) / FINISHED, json.dumps(row, indent=2) + "\n")
     _wait_for_all(f"finished {name}")
     return row
 

@@ -42,6 +42,8 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
     if config.eval_layers and jax.process_count() > 1:
         raise UserError("eval_layers = True: layers are looked at on one process; leave it out.")
+    if config.eval_layers and not config.data.dev:
+        raise UserError("eval_layers = True looks at dev sentences: give them, data.dev.")
     workdir = Path(config.workdir).expanduser()
     source = open_source(config.data.source)
     dev = Development(config.data.dev) if config.data.dev else None

@@ -222,6 +222,19 @@ def test_one_model_that_fails_is_said_and_the_others_are_scored(command, run, tm
     }
 
 
+def test_a_path_may_hold_the_signs_of_names_and_seeds(command, tmp_path):
+    (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
+    names = [tmp_path / "lr=3e-5" / "model", tmp_path / "one,two"]
+    for name in names:
+        exported.export(tiny_model(1), name)
+    output = tmp_path / "scores.json"
+    arguments = ("--sts", tmp_path / "own.tsv", "--output", output)
+    command(evaluate, "--model", names[0], "--compare", names[1], *arguments)
+    assert [one["method"] for one in json.loads(output.read_text())["models"]] == list(
+        map(str, names)
+    )
+
+
 def test_what_is_scored_is_written_before_the_next_suite(command, run, tmp_path, monkeypatch):
     (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
     output = tmp_path / "scores.json"
@@ -244,6 +257,7 @@ def test_arguments_that_do_not_go_together_are_refused(refused, run, tmp_path):
     assert "named twice" in refused(evaluate, "--model", run, "--compare", run, *own)
     assert "between commas is empty" in refused(evaluate, "--model", f"{run},", *own)
     assert "a folder; name a file" in refused(evaluate, "--model", run, *own, "--output", tmp_path)
+    assert "choose from 0" in refused(evaluate, "--model", run, *own, "--seed", "-1")
     foreign = ("--model", "sentence-transformers:x", "--max-len", "9")
     assert "max_len is what its own folder says" in refused(evaluate, *foreign, *own)
 

@@ -5,12 +5,13 @@ import re
 import numpy as np
 import pytest
 from test_encoder import some_sentences, tiny_model
+from test_sts import cosine_scores
 
 from jtcse_jax import exported
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.evaluation.diagnostics import embed_pairs
-from jtcse_jax.evaluation.sts import Pairs, cosine_scores
+from jtcse_jax.evaluation.sts import Pairs
 from jtcse_jax.inspection import diagnose
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.report.models import look_at, nearest_neighbours

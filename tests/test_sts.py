@@ -9,8 +9,9 @@ from jtcse_jax.evaluation.sts import (
     Pairs,
     StsTask,
     bootstrap_interval,
-    cosine_scores,
+    encode_distinct,
     evaluate_sts,
+    pair_cosines,
     pearson,
     spearman,
     word_overlap,
@@ -122,7 +123,12 @@ class Encoder:
         return np.array([self.table[s] for s in sentences], self.dtype)
 
 
-def test_cosine_scores_encode_each_sentence_once():
+def cosine_scores(encode, pairs: Pairs) -> np.ndarray:
+    """The cosine of each pair."""
+    return pair_cosines(*encode_distinct(encode, [*pairs.first, *pairs.second]), pairs)
+
+
+def test_each_sentence_of_pairs_is_encoded_once():
     encoder = Encoder({"a": [1, 0], "b": [0, 2], "c": [3, 3], "d": [-2, 0], "z": [0, 0]})
     pairs = Pairs(list("aacaz"), list("abadc"), np.arange(5.0))
     scores = cosine_scores(encoder, pairs)
@@ -131,7 +137,7 @@ def test_cosine_scores_encode_each_sentence_once():
     assert len(encoder.calls) == 1 and sorted(encoder.calls[0]) == list("abcdz")
 
 
-def test_cosine_scores_are_taken_in_float64():
+def test_cosines_are_taken_in_float64():
     encoder = Encoder({"a": [1, 0], "b": [1, 2**-13], "c": [1, 2**-14]})
     scores = cosine_scores(encoder, Pairs(["a", "a"], ["b", "c"], np.array([0.0, 1.0])))
     assert scores[0] < scores[1]  # 1 - 2^-27 and 1 - 2^-29: both are 1 in float32

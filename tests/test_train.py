@@ -173,6 +173,7 @@ def test_simcse_tower_starts_a_twin(tmp_path):
     ("change", "message"),
     [
         (dict(data=DataConfig()), "data.source is not set"),
+        (dict(eval_layers=True, data=DataConfig(source="text")), "eval_layers = True looks at dev"),
         (dict(data=DataConfig(source="nowhere.txt")), "nowhere.txt"),
     ],
 )

@@ -24,7 +24,6 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_spearman",
     "builtin_dev",
-    "cosine_scores",
     "encode_distinct",
     "evaluate_sts",
     "load_pairs",
@@ -114,14 +113,6 @@ def encode_distinct(encode: Encode, sentences: Iterable[str]) -> tuple[np.ndarra
             f"(first: {distinct[bad[0]]!r}); use an earlier checkpoint or float32"
         )
     return embeddings, {sentence: row for row, sentence in enumerate(distinct)}
-
-
-def cosine_scores(encode: Encode, pairs: Pairs) -> np.ndarray:
-    """Returns the cosine of each pair's embeddings, [n] float64; each distinct sentence once.
-
-    A zero embedding has cosine 0 with everything. Raises as `encode_distinct`.
-    """
-    return pair_cosines(*encode_distinct(encode, [*pairs.first, *pairs.second]), pairs)
 
 
 def pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) -> np.ndarray:

@@ -13,6 +13,7 @@ import tyro
 from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.development import Development
+from jtcse_jax.output import check_replaceable, replace
 from jtcse_jax.report.models import Look, look_at
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_results
@@ -49,8 +50,8 @@ def report(arguments: Arguments) -> None:
     read, a file that cannot be written, and where matplotlib or jinja2 is not installed. A model
     that cannot be looked at is told on the page.
     """
-    output = Path(arguments.output).expanduser()
-    _check_output(output)
+    output = check_replaceable(arguments.output)
+    _check_installed()
     runs = find_runs(arguments.workdirs)
     results, differences = _read_all(arguments.scores)
     looks = _look_at_all(runs, arguments) if arguments.models else {}
@@ -59,19 +60,12 @@ def report(arguments: Arguments) -> None:
             run.notes.append("the model was not read (--no-models)")
     title = ", ".join(Path(folder).resolve().name for folder in arguments.workdirs)
     page = render(title, runs, looks, results, differences, environment())
-    try:
-        output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}.") from error
+    replace(output, page)
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, {len(runs)} run(s)")
 
 
-def _check_output(output: Path) -> None:
+def _check_installed() -> None:
     """Before the work, which may take minutes."""
-    if output.is_dir():
-        raise UserError(f"--output {output}: a folder; name a file in it.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no such folder; make it first.")
     for package in ("matplotlib", "jinja2"):
         try:
             importlib.import_module(package)

@@ -10,7 +10,7 @@ from typing import Any
 from jtcse_jax import environment
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
-from jtcse_jax.metrics import JSONL
+from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.saved_model import CHECKPOINTS, read_json
 from jtcse_jax.stages import FINISHED
 from jtcse_jax.start import CONFIG
@@ -135,8 +135,9 @@ def _read_run(folder: Path) -> Run:
         run.config = read_json(folder / CONFIG, dict)
     else:
         run.notes.append(f"no {CONFIG}: there is no config to show")
-    if (folder / environment.FILE).is_file():
-        run.environments = _read_environments(folder / environment.FILE)
+    for line in read_jsonl(folder / environment.FILE):
+        text = ", ".join(f"{name} {value}" for name, value in line.items() if name != "step")
+        run.environments[line["step"]] = text
     if cut:
         run.notes.append(f"the last line of {JSONL} was cut short by a kill and is left out")
     if not run.trained:
@@ -148,18 +149,6 @@ def _read_run(folder: Path) -> Run:
         row = read_json(folder / FINISHED, dict)
         run.sts = row["sts"] if isinstance(row.get("sts"), dict) else {}
     return run
-
-
-def _read_environments(path: Path) -> dict[int, str]:
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            versions = json.loads(line)
-            step = int(versions.pop("step"))
-        except (ValueError, AttributeError, KeyError):
-            continue  # cut short by a kill
-        found[step] = ", ".join(f"{name} {value}" for name, value in versions.items())
-    return found
 
 
 def _in_order(stages: dict[str, dict[str, Any]]) -> list[str]:
