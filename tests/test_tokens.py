@@ -1,7 +1,10 @@
 """The token cache against transformers' own tokenisation, and what happens to a cache on disk."""
 
+import json
 import logging
+import os
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +132,7 @@ def test_other_text_tokenizer_or_max_len_gives_another_cache(tmp_path, source, t
     assert len(list(caches.iterdir())) == 4
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "lengths.npy", "meta.json"])
+@pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "starts.bin", "meta.json"])
 @pytest.mark.parametrize("damage", ["shorter", "empty", "absent"])
 def test_a_damaged_cache_is_made_anew(source, tokenizer, caches, name, damage, caplog):
     tokenize(source, tokenizer, 16, caches)
@@ -176,11 +179,67 @@ def test_an_error_in_the_text_leaves_nothing_behind(tmp_path, tokenizer, caches)
     assert list(caches.iterdir()) == []
 
 
-def test_files_of_a_cache_hold_no_pickle(source, tokenizer, caches):
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_a_cache_is_plain_arrays_and_costs_two_bytes_a_sentence_beside_its_tokens(
+    tmp_path, tokenizer, caches, count
+):
+    lines = [" ".join(WORDS[: 1 + i % len(WORDS)]) for i in range(count)]
+    (tmp_path / "many.txt").write_text("\n".join(lines))
+    cache = tokenize(open_source(str(tmp_path / "many.txt")), tokenizer, 16, caches)
+    check(cache, tokenizer, lines, 16)
+    (folder,) = caches.iterdir()
+    meta = folder / "meta.json"
+    assert {path.name: path.stat().st_size for path in folder.iterdir() if path != meta} == {
+        "tokens.bin": 2 * int(cache.lengths.sum()),
+        "lengths.bin": 2 * count,
+        "starts.bin": 8 * -(-count // 64),  # of every 64th sentence
+    }
+    with pytest.raises(IndexError):
+        cache.sentence(count)
+    np.testing.assert_array_equal(cache.sentence(-1), cache.sentence(count - 1))
+
+
+def test_opening_a_cache_reads_neither_its_tokens_nor_all_its_lengths(tmp_path):
+    """Files of holes; numpy's own memory is counted, mapped pages are not."""
+    count, length = 2**24, 64
+    sizes = {"tokens.bin": 2 * count * length, "lengths.bin": 2 * count, "starts.bin": count // 8}
+    for name, size in sizes.items():
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)
+    with open(tmp_path / "lengths.bin", "r+b") as file:
+        file.seek(-128, os.SEEK_END)
+        file.write(np.full(64, length, np.uint16).tobytes())
+    with open(tmp_path / "starts.bin", "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(np.array([(count - 64) * length], np.int64).tobytes())
+    with open(tmp_path / "tokens.bin", "r+b") as file:
+        file.seek(-2 * length, os.SEEK_END)
+        file.write(np.arange(length, dtype=np.uint16).tobytes())
+    meta = {"dtype": "<u2", "tokens": count * length, "views": 1, "pad_id": 0, "max_len": length}
+    meta |= {"vocab_size": length, "stats": {"sentences": count}}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    tracemalloc.start()
+    try:
+        cache = TokenCache(tmp_path)
+        found = [cache.sentence(index) for index in (count - 1, count // 2)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(cache) == count and peak < 200_000
+    np.testing.assert_array_equal(found[0], np.arange(length))
+    assert len(found[1]) == 0
+
+
+@pytest.mark.parametrize("name", ["starts.bin", "lengths.bin"])
+def test_starts_and_lengths_that_do_not_end_with_the_tokens_are_damage(
+    source, tokenizer, caches, name
+):
     tokenize(source, tokenizer, 16, caches)
     (folder,) = caches.iterdir()
-    assert {path.name for path in folder.iterdir()} == {"tokens.bin", "lengths.npy", "meta.json"}
-    assert np.load(folder / "lengths.npy", allow_pickle=False).dtype == np.uint16
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(bytes([content[0] + 1]) + content[1:])
+    with pytest.raises(UserError, match="damaged or not finished; delete it"):
+        TokenCache(folder)
 
 
 @pytest.mark.parametrize("max_len", [0, 2, 65_536])

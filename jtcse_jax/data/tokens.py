@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -21,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from jtcse_jax.data.sources import Source
 from jtcse_jax.errors import UserError
 
-_FORMAT = 1
-_BLOCK = 8192  # sentences tokenised at once by the Rust threads; bounds the memory used
+_FORMAT = 2
+_BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
+_STRIDE = 64  # the start of every 64th sentence is stored; the others follow from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
 
 _log = logging.getLogger(__name__)
@@ -31,10 +33,11 @@ _log = logging.getLogger(__name__)
 class TokenCache:
     """The tokens of every sentence of a source, read from disk when asked for.
 
+    Nothing is read ahead: opening a cache costs the same for a thousand sentences and a billion.
     Special tokens are included. In a source of pairs sentences 2i and 2i + 1 are pair i.
 
     Attributes:
-        lengths: [len(self)] uint16, tokens of each sentence.
+        lengths: [len(self)] uint16, tokens of each sentence, mapped from disk.
         views: 1 for single sentences, 2 for pairs.
         pad_id: the tokenizer's padding token.
         max_len: longest sentence allowed, in tokens; longer ones were truncated.
@@ -52,17 +55,20 @@ class TokenCache:
         folder = Path(folder)
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            self.lengths: np.ndarray = np.load(folder / "lengths.npy", allow_pickle=False)
-            self._tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+            self.lengths: np.ndarray = _mapped(folder / "lengths.bin", np.uint16)
+            self._starts = _mapped(folder / "starts.bin", np.int64)
+            self._tokens = _mapped(folder / "tokens.bin", meta["dtype"])
             self.views: int = meta["views"]
             self.pad_id: int = meta["pad_id"]
             self.max_len: int = meta["max_len"]
             self.vocab_size: int = meta["vocab_size"]
             self.stats: dict[str, int | float | str] = meta["stats"]
-            self._ends = np.cumsum(self.lengths, dtype=np.int64)
+            last_block = self.lengths[_STRIDE * (len(self._starts) - 1) :]
+            end = int(self._starts[-1]) + int(last_block.sum())
             intact = (
                 len(self.lengths) == self.stats["sentences"]
-                and self._ends[-1] == len(self._tokens) == meta["tokens"]
+                and len(self._starts) == math.ceil(len(self.lengths) / _STRIDE)
+                and end == len(self._tokens) == meta["tokens"]
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
             intact = False
@@ -75,8 +81,10 @@ class TokenCache:
 
     def sentence(self, index: int) -> np.ndarray:
         """[lengths[index]] int32, the token ids of a sentence."""
-        end = self._ends[index]
-        return self._tokens[end - self.lengths[index] : end].astype(np.int32)
+        index = range(len(self))[index]
+        known, between = divmod(index, _STRIDE)
+        start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
+        return self._tokens[start : start + int(self.lengths[index])].astype(np.int32)
 
 
 def tokenize(
@@ -167,21 +175,25 @@ def _write(
     # A vocabulary may have holes: its count says nothing of its highest id.
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    lengths, truncated = [], 0
-    with open(folder / "tokens.bin", "wb") as file:
+    sentences = num_tokens = truncated = 0
+    with (
+        (folder / "tokens.bin").open("wb") as token_file,
+        (folder / "lengths.bin").open("wb") as length_file,
+    ):
         for block in _shown(_blocks(source.read()), source.spec, progress):
             encodings = backend.encode_batch_fast(block)
             ids = [encoding.ids for encoding in encodings]
-            np.fromiter(chain.from_iterable(ids), dtype).tofile(file)
-            lengths.append(np.fromiter(map(len, ids), np.uint16, len(ids)))
+            flat = np.fromiter(chain.from_iterable(ids), dtype)
+            flat.tofile(token_file)
+            np.fromiter(map(len, ids), np.uint16, len(ids)).tofile(length_file)
+            sentences += len(ids)
+            num_tokens += len(flat)
             # Only a full sentence can have been cut: most are spared the costly look.
             truncated += sum(
                 len(tokens) == max_len and bool(encoding.overflowing)
                 for tokens, encoding in zip(ids, encodings, strict=True)
             )
-    every_length = np.concatenate(lengths)
-    np.save(folder / "lengths.npy", every_length, allow_pickle=False)
-    num_tokens = int(every_length.sum(dtype=np.int64))
+    _starts(_mapped(folder / "lengths.bin", np.uint16)).tofile(folder / "starts.bin")
     meta = {
         "format": _FORMAT,
         "dtype": dtype.str,
@@ -192,10 +204,10 @@ def _write(
         "vocab_size": vocab_size,
         "stats": {
             "source": source.spec,
-            "sentences": len(every_length),
+            "sentences": sentences,
             "blank": source.blank,
             "truncated": truncated,
-            "mean_length": num_tokens / len(every_length),
+            "mean_length": num_tokens / sentences,
         },
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -204,6 +216,17 @@ def _write(
 def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:
     while block := list(islice(sentences, _BLOCK)):
         yield block
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """int64, the first token of every `_STRIDE`th sentence."""
+    sums = np.add.reduceat(lengths, np.arange(0, len(lengths), _STRIDE), dtype=np.int64)
+    return np.cumsum(sums) - sums
+
+
+def _mapped(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """A file as a plain array: slices of a `np.memmap` cost more."""
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
 def _shown(blocks: Iterator[list[str]], spec: str, progress: bool) -> Iterator[list[str]]:

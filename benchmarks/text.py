@@ -1,0 +1,53 @@
+"""Sentences for the benchmarks: a file's own, or English-like ones where there is none."""
+
+import lzma
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from jtcse_jax.models import hf_weights
+
+
+def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Path:
+    """Writes `count` sentences to `path`, one a line.
+
+    They are those of the file `source`, repeated with their words moved on; without it they are
+    words of the tokenizer's vocabulary, drawn by Zipf's law.
+    """
+    made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{sentence}\n" for sentence in islice(made, count))
+    return path
+
+
+def _real_sentences(name: str) -> Iterator[str]:
+    """The sentences of a file; each time anew with its words moved on by one more."""
+    opener = lzma.open if name.endswith(".xz") else open
+    with opener(name, "rt", encoding="utf-8") as file:
+        sentences = [line.strip() for line in file if line.strip()]
+    yield from sentences
+    moved = 0
+    while True:
+        moved += 1
+        for sentence in sentences:
+            words = sentence.split(" ")
+            at = moved % len(words)
+            yield " ".join(words[at:] + words[:at])
+
+
+def _zipf_sentences(tokenizer: str) -> Iterator[str]:
+    """Sentences whose lengths are lognormal around 20 words and whose words follow Zipf's law."""
+    vocabulary = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer)).get_vocab()
+    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+    words = np.array([word for word in by_id if word.isalpha()])
+    chances = 1 / np.arange(1, len(words) + 1)
+    rng = np.random.default_rng(0)
+    while True:
+        lengths = np.clip(rng.lognormal(np.log(20), 0.5, 1000), 4, 60).astype(int)
+        drawn = rng.choice(words, lengths.sum(), p=chances / chances.sum()).tolist()
+        at = 0
+        for length in lengths.tolist():
+            yield " ".join(drawn[at : at + length]) + "."
+            at += length
