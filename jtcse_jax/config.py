@@ -5,6 +5,7 @@ command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` print
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -266,8 +267,12 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_choices("optimizer.", self)
-        if not self.learning_rate > 0:
-            raise UserError(f"optimizer.learning_rate = {self.learning_rate}: must be above 0.")
+        # With these an update is finite wherever the gradient is; the step relies on it.
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: must be above 0.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"optimizer.weight_decay = {self.weight_decay}: use at least 0.")
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps = {self.warmup_steps}: use at least 0.")
         for name in ("b1", "b2"):

@@ -113,8 +113,7 @@ def mlm(
     )
     towers = params["towers"]
     rows = batch._replace(tokens=masked.tokens)
-    hidden = bank.hidden_states(towers, rows, key=dropout_key)
-    at_places = jnp.take_along_axis(hidden, masked.places[None, ..., None], axis=2)
+    at_places = bank.hidden_states(towers, rows, key=dropout_key, places=masked.places)
 
     def tower(head: Params, embedding: Array, hidden: Array) -> tuple[Array, Array]:
         scores = mlm_head.logits(head, embedding, hidden, eps=bank.architecture.layer_norm_eps)

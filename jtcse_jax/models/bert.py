@@ -17,7 +17,6 @@ from jtcse_jax.config import Architecture, Cross
 
 TOWER_AXIS = "tower"
 INITIAL_STDDEV = 0.02  # of kernels and embeddings, as in BERT
-MAIN, CROSSED = 0, 1  # streams, for dropout keys
 
 
 class Encoder(nnx.Module):
@@ -49,6 +48,7 @@ class Encoder(nnx.Module):
         *,
         key: Array | None = None,
         cross: Cross | None = None,
+        places: Array | None = None,
     ) -> tuple[Array, Array]:
         """Last hidden states of the plain and of the crossed stream, each [R, P, D] in `dtype`.
 
@@ -57,8 +57,12 @@ class Encoder(nnx.Module):
           key: dropout key of this tower and step; None means no dropout.
           cross: cross-attention with the neighbouring tower; None or no crossed layer gives the
             plain stream twice, mode "main" the crossed stream twice.
+          places: [R, C] int32, positions in the rows: the states of those alone, [R, C, D], for
+            which the last layer does less.
         """
-        for streams in self.states(tokens, positions, segments, key=key, cross=cross):
+        for streams in self.states(
+            tokens, positions, segments, key=key, cross=cross, places=places
+        ):
             last = streams
         return last
 
@@ -70,6 +74,7 @@ class Encoder(nnx.Module):
         *,
         key: Array | None = None,
         cross: Cross | None = None,
+        places: Array | None = None,
     ) -> Iterator[tuple[Array, Array]]:
         """The two streams, each [R, P, D], after the embeddings and then after each layer.
 
@@ -77,22 +82,26 @@ class Encoder(nnx.Module):
         """
         num_layers = len(self.layers)
         interval = cross.interval(num_layers) if cross else None
-        allowed = same_sentence(segments)
-        main = self.embeddings(tokens, positions, key=site_key(key, MAIN, 0))
-        crossed = main
-        yield main, crossed
+        beside = interval is not None and cross.mode == "side"
+        allowed = same_sentence(segments, segments)
+        # [R, P, D]; where a crossed stream runs beside the plain one, [2, R, P, D], plain first:
+        # the weights are the same, and one product of both is faster than two.
+        hidden = self.embeddings(tokens, positions, key=site_key(key, 0))
+        yield hidden, hidden
         for number, layer in enumerate(self.layers, start=1):
+            if beside and number == interval:
+                hidden = jnp.stack([hidden, hidden])
+            if places is not None and number == num_layers:
+                allowed = same_sentence(jnp.take_along_axis(segments, places, axis=1), segments)
             exchange = cross.exchange if interval and number % interval == 0 else None
-            main_key = site_key(key, MAIN, number)
-            if interval is None or number < interval:
-                main = crossed = layer(main, allowed, key=main_key)
-            elif cross.mode == "main":
-                main = crossed = layer(main, allowed, key=main_key, exchange=exchange)
-            else:
-                crossed_key = site_key(key, CROSSED, number)
-                crossed = layer(crossed, allowed, key=crossed_key, exchange=exchange)
-                main = layer(main, allowed, key=main_key)
-            yield main, crossed
+            hidden = layer(
+                hidden,
+                allowed,
+                key=site_key(key, number),
+                exchange=exchange,
+                places=places if number == num_layers else None,
+            )
+            yield (hidden[0], hidden[1]) if hidden.ndim == 4 else (hidden, hidden)
 
     def pool(self, sentence_vectors: Array) -> Array:
         """Pooler output tanh(W h + b), float32, of vectors [..., D]."""
@@ -148,11 +157,19 @@ class Layer(nnx.Module):
         *,
         key: Array | None,
         exchange: str | None = None,
+        places: Array | None = None,
     ) -> Array:
-        """Hidden states [R, P, D] from [R, P, D]; `allowed` is that of `same_sentence`."""
+        """Hidden states [..., R, P, D] from [..., R, P, D]; of `places` [R, C] alone if given.
+
+        `allowed` is that of `same_sentence`, `exchange` that of `Attention`.
+        """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        attended = self.attention(hidden, allowed, key=keys[0], exchange=exchange)
-        hidden = self.attention_norm(hidden + dropout(attended, self.dropout, keys[1]))
+        asking = hidden
+        if places is not None:
+            where = places.reshape(*(1,) * (hidden.ndim - 3), *places.shape, 1)
+            asking = jnp.take_along_axis(hidden, where, axis=-2)
+        attended = self.attention(asking, hidden, allowed, key=keys[0], exchange=exchange)
+        hidden = self.attention_norm(asking + dropout(attended, self.dropout, keys[1]))
         inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
         return self.output_norm(hidden + dropout(self.output(inner), self.dropout, keys[2]))
 
@@ -170,20 +187,34 @@ class Attention(nnx.Module):
         self.output = dense(size, size, dtype, rngs)
 
     def __call__(
-        self, hidden: Array, allowed: Array, *, key: Array | None, exchange: str | None
+        self,
+        asking: Array,
+        hidden: Array,
+        allowed: Array,
+        *,
+        key: Array | None,
+        exchange: str | None,
     ) -> Array:
-        """Projected context [R, P, D]; `exchange` brings values or probs of the next tower."""
-        query, keys, value = (
-            self._heads(projection(hidden)) for projection in (self.query, self.key, self.value)
-        )
+        """Projected context [..., R, Q, D] of the states that ask, over all states of their rows.
+
+        Args:
+          asking: [..., R, Q, D], whose queries attend.
+          hidden: [..., R, P, D], whose keys and values are attended to.
+          allowed: [R, 1, Q, P] bool, as `same_sentence`.
+          key: of dropout, or None.
+          exchange: "value" or "probs" brings those of the next tower; of two streams
+            [2, R, ...], to the second.
+        """
+        query = self._heads(self.query(asking))
+        keys, value = self._heads(self.key(hidden)), self._heads(self.value(hidden))
         probs = attention_probs(query, keys, allowed)
         if exchange == "value":
-            value = from_next_tower(value)
+            value = exchanged(value)
         elif exchange == "probs":
-            probs = from_next_tower(probs)
+            probs = exchanged(probs)
         probs = dropout(probs, self.dropout, key).astype(value.dtype)
-        context = jnp.einsum("rhqk,rkhd->rqhd", probs, value, precision=exact(hidden.dtype))
-        return self.output(context.reshape(hidden.shape))
+        context = jnp.einsum("...hqk,...khd->...qhd", probs, value, precision=exact(hidden.dtype))
+        return self.output(context.reshape(asking.shape))
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """What this tower's own queries give each key, [R, H, P, P] float32, without dropout."""
@@ -195,10 +226,13 @@ class Attention(nnx.Module):
 
 
 def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
-    """softmax(Q K^T / sqrt(d)) over the allowed keys, [R, H, P, P] float32, of [R, P, H, d]."""
+    """softmax(Q K^T / sqrt(d)) over the allowed keys, float32.
+
+    [..., R, H, Q, P] of queries [..., R, Q, H, d] and keys [..., R, P, H, d].
+    """
     # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
     scores = jnp.einsum(
-        "rqhd,rkhd->rhqk",
+        "...qhd,...khd->...hqk",
         query,
         keys,
         precision=exact(query.dtype),
@@ -208,9 +242,16 @@ def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
     return jax.nn.softmax(scores, axis=-1)
 
 
-def same_sentence(segments: Array) -> Array:
-    """[R, 1, P, P] bool, whether query and key belong to one sentence, of segments [R, P]."""
-    return segments[:, None, :, None] == segments[:, None, None, :]
+def same_sentence(asking: Array, segments: Array) -> Array:
+    """[R, 1, Q, P] bool: query and key are of one sentence, by their segments [R, Q] and [R, P]."""
+    return asking[:, None, :, None] == segments[:, None, None, :]
+
+
+def exchanged(x: Array) -> Array:
+    """x of the next tower; of two streams [2, R, ...] the first stays, the second is exchanged."""
+    if x.ndim == 5:
+        return jnp.stack([x[0], from_next_tower(x[1])])
+    return from_next_tower(x)
 
 
 def from_next_tower(x: Array) -> Array:
@@ -220,18 +261,23 @@ def from_next_tower(x: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate)."""
-    if key is None or rate == 0:
+    """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
+
+    `rate` is rounded to a multiple of 2^-16.
+    """
+    steps = round(rate * 2**16)
+    if key is None or steps == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    # Half the random bits of a float32 draw, which are a good part of a step on a CPU.
+    pairs = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)))
+    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16)
+    keep = bits.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]] >= steps
+    return jnp.where(keep, x / (1 - steps / 2**16), 0).astype(x.dtype)
 
 
-def site_key(key: Array | None, stream: int, layer: int) -> Array | None:
-    """Dropout key of one stream and layer; layer 0 is the embedding."""
-    if key is None:
-        return None
-    return jax.random.fold_in(jax.random.fold_in(key, stream), layer)
+def site_key(key: Array | None, layer: int) -> Array | None:
+    """Dropout key of one layer; layer 0 is the embedding."""
+    return None if key is None else jax.random.fold_in(key, layer)
 
 
 def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:

@@ -107,7 +107,12 @@ class Bank:
             key = _tower_key(key)
             encoder = self._merge(params)
             main, crossed = encoder(
-                rows.tokens, rows.positions, rows.segments, key=key, cross=cross
+                rows.tokens,
+                rows.positions,
+                rows.segments,
+                key=key,
+                cross=cross,
+                places=rows.cls_positions if self.pooling == "cls" else None,
             )
             hidden = self._sentence_vectors(main, rows)
             return TowerOutputs(
@@ -118,16 +123,23 @@ class Bank:
 
         return self._map_towers(tower)(params, batch, key)
 
-    def hidden_states(self, params: Params, batch: Batch, *, key: Array | None = None) -> Array:
+    def hidden_states(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        key: Array | None = None,
+        places: Array | None = None,
+    ) -> Array:
         """Last hidden states [K, R, P, D] of every tower's plain stream, in the compute dtype.
 
-        Args as `apply`.
+        Of `places` [R, M] in the rows alone if given, [K, R, M, D]. Other args as `apply`.
         """
 
         def tower(params: Params, rows: Batch, key: Array | None) -> Array:
             key = _tower_key(key)
             encoder = self._merge(params)
-            return encoder(rows.tokens, rows.positions, rows.segments, key=key)[0]
+            return encoder(rows.tokens, rows.positions, rows.segments, key=key, places=places)[0]
 
         return self._map_towers(tower)(params, batch, key)
 
@@ -143,7 +155,7 @@ class Bank:
             encoder = self._merge(params)
             streams = encoder.states(rows.tokens, rows.positions, rows.segments, cross=cross)
             hidden = [stream for _, stream in streams]
-            allowed = same_sentence(rows.segments)
+            allowed = same_sentence(rows.segments, rows.segments)
             attention = [
                 layer.attention.probabilities(x, allowed)
                 for layer, x in zip(encoder.layers, hidden, strict=False)  # the last feeds none
@@ -174,10 +186,9 @@ class Bank:
         )
 
     def _sentence_vectors(self, hidden: Array, rows: Batch) -> Array:
-        """[2B, D] float32 from hidden states [R, P, D]: gathered in each row, then in order."""
-        if self.pooling == "cls":
-            slots = jnp.take_along_axis(hidden, rows.cls_positions[..., None], axis=1)
-        else:
+        """[2B, D] float32 in the batch's order, of hidden states [R, P, D]; of [CLS], [R, C, D]."""
+        slots = hidden
+        if self.pooling == "mean":
             slot_numbers = 1 + jnp.arange(rows.cls_positions.shape[1])
             member = (rows.segments[..., None] == slot_numbers).astype(jnp.float32)
             sums = jnp.einsum(
