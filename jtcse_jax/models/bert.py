@@ -7,6 +7,7 @@ tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +95,13 @@ class Encoder(nnx.Module):
             if places is not None and number == num_layers:
                 allowed = same_sentence(jnp.take_along_axis(segments, places, axis=1), segments)
             exchange = cross.exchange if interval and number % interval == 0 else None
-            hidden = layer(
+            hidden = _run_layer(
+                *nnx.split(layer),
                 hidden,
                 allowed,
-                key=site_key(key, number),
+                site_key(key, number),
+                places if number == num_layers else None,
                 exchange=exchange,
-                places=places if number == num_layers else None,
             )
             yield (hidden[0], hidden[1]) if hidden.ndim == 4 else (hidden, hidden)
 
@@ -172,6 +174,13 @@ class Layer(nnx.Module):
         hidden = self.attention_norm(asking + dropout(attended, self.dropout, keys[1]))
         inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
         return self.output_norm(hidden + dropout(self.output(inner), self.dropout, keys[2]))
+
+
+@partial(jax.jit, static_argnames=("graph", "exchange"))
+def _run_layer(graph, params, hidden, allowed, key, places, *, exchange: str | None) -> Array:
+    """`Layer.__call__`; jitted, so that equal layers are traced once and not twelve times."""
+    layer = nnx.merge(graph, params)
+    return layer(hidden, allowed, key=key, exchange=exchange, places=places)
 
 
 class Attention(nnx.Module):

@@ -8,6 +8,7 @@ into one vector per sentence in the batch's own order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,7 @@ class Bank:
 
     def abstract(self) -> Params:
         """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
-        tower = to_params(nnx.eval_shape(lambda: self._encoder(nnx.Rngs(0))))
+        tower = nnx.to_pure_dict(self._split[1])
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((self.num_towers, *leaf.shape), leaf.dtype), tower
         )
@@ -200,19 +201,26 @@ class Bank:
             slots = sums / jnp.maximum(member.sum(axis=1), 1)[..., None]
         return slots.reshape(-1, hidden.shape[-1])[rows.order].astype(jnp.float32)
 
-    def _encoder(self, rngs: nnx.Rngs) -> Encoder:
-        return Encoder(
-            self.architecture,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            dtype=jnp.dtype(self.compute_dtype),
-            rngs=rngs,
-        )
-
     def _merge(self, params: Params) -> Encoder:
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._encoder(nnx.Rngs(0))))
+        graph, state = self._split
+        state = jax.tree.map(lambda leaf: leaf, state)  # a copy: it is filled in place
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)
+        return nnx.merge(graph, state)
+
+    @cached_property
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """One tower's structure and the shapes of its parameters; to make it takes a second."""
+        return nnx.split(
+            nnx.eval_shape(
+                lambda: Encoder(
+                    self.architecture,
+                    dropout=self.dropout,
+                    attention_dropout=self.attention_dropout,
+                    dtype=jnp.dtype(self.compute_dtype),
+                    rngs=nnx.Rngs(0),
+                )
+            )
+        )
 
 
 def _tower_key(key: Array | None) -> Array | None:
