@@ -271,10 +271,9 @@ class OptimizerConfig:
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: must be above 0.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"optimizer.weight_decay = {self.weight_decay}: use at least 0.")
-        if self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps = {self.warmup_steps}: use at least 0.")
+        for name in ("warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: use at least 0.")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: choose from [0, 1).")
@@ -303,24 +302,25 @@ class Config:
     eval_every: int = 100
     """Steps between evaluations on the dev set."""
     eval_layers: bool = False
-    """Log E_CLS, attention on [CLS] and the modulus ratio of views at each evaluation too, of 32
-    dev sentences; on one process."""
+    """Log E_CLS, attention on [CLS] and views' modulus ratio of 32 dev sentences; one process."""
     save_every: int = 100
     """Steps between checkpoints; an evaluation is always saved."""
     log_every: int = 10
     """Steps between lines of metrics."""
     wandb: str | None = None
     """Project of Weights & Biases that gets the metrics too; needs the package wandb."""
+    profile: bool = False
+    """Write a trace of ten steps into WORKDIR/profile, for TensorBoard or Perfetto."""
+    peak_tflops: float | None = None
+    """Peak 10^12 operations a second of a device, for the MFU; None looks up the device's."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by dev score."""
     tower_devices: int = 1
     """Device groups the towers are spread over: 1, or the number of towers."""
     dropout_generator: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """threefry2x32 gives the same masks on any number of devices; rbg is faster on
-    accelerators."""
+    """threefry2x32 gives the same masks on any number of devices; rbg is faster on a TPU."""
     deterministic: bool = False
-    """On a GPU, forbid operations whose result varies from run to run (slower). CPUs and TPUs
-    are deterministic anyway."""
+    """On a GPU, forbid operations whose result varies from run to run; CPUs and TPUs have none."""
 
     def __post_init__(self):
         check_choices("", self)
@@ -337,6 +337,8 @@ class Config:
                 f"objective.name = {self.objective.name} and data.pairs = {self.data.pairs}: mlm "
                 "takes none, each sentence alone, and a contrastive objective takes pairs."
             )
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")
         if self.tower_devices not in (1, towers):
             raise UserError(
                 f"tower_devices = {self.tower_devices}: choose 1, or one group per tower "

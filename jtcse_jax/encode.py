@@ -11,6 +11,7 @@ import tyro
 from rich.progress import Progress
 
 from jtcse_jax import ensemble
+from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.encoder import (
     BLOCK,
@@ -124,6 +125,7 @@ def _encode_share(
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    keep_compiled()
     encode(tyro.cli(Arguments, prog="python -m jtcse_jax.encode"))
 
 

@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
+from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
@@ -263,6 +264,7 @@ def _cell(values: list[float | None], digits: int) -> str:
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    keep_compiled()
     arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.evaluate")
     result = evaluate(arguments)
     print_tables(result)

@@ -20,6 +20,7 @@ from jtcse_jax.evaluation.development import Development, DevScore
 from jtcse_jax.inspection import layer_figures
 from jtcse_jax.metrics import MetricsLog, Speed
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.profile import Profile
 from jtcse_jax.saved_model import SavedModel
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
 
@@ -40,6 +41,7 @@ class Loop:
     dev: Development | None
     log: MetricsLog
     say: Callable[[str], None]  #: prints a line, on one process only
+    peak_flops: float | None = None  #: of all devices, a second
 
     def run(self, state: TrainState, start: int, stop: int) -> TrainState:
         """Trains steps `start` to `stop`; the last one is evaluated and saved.
@@ -47,14 +49,16 @@ class Loop:
         Raises UserError at the first step that is not finite; nothing of it was saved.
         """
         key = jax.random.key(self.config.seed, impl=self.config.dropout_generator)
-        self._speed = Speed(self.config.data.batch_size, stop - start)
+        self._speed = Speed(stop - start)
         self._stop = stop
         unread: tuple[int, dict[str, Array]] | None = None
+        profile = Profile(self.config, start, stop)
         for step, batch in self.batches.iterate(start, stop):
             state, metrics = self.train_step(state, sharding.place_batch(self.mesh, batch), key)
             if unread:
                 self._read(*unread)
             done = step + 1
+            profile.step(done, state)
             unread = done, metrics
             last = done == stop
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
@@ -98,18 +102,32 @@ class Loop:
 
     def _read(self, step: int, metrics: dict[str, Array]) -> None:
         host = jax.device_get(metrics)
-        finite = host.pop("finite")
+        finite, tokens, flops = (host.pop(name) for name in ("finite", "tokens", "flops"))
         values = {name: float(value) for name, value in host.items()}
         if not finite:
             raise UserError(self._not_finite(step, values))
-        self._speed.step()
+        self._speed.step(sentences=self.config.data.batch_size, tokens=tokens, flops=flops)
         self.log.add(values)
         if step % self.config.log_every == 0 or step == self._stop:
-            rate = self._speed.sentences_per_second
-            means = self.log.flush(step, sentences_per_second=rate)
+            means = self.log.flush(step, **self._speeds())
             names = sorted(values, key=_loss_first)
             terms = "  ".join(f"{name} {means[name]:.4g}" for name in names)
-            self.say(f"step {step}  {terms}  {rate:.1f} sentences/s  ETA {self._eta()}")
+            speed = f"{means['sentences_per_second']:.1f} sentences/s"
+            speed += f"  {means['tokens_per_second']:,.0f} tokens/s"
+            if "mfu" in means:
+                speed += f"  MFU {means['mfu']:.1%}"
+            self.say(f"step {step}  {terms}  {speed}  ETA {self._eta()}")
+
+    def _speeds(self) -> dict[str, float]:
+        """Sentences and real tokens of their views a second; model FLOP utilisation.
+
+        MFU = operations of a step by `flops.step_flops` / (seconds * peak of all devices).
+        """
+        speed = self._speed
+        speeds = {f"{name}_per_second": speed.per_second(name) for name in ("sentences", "tokens")}
+        if self.peak_flops:
+            speeds["mfu"] = speed.per_second("flops") / self.peak_flops
+        return speeds
 
     def _eta(self) -> str:
         seconds = self._speed.seconds_left

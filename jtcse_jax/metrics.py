@@ -18,6 +18,7 @@ from jtcse_jax.errors import UserError
 
 JSONL = "metrics.jsonl"
 WANDB_ID = "wandb_id.txt"
+SPEEDS = ("sentences_per_second", "tokens_per_second", "mfu")  # in a line of training metrics
 
 
 class MetricsLog:
@@ -119,32 +120,36 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
 
 
 class Speed:
-    """Sentences per second and the time left, over the training steps alone."""
+    """How much is done a second, and the time left, over the training steps alone."""
 
-    def __init__(self, batch_size: int, steps_left: int):
-        self._batch_size = batch_size
+    def __init__(self, steps_left: int):
         self._steps_left = steps_left
         self._steps = 0
         self._seconds = 0.0
         self._since: float | None = None
+        self._done: dict[str, float] = defaultdict(float)
 
-    def step(self) -> None:
-        """A step has ended; the first after a pause only starts the clock (it may compile)."""
+    def step(self, **done: float) -> None:
+        """A step has ended, with so much done of each name.
+
+        The first after a pause only starts the clock (it may compile).
+        """
         now = time.perf_counter()
         self._steps_left -= 1
         if self._since is not None:
             self._steps += 1
             self._seconds += now - self._since
+            for name, amount in done.items():
+                self._done[name] += amount
         self._since = now
 
     def pause(self) -> None:
         """What follows (an evaluation, a checkpoint) is no training."""
         self._since = None
 
-    @property
-    def sentences_per_second(self) -> float:
-        """Since the start; 0 before two steps."""
-        return self._steps * self._batch_size / self._seconds if self._seconds else 0.0
+    def per_second(self, name: str) -> float:
+        """Of that name since the start; 0 before two steps."""
+        return self._done[name] / self._seconds if self._seconds else 0.0
 
     @property
     def seconds_left(self) -> float:

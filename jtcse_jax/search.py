@@ -11,6 +11,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
+from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import Hit, SentenceEncoder
 from jtcse_jax.ensemble import ModelArguments
@@ -77,6 +78,7 @@ def _lines_of_stdin() -> Iterator[str]:
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    keep_compiled()
     search(tyro.cli(Arguments, prog="python -m jtcse_jax.search"))
 
 

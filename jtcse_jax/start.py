@@ -27,6 +27,7 @@ TEACHER = "teacher.sha256"
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
     *("tower_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
+    *("profile", "peak_tflops"),
 }
 
 log = logging.getLogger(__name__)

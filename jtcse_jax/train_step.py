@@ -1,6 +1,7 @@
 """The trunk: one pure training step, jitted over the mesh with its state donated."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.flops import Work, step_flops
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.objectives import OBJECTIVES
@@ -23,7 +25,22 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+@dataclass(frozen=True)
+class TrainStep:
+    """A jitted step with a teacher's parameters, which are an argument and not constants of it."""
+
+    jitted: Callable
+    frozen: tuple[Params, ...]
+
+    def __call__(
+        self, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The state after the step, and its metrics."""
+        return self.jitted(state, batch, key, self.frozen)
+
+    def lower(self, state: TrainState, batch: Batch, key: Array) -> jax.stages.Lowered:
+        """The step for arrays, or shapes, like these; to be compiled and looked at."""
+        return self.jitted.lower(state, batch, key, self.frozen)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -41,13 +58,18 @@ def make_train_step(
     """A jitted `(state, batch, key) -> (state, metrics)`, the state staying where it is.
 
     The randomness of a step is a function of (key, state.step). Metrics are float32 scalars: the
-    loss, its terms, the gradient norm before clipping, and `finite`. A step whose loss or gradient
+    loss, its terms, the gradient norm before clipping, `finite`, and of the batch the real
+    `tokens` and the `flops` of `flops.step_flops`. A step whose loss or gradient
     is not finite changes nothing: the state is donated and metrics are read late, so only the step
     itself can decide. A teacher embeds the batch first, without dropout.
     """
 
     def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):
         step_key = jax.random.fold_in(key, state.step)
+        work = {
+            "tokens": Work.of(batch).tokens,
+            "flops": step_flops(bank, objective, batch, teacher),
+        }
         if teacher is not None:
             batch = batch._replace(target=teacher.embed(frozen, batch.teacher), teacher=())
 
@@ -62,12 +84,11 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-        metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite}
+        metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite, **work}
         return kept, metrics
 
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
-    frozen = teacher.params if teacher else ()
-    return lambda state, batch, key: compiled(state, batch, key, frozen)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return TrainStep(jitted, teacher.params if teacher else ())
 
 
 def as_checkpoint(state: TrainState) -> dict[str, Any]:

@@ -10,7 +10,15 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jtcse_jax import distributed, environment, objectives, saved_model, sharding
+from jtcse_jax import (
+    compilation,
+    distributed,
+    environment,
+    flops,
+    objectives,
+    saved_model,
+    sharding,
+)
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import SCRATCH, Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
@@ -19,7 +27,7 @@ from jtcse_jax.data.tokens import tokenize
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore
 from jtcse_jax.loop import Loop
-from jtcse_jax.metrics import JSONL, MetricsLog, read_jsonl
+from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.start import Start, load_teacher, open_workdir, start_model
@@ -83,6 +91,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             dev=dev,
             log=log,
             say=say,
+            peak_flops=peak_flops(config, mesh),
         )
         say_start(config, batches, mesh, first, stop)
         if dev is None:
@@ -184,6 +193,15 @@ def make_batches(
     )
 
 
+def peak_flops(config: Config, mesh: Mesh) -> float | None:
+    """Operations a second of all devices at most; None where nobody says so."""
+    kind = mesh.devices.flat[0].device_kind
+    each = flops.peak_flops(kind, config.model.compute_dtype)
+    if config.peak_tflops is not None:
+        each = config.peak_tflops * 1e12
+    return each and each * mesh.devices.size
+
+
 def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
     """Says what is about to run."""
     devices = mesh.devices
@@ -207,7 +225,7 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
         changes = ", ".join(
             f"{name} {trained[0][name]:.4g} -> {value:.4g}"
             for name, value in trained[-1].items()
-            if name not in ("step", "sentences_per_second")
+            if name not in ("step", *SPEEDS)
         )
         say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
     step, which = checkpoints.best_step(), "best by dev score"
@@ -255,6 +273,7 @@ def say(line: str) -> None:
 
 def set_up_jax(deterministic: bool) -> None:
     """What must be set before anything touches a device; see `Config.deterministic`."""
+    compilation.keep_compiled()
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"

@@ -149,7 +149,7 @@ def test_every_module_equals_torch(tmp_path, family, sizes):
     for number, layer in enumerate(encoder.layers):
         # Each module is fed torch's own input, so that an error shows where it arises.
         name = f"encoder.layer.{number}"
-        attended = layer.attention(inputs, inputs, same_sentence, key=None, exchange=None)
+        attended = layer.attention(inputs, inputs, same_sentence, bits=None, exchange=None)
         check(attended, f"{name}.attention.output.dense")
         attended = theirs[f"{name}.attention.output.dense"]
         normed = layer.attention_norm(inputs + attended)
@@ -298,12 +298,35 @@ def test_roberta_positions_start_behind_the_padding_index():
 
 def test_dropout_zeroes_the_share_and_keeps_the_mean():
     x = jnp.ones((400, 500))
-    dropped = np.asarray(bert.dropout(x, 0.3, jax.random.key(0)))
+    bits = drawn(jax.random.key(0), x)
+    dropped = np.asarray(bert.dropout(x, 0.3, bits))
     share = (dropped == 0).mean()
     assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / dropped.size)
-    np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.7, rtol=1e-6)
-    assert bert.dropout(x, 0.3, None) is x and bert.dropout(x, 0.0, jax.random.key(0)) is x
-    assert bert.dropout(x.astype(jnp.bfloat16), 0.3, jax.random.key(0)).dtype == jnp.bfloat16
+    rate = round(0.3 * 2**16) / 2**16
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
+    assert bert.dropout(x, 0.3, None) is x and bert.dropout(x, 0.0, bits) is x
+    assert bert.dropout(x.astype(jnp.bfloat16), 0.3, bits).dtype == jnp.bfloat16
+
+
+def drawn(key, x):
+    (bits,) = bert.random_bits(key, 1, x.shape)
+    return bits
+
+
+def test_random_bits_of_one_draw_are_uniform_and_independent():
+    shapes = [(3, 40, 41), (3, 999), (3, 7, 11, 13)]
+    bits = bert.random_bits(jax.random.key(0), 1, *shapes)
+    assert [each.shape for each in bits] == shapes and bits[0].dtype == jnp.uint16
+    flat = np.concatenate([np.asarray(each).ravel() for each in bits]).astype(np.float64)
+    # Mean and neighbours' correlation of a uniform distribution, five deviations of each wide.
+    assert abs(flat.mean() / 65535 - 0.5) < 5 * np.sqrt(1 / 12 / flat.size)
+    for lag in (1, 2, 40, 999):
+        correlation = np.corrcoef(flat[:-lag], flat[lag:])[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(flat.size)
+    counts = np.bincount((flat // 4096).astype(int), minlength=16)
+    expected = flat.size / 16
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+    assert bert.random_bits(None, 1, *shapes) == [None] * 3
 
 
 def rows_of_two():
@@ -325,7 +348,7 @@ def test_dropout_is_drawn_from_the_key_alone(rates):
 
 def test_embeddings_and_layers_draw_different_masks():
     keys = [bert.site_key(jax.random.key(0), layer) for layer in range(4)]
-    masks = {bytes(np.asarray(bert.dropout(jnp.ones(64), 0.5, key))) for key in keys}
+    masks = {bytes(np.asarray(drawn(key, jnp.ones((1, 64))))) for key in keys}
     assert len(masks) == 4
 
 
@@ -335,11 +358,16 @@ def test_attention_dropout_keeps_the_mean():
     hidden = jax.random.normal(jax.random.key(3), (1, 6, 16))
     same = jnp.ones((1, 1, 6, 6), bool)
     keys = jax.random.split(jax.random.key(4), 2000)
-    drawn = jax.vmap(lambda key: attention(hidden, hidden, same, key=key, exchange=None))(keys)
-    plain = attention(hidden, hidden, same, key=None, exchange=None)
-    error = drawn.std(axis=0) / np.sqrt(len(keys))
-    assert (drawn.std(axis=0) > 0).all()
-    assert (np.abs(drawn.mean(axis=0) - plain) < 5 * error).all()
+
+    def context(key):
+        (bits,) = bert.random_bits(key, 1, (1, attention.num_heads, 6, 6))
+        return attention(hidden, hidden, same, bits=bits, exchange=None)
+
+    contexts = jax.vmap(context)(keys)
+    plain = attention(hidden, hidden, same, bits=None, exchange=None)
+    error = contexts.std(axis=0) / np.sqrt(len(keys))
+    assert (contexts.std(axis=0) > 0).all()
+    assert (np.abs(contexts.mean(axis=0) - plain) < 5 * error).all()
 
 
 def test_layer_dropout_acts_on_attention_and_on_feed_forward():

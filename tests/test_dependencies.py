@@ -92,7 +92,8 @@ def test_what_everyone_imports_imports_errors_at_most(name):
 def test_objectives_stand_on_models_and_losses_and_the_step_on_objectives():
     below = {"config", "models", "losses", "masking"} | FOR_EVERYONE
     assert ours("jtcse_jax.objectives") <= below
-    assert ours("jtcse_jax.train_step") <= below | {"objectives"}
+    assert ours("jtcse_jax.flops") <= below
+    assert ours("jtcse_jax.train_step") <= below | {"objectives", "flops"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) in LEAVES])

@@ -93,27 +93,27 @@ def test_no_log_yet(tmp_path):
 def test_speed_counts_training_alone(monkeypatch):
     now = 100.0
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-    speed = Speed(batch_size=8, steps_left=10)
+    speed = Speed(steps_left=10)
 
     def step_after(seconds):
         nonlocal now
         now += seconds
-        speed.step()
+        speed.step(sentences=8)
 
     step_after(30)  # compiles
-    assert speed.sentences_per_second == 0 and math.isnan(speed.seconds_left)
+    assert speed.per_second("sentences") == 0 and math.isnan(speed.seconds_left)
     step_after(2)
     step_after(4)
-    assert speed.sentences_per_second == pytest.approx(8 / 3)  # two steps in six seconds
+    assert speed.per_second("sentences") == pytest.approx(8 / 3)  # two steps in six seconds
     assert speed.seconds_left == pytest.approx(7 * 3)
     speed.pause()
     step_after(1000)  # an evaluation: starts the clock again
-    assert speed.sentences_per_second == pytest.approx(8 / 3)
+    assert speed.per_second("sentences") == pytest.approx(8 / 3)
     assert speed.seconds_left == pytest.approx(6 * 3)
     step_after(3)
-    assert speed.sentences_per_second == pytest.approx(8 / 3)
+    assert speed.per_second("sentences") == pytest.approx(8 / 3)
     step_after(11)
-    assert speed.sentences_per_second == pytest.approx(4 * 8 / 20)
+    assert speed.per_second("sentences") == pytest.approx(4 * 8 / 20)
 
 
 def test_wandb_gets_the_same_numbers_and_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):

@@ -83,7 +83,8 @@ def test_step_is_that_of_the_objective_and_its_gradient(state, train_step):
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
     for name, value in terms.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
-    assert metrics.keys() == {"loss", "grad_norm", "finite", *terms}
+    assert metrics.keys() == {"loss", "grad_norm", "finite", "tokens", "flops", *terms}
+    assert float(metrics["tokens"]) == 2 * (3 + 7 + 5 + 4)
     assert bool(metrics["finite"]) and int(new.step) == 4
     expected = jax.tree.map(lambda leaf, grad: leaf - RATE * grad, state.params, grads)
     jax.tree.map(

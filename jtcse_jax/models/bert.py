@@ -6,6 +6,8 @@ model knows nothing of how rows were filled. Crossing layers exchange values wit
 tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -130,7 +132,8 @@ class Embeddings(nnx.Module):
             + self.position(positions + self.offset)
             + self.token_type.embedding[0]
         )
-        return dropout(self.norm(summed).astype(self.dtype), self.dropout, key)
+        (bits,) = random_bits(key, 1, summed.shape)
+        return dropout(self.norm(summed).astype(self.dtype), self.dropout, bits)
 
 
 class Layer(nnx.Module):
@@ -165,15 +168,17 @@ class Layer(nnx.Module):
 
         `allowed` is that of `same_sentence`, `exchange` that of `Attention`.
         """
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         asking = hidden
         if places is not None:
             where = places.reshape(*(1,) * (hidden.ndim - 3), *places.shape, 1)
             asking = jnp.take_along_axis(hidden, where, axis=-2)
-        attended = self.attention(asking, hidden, allowed, key=keys[0], exchange=exchange)
-        hidden = self.attention_norm(asking + dropout(attended, self.dropout, keys[1]))
+        rows = hidden.shape[:-2]
+        probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
+        bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
+        attended = self.attention(asking, hidden, allowed, bits=bits[0], exchange=exchange)
+        hidden = self.attention_norm(asking + dropout(attended, self.dropout, bits[1]))
         inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
-        return self.output_norm(hidden + dropout(self.output(inner), self.dropout, keys[2]))
+        return self.output_norm(hidden + dropout(self.output(inner), self.dropout, bits[2]))
 
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))
@@ -201,7 +206,7 @@ class Attention(nnx.Module):
         hidden: Array,
         allowed: Array,
         *,
-        key: Array | None,
+        bits: Array | None,
         exchange: str | None,
     ) -> Array:
         """Projected context [..., R, Q, D] of the states that ask, over all states of their rows.
@@ -210,7 +215,7 @@ class Attention(nnx.Module):
           asking: [..., R, Q, D], whose queries attend.
           hidden: [..., R, P, D], whose keys and values are attended to.
           allowed: [R, 1, Q, P] bool, as `same_sentence`.
-          key: of dropout, or None.
+          bits: for the dropout of probabilities, or None.
           exchange: "value" or "probs" brings those of the next tower; of two streams
             [2, R, ...], to the second.
         """
@@ -221,7 +226,7 @@ class Attention(nnx.Module):
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
-        probs = dropout(probs, self.dropout, key).astype(value.dtype)
+        probs = dropout(probs, self.dropout, bits).astype(value.dtype)
         context = jnp.einsum("...hqk,...khd->...qhd", probs, value, precision=exact(hidden.dtype))
         return self.output(context.reshape(asking.shape))
 
@@ -269,19 +274,35 @@ def from_next_tower(x: Array) -> Array:
     return jax.lax.ppermute(x, TOWER_AXIS, [((i + 1) % towers, i) for i in range(towers)])
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Array, rate: float, bits: Array | None) -> Array:
     """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
 
-    `rate` is rounded to a multiple of 2^-16.
+    `bits` [shape of x] uint16 decide, so that `rate` is rounded to a multiple of 2^-16; None means
+    no dropout.
     """
     steps = round(rate * 2**16)
-    if key is None or steps == 0:
+    if bits is None or steps == 0:
         return x
-    # Half the random bits of a float32 draw, which are a good part of a step on a CPU.
-    pairs = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)))
-    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16)
-    keep = bits.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]] >= steps
-    return jnp.where(keep, x / (1 - steps / 2**16), 0).astype(x.dtype)
+    return jnp.where(bits >= steps, x / (1 - steps / 2**16), 0).astype(x.dtype)
+
+
+def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
+    """Random uint16 of each shape, all from one draw; None for each where there is no key.
+
+    Every draw costs a CPU compilation time, and half the bits of a float32 half the run time. The
+    shapes have their first `leading` axes in common, over which rows may be sharded.
+    """
+    if key is None:
+        return [None] * len(shapes)
+    rows = shapes[0][:leading]
+    sizes = [math.prod(shape[leading:]) for shape in shapes]
+    pairs = jax.random.bits(key, (*rows, -(-sum(sizes) // 2)))
+    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*rows, -1)
+    ends = itertools.accumulate(sizes)
+    return [
+        bits[..., end - size : end].reshape(shape)
+        for shape, size, end in zip(shapes, sizes, ends, strict=True)
+    ]
 
 
 def site_key(key: Array | None, layer: int) -> Array | None:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.metrics import SPEEDS
 from jtcse_jax.report.figures import Line, Picture, curves, heat_map, histograms
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.runs import Run
 from jtcse_jax.report.tables import flatten
 
-NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", "sentences_per_second"}
+NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
 TRAINING = (
     "Means since the line of the log before; axes are logarithmic where it helps and all values "
     "are above 0. The band is the dev score's 95 % bootstrap interval, the diamond the step that "

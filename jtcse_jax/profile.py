@@ -1,0 +1,35 @@
+"""A trace of ten training steps, in the format of TensorBoard's profile plugin and of Perfetto."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jtcse_jax.config import Config
+
+STEPS = 10
+AFTER = 5  # steps that compile and warm up come first
+FOLDER = "profile"
+
+
+class Profile:
+    """Traces steps AFTER to AFTER + STEPS of a run, or what it has of them, if asked to."""
+
+    def __init__(self, config: Config, start: int, stop: int):
+        """`config.profile` asks; the run goes from step `start` to `stop`."""
+        self._folder = Path(config.workdir).expanduser() / FOLDER
+        self._first = min(start + AFTER, stop - 1)
+        self._last = min(self._first + STEPS, stop)
+        self._asked = config.profile
+        self.step(start, None)
+
+    def step(self, done: int, state: Any) -> None:
+        """To be called after each dispatch, with the steps done and the state they will give."""
+        if not self._asked:
+            return
+        if done == self._first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+        elif done == self._last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
