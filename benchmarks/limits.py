@@ -1,0 +1,133 @@
+"""What the device can do at most, measured, and the least time that a training step could take.
+
+    python -m benchmarks.limits --output limits.json
+
+The floor of a step is the sum of two times that nothing can hide in a step without waste: its
+matrix products over real tokens at the rate of one large product, and the optimizer's bytes at the
+rate of a plain copy. Of AdamW these are 28 a parameter (weight, gradient and two moments read, all
+but the gradient written, 4 each) and, where the towers compute in bfloat16, 6 for the copy.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.race import report
+from jtcse_jax.config import Architecture, Cross
+from jtcse_jax.flops import Work, forward_flops
+
+BERT_BASE = Architecture(
+    vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
+)
+SIZES = {
+    "base": BERT_BASE,
+    "minilm": Architecture(
+        vocab_size=30522, hidden_size=384, num_layers=6, num_heads=12, intermediate_size=1536
+    ),
+    "small": Architecture(
+        vocab_size=30522, hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024
+    ),
+}
+ADAMW_BYTES = {"float32": 28, "bfloat16": 34}
+_ROUNDS = 10
+
+
+def main() -> None:
+    """Measures the device and prints the floors of a step of 64 sentences twice."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[25, 31, 64], help="of sentences")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--output", help="a JSON file")
+    options = parser.parse_args()
+    on_cpu = jax.default_backend() == "cpu"
+    copy = bandwidth()
+    rows = []
+    for dtype in ("float32",) if on_cpu else ("float32", "bfloat16"):
+        rate = product_rate(dtype)
+        for length in options.lengths:
+            views = 2 * options.batch
+            work = Work(length * views, length**2 * views, views)
+            for objective, crossed in (("tncse", 0), ("jtcse", 11)):
+                seconds = floor(BERT_BASE, work, dtype, rate, copy, crossed_layers=crossed)
+                rows.append(
+                    {
+                        "BERT-base twin": objective,
+                        "dtype": dtype,
+                        "tokens a sentence": length,
+                        "product rate TFLOP/s": rate / 1e12,
+                        "copy GB/s": copy / 1e9,
+                        "floor ms": seconds * 1e3,
+                    }
+                )
+    report("limits", rows, options.output, batch=options.batch)
+
+
+def floor(
+    architecture: Architecture,
+    work: Work,
+    dtype: str,
+    rate: float,
+    copy: float,
+    *,
+    towers: int = 2,
+    crossed_layers: int = 0,
+) -> float:
+    """Seconds of a training step at least.
+
+    Args:
+      architecture: of a tower.
+      work: of a batch, in one tower.
+      dtype: that the towers compute in.
+      rate: operations a second, as `product_rate`.
+      copy: bytes a second, as `bandwidth`.
+      towers: how many.
+      crossed_layers: layers that a crossed stream runs too, see `crossed_layers_of`.
+    """
+    products = 3 * towers * forward_flops(architecture, work, crossed_layers=crossed_layers)
+    return products / rate + towers * parameters(architecture) * ADAMW_BYTES[dtype] / copy
+
+
+def crossed_layers_of(architecture: Architecture, cross: Cross) -> int:
+    """Layers that run for the crossed streams too, in mode side."""
+    interval = cross.interval(architecture.num_layers)
+    return architecture.num_layers - interval + 1 if interval else 0
+
+
+def parameters(architecture: Architecture) -> int:
+    """Parameters of a tower."""
+    size, inner = architecture.hidden_size, architecture.intermediate_size
+    rows = architecture.vocab_size + architecture.max_positions + architecture.type_vocab_size
+    layer = 4 * (size + 1) * size + (size + 1) * inner + (inner + 1) * size + 4 * size
+    return rows * size + 2 * size + architecture.num_layers * layer + (size + 1) * size
+
+
+def product_rate(dtype: str) -> float:
+    """Operations a second of the fastest of some large square products."""
+    rates = []
+    for size in (2048, 3072) if jax.default_backend() == "cpu" else (4096, 8192):
+        x = jnp.ones((size, size), dtype)
+        rates.append(2 * size**3 / _best_seconds(jax.jit(lambda x: x @ x), x))
+    return max(rates)
+
+
+def bandwidth() -> float:
+    """Bytes a second, read and written together, of a large float32 array plus one."""
+    x = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
+    return 2 * x.nbytes / _best_seconds(jax.jit(lambda x: x + 1), x)
+
+
+def _best_seconds(function: Callable, *arguments: jax.Array) -> float:
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    main()

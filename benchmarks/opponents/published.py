@@ -1,0 +1,121 @@
+"""A PyTorch trainer as the authors' public scripts are (GitHub tianyuzong/JTCSE and /TNCSE).
+
+As in the scripts: two Hugging Face BERTs one after the other, eager attention, float32 with torch's
+own defaults, every sentence padded to `max_len`, twice; cosines of all rows by broadcasting to
+[2B, 2B, D], in the modulus loss too, where a Python loop then takes one cosine a pair and asks the
+device whether it is negative; a coin a step for the direction (JTCSE); `torch.optim.AdamW` as it
+comes. Batches are read, moved and stepped without overlap.
+
+Not as in the scripts: their crossed BERT is a private fork, so how it runs the crossed streams is
+not known. Here they share the plain streams' work up to the first crossed layer, which is the
+cheapest reading. Sentences are padded in the step instead of being stored padded (microseconds
+each), and the layers are called without the rest of BertModel's forward pass.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BertModel
+
+from benchmarks.opponents import method
+
+
+class Trainer:
+    """Two towers and their optimizer.
+
+    Args:
+      towers: two of one shape, trained in place.
+      objective: "jtcse" or "tncse".
+      temperature: divides the cosines.
+      cross_interval: layers k, 2k, ... cross (jtcse); None for none.
+      dropout, attention_dropout: rates.
+      learning_rate: constant.
+      device: "cpu" or "cuda".
+      max_len: tokens of every row; no sentence is longer.
+      pad_id: token behind the shorter ones.
+      seed: of the coin.
+    """
+
+    def __init__(
+        self,
+        towers: Sequence[BertModel],
+        *,
+        objective: str,
+        temperature: float = 0.05,
+        cross_interval: int | None = 2,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        learning_rate: float = 1.3e-6,
+        device: str = "cpu",
+        max_len: int = 64,
+        pad_id: int = 0,
+        seed: int = 0,
+    ):
+        method.prepare(towers, "eager", dropout, attention_dropout)
+        self.towers = [tower.to(device) for tower in towers]
+        self.crossing = objective == "jtcse"
+        self.temperature = temperature
+        self.interval = cross_interval if self.crossing else None
+        self.device, self.max_len, self.pad_id = device, max_len, pad_id
+        self.coin = random.Random(seed)
+        parameters = [weight for tower in self.towers for weight in tower.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
+
+    def step(self, sentences: Sequence[Sequence[int]]) -> float:
+        """One training step on sentences of token ids; the loss before it."""
+        flip = self.crossing and self.coin.random() < 0.5
+        loss = self.loss(sentences, flip)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
+        """The loss; `flip` as in `method.total_loss`."""
+        ids, real = method.two_views(sentences, self.max_len, self.pad_id)
+        ids, real = ids.to(self.device), real.to(self.device)
+        mask = (~real[:, None, None, :]).float() * torch.finfo(torch.float32).min
+        states = method.streams(self.towers, ids, mask, self.interval)
+        hidden, crossed = ([x[:, 0] for x in stream] for stream in states)
+        pooled = [tower.pooler(x) for tower, x in zip(self.towers, states[0], strict=True)]
+        crossed = crossed if self.crossing else None
+        return total_loss(hidden, pooled, crossed, flip=flip, temperature=self.temperature)
+
+
+def total_loss(
+    hidden: method.Pair,
+    pooled: method.Pair,
+    crossed: method.Pair | None,
+    *,
+    flip: bool,
+    temperature: float,
+) -> Tensor:
+    """`method.total_loss` of the losses below."""
+    nce = partial(broadcast_nce, temperature=temperature)
+    return method.total_loss(hidden, pooled, crossed, flip=flip, nce=nce, modulus=looped_modulus)
+
+
+def broadcast_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """NCE(x, y) of rows [2B, D], the vectors repeated to [2B, 2B, D]."""
+    rows = torch.arange(len(x), device=x.device)
+    cosines = F.cosine_similarity(x[:, None], y[None, :], dim=-1)
+    itself = torch.eye(len(x), device=x.device)
+    return F.cross_entropy((cosines - 1e12 * itself) / temperature, rows ^ 1)
+
+
+def looped_modulus(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """T(x, y, p, q) of rows [2B, D], pair by pair."""
+    cosines = F.cosine_similarity(x[:, None], y[None, :], dim=-1)
+    total = 0.0
+    for row in range(0, len(x), 2):
+        cosine = cosines[row][row + 1]
+        if cosine < 0:  # waits for the device
+            cosine = torch.tensor(1e-4, device=x.device)
+        length, other = torch.norm(p[row]), torch.norm(q[row + 1])
+        modulus = torch.norm(p[row] - q[row + 1]) / (length + other) / 2
+        total = total - torch.log(cosine) * modulus
+    return total / (len(x) / 2)

@@ -1,0 +1,135 @@
+"""The PyTorch trainer that a good engineer would write: the same loss, faster.
+
+Against `published.py`: rows are padded to the longest sentence rounded up to 8, and sorted by
+length into `groups` that are padded each for itself (their vectors meet again before the losses,
+which are of the whole batch and do not ask for its order); `sdpa` attention; bfloat16
+autocast on CUDA, with poolers and losses in float32, and float32 on the CPU; crossed streams that
+share the plain streams' work up to the first crossed layer; normalised vectors multiplied as
+matrices; no loop over pairs; fused AdamW; one wait for the device a step, for the loss it returns.
+
+`compiled` puts layers and losses through torch.compile: layer by layer, so that two towers of
+twelve layers compile once. By default it is on for CUDA and off for the CPU.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BertModel
+
+from benchmarks.opponents import method
+
+
+class Trainer:
+    """Two towers and their optimizer.
+
+    Args as of `published.Trainer`, and:
+      groups: groups of rows by length; None for the device's default.
+      compiled: use torch.compile; None for the device's default.
+    """
+
+    def __init__(
+        self,
+        towers: Sequence[BertModel],
+        *,
+        objective: str,
+        temperature: float = 0.05,
+        cross_interval: int | None = 2,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        learning_rate: float = 1.3e-6,
+        device: str = "cpu",
+        max_len: int = 64,
+        pad_id: int = 0,
+        seed: int = 0,
+        groups: int | None = None,
+        compiled: bool | None = None,
+    ):
+        method.prepare(towers, "sdpa", dropout, attention_dropout)
+        self.towers = [tower.to(device) for tower in towers]
+        self.crossing = objective == "jtcse"
+        self.temperature = temperature
+        self.interval = cross_interval if self.crossing else None
+        self.device, self.max_len, self.pad_id = device, max_len, pad_id
+        self.on_gpu = torch.device(device).type == "cuda"
+        self.groups = groups or (1 if self.on_gpu else 4)
+        self.coin = random.Random(seed)
+        functions = method.plain_layer, method.crossed_layer, total_loss
+        if compiled is None:
+            compiled = self.on_gpu
+        if compiled:
+            functions = [torch.compile(function) for function in functions]
+        self.plain, self.cross, self.total_loss = functions
+        parameters = [weight for tower in self.towers for weight in tower.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
+
+    def step(self, sentences: Sequence[Sequence[int]]) -> float:
+        """One training step on sentences of token ids; the loss before it."""
+        flip = self.crossing and self.coin.random() < 0.5
+        loss = self.loss(sentences, flip)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
+        """The loss; `flip` as in `method.total_loss`."""
+        by_length = np.argsort([len(sentence) for sentence in sentences], kind="stable")
+        parts = np.array_split(by_length, min(self.groups, len(sentences)))
+        vectors = [self._vectors([sentences[i] for i in part]) for part in parts]
+        hidden, crossed = (
+            [torch.cat(pieces).float() for pieces in zip(*stream, strict=True)]
+            for stream in zip(*vectors, strict=True)
+        )
+        # The pooler takes the first token of each row: here the only one.
+        pooled = [tower.pooler(x[:, None]) for tower, x in zip(self.towers, hidden, strict=True)]
+        crossed = crossed if self.crossing else None
+        return self.total_loss(hidden, pooled, crossed, flip, self.temperature)
+
+    def _vectors(self, sentences: Sequence[Sequence[int]]) -> tuple[method.Pair, method.Pair]:
+        """[CLS] of the two views of each sentence, of the plain and the crossed streams."""
+        longest = max(len(sentence) for sentence in sentences)
+        length = min(-(-longest // 8) * 8, self.max_len)
+        ids, real = (self._on_device(x) for x in method.two_views(sentences, length, self.pad_id))
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu):
+            mask = real[:, None, None, :]
+            states = method.streams(self.towers, ids, mask, self.interval, self.plain, self.cross)
+        return tuple([x[:, 0] for x in stream] for stream in states)
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else x
+
+
+def total_loss(
+    hidden: method.Pair,
+    pooled: method.Pair,
+    crossed: method.Pair | None,
+    flip: bool,
+    temperature: float,
+) -> Tensor:
+    """`method.total_loss` of the losses below."""
+
+    def scaled_nce(x: Tensor, y: Tensor) -> Tensor:
+        return nce(x, y, temperature)
+
+    return method.total_loss(hidden, pooled, crossed, flip=flip, nce=scaled_nce, modulus=modulus)
+
+
+def nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """NCE(x, y) of rows [2B, D], float32."""
+    rows = torch.arange(len(x), device=x.device)
+    logits = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T / temperature
+    itself = rows[:, None] == rows[None, :]
+    return F.cross_entropy(logits.masked_fill(itself, -torch.inf), rows ^ 1)
+
+
+def modulus(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """T(x, y, p, q) of rows [2B, D], float32."""
+    x, y, p, q = x[0::2], y[1::2], p[0::2], q[1::2]
+    cosine = F.cosine_similarity(x, y, dim=-1)
+    direction = -torch.log(torch.where(cosine > 0, cosine, 1e-4))
+    lengths = torch.linalg.vector_norm(p, dim=-1) + torch.linalg.vector_norm(q, dim=-1)
+    return (direction * torch.linalg.vector_norm(p - q, dim=-1) / lengths / 2).mean()

@@ -1,0 +1,189 @@
+"""A training step of two towers: ours against PyTorch, and against the device's limit.
+
+    python -m benchmarks.train_step --text sentences.txt --batch 8 --output train_step.json
+
+Every contender gets the same token ids, batch after batch, from random weights; padding or packing
+them is part of its step, the text's tokenising is not. `real tokens/s` counts the tokens of both
+views in one tower. `first step` is that of a fresh process: tracing and compiling, without imports.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.limits import SIZES, bandwidth, crossed_layers_of, floor, product_rate
+from benchmarks.race import Contender, outcome_fields, race, report
+from benchmarks.text import token_ids
+from jtcse_jax.batch import Batch
+from jtcse_jax.config import Cross, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.flops import Work
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.optimizer import make_optimizer
+from jtcse_jax.train_step import init_state, make_train_step
+
+OURS = "ours"
+ROW_LENGTH, SLOTS = 128, 12  # the trainer's own
+Sentences = list[list[int]]
+
+
+def main() -> None:
+    """Measures, prints a table for each objective and writes them as JSON."""
+    options = _read_options()
+    batches = token_ids(options.text, options.max_len, options.batch, options.batches)
+    rate, copy = product_rate(options.dtype), bandwidth()
+    rows, outcomes = [], {}
+    for objective in options.objective:
+        cross = Cross(num_layers=SIZES[options.size].num_layers // 2)
+        crossed = crossed_layers_of(SIZES[options.size], cross) if objective == "jtcse" else 0
+        lowest = [
+            floor(SIZES[options.size], work, options.dtype, rate, copy, crossed_layers=crossed)
+            for work in map(work_of, batches)
+        ]
+        tokens = np.mean([work_of(batch).tokens for batch in batches])
+        common = {"objective": objective, "size": options.size, "batches": batches}
+        contenders = {OURS: Contender(ours, common | {"dtype": options.dtype})}
+        for name in options.against:
+            module, arguments = OPPONENTS[name]
+            arguments = {"module": module, "max_len": options.max_len, **arguments}
+            contenders[name] = Contender(theirs, common | arguments)
+        # Two warm-up steps: torch.compile compiles anew at the second length.
+        raced = race(contenders, options.rounds, warmup=2)
+        outcomes[objective] = {name: outcome_fields(each) for name, each in raced.items()}
+        for name, outcome in raced.items():
+            rows.append(
+                {
+                    f"{options.size}, {options.batch} sentences": f"{objective}, {name}",
+                    "s a step": outcome.median,
+                    "times ours": outcome.median / raced[OURS].median,
+                    "sentences/s": options.batch / outcome.median,
+                    "real tokens/s": tokens / outcome.median,
+                    "% of floor": 100 * float(np.mean(lowest)) / outcome.median,
+                    "first step s": outcome.first_seconds,
+                    "peak GB": outcome.peak_bytes / 1e9,
+                }
+            )
+    fields = {key: value for key, value in vars(options).items() if key != "output"}
+    limits = {"product_rate": rate, "bandwidth": copy, "mean_tokens": float(tokens)}
+    report("train step", rows, options.output, options=fields, limits=limits, outcomes=outcomes)
+
+
+def _read_options() -> argparse.Namespace:
+    on_cpu = jax.default_backend() == "cpu"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", help="one sentence a line; else lengths like Wikipedia's")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--objective", nargs="+", choices=("tncse", "jtcse"), default=["tncse"])
+    parser.add_argument("--batch", type=int, default=8 if on_cpu else 64, help="sentences")
+    parser.add_argument("--max-len", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=8, help="different ones, taken in turn")
+    parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
+    parser.add_argument("--against", nargs="*", choices=OPPONENTS, default=[*OPPONENTS])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", help="a JSON file")
+    return parser.parse_args()
+
+
+# Of the well made one, whether rows are sorted by length into groups and whether it is compiled.
+OPPONENTS = {
+    "as published": ("published", {}),
+    "well made": ("well_made", {"groups": 1}),
+    "well made, 4 groups": ("well_made", {"groups": 4}),
+    "well made, compiled": ("well_made", {"groups": 1, "compiled": True}),
+}
+
+
+def work_of(sentences: Sentences) -> Work:
+    """Of one tower, both views."""
+    lengths = np.array([len(sentence) for sentence in sentences], np.float64)
+    return Work(2 * lengths.sum(), 2 * (lengths**2).sum(), 2 * len(lengths))
+
+
+def ours(objective: str, size: str, batches: list[Sentences], dtype: str) -> Callable:
+    """A step of the trainer: packing, placing, the jitted step, and waiting for its loss."""
+    architecture = SIZES[size]
+    cross = Cross(num_layers=architecture.num_layers // 2)
+    config = ModelConfig(towers=("scratch", "scratch"), compute_dtype=dtype, cross=cross)
+    bank = Bank.from_config(config, architecture)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = jax.device_put(init_state({"towers": bank.init(0)}, optimizer))
+    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer)
+    key = jax.random.key(0)
+    plans = [pack(_lengths(batch), ROW_LENGTH, SLOTS, group=2) for batch in batches]
+    most = max(plan.num_rows for plan in plans)
+    done = 0
+
+    def work() -> dict[str, float]:
+        nonlocal state, done
+        sentences = batches[done % len(batches)]
+        began = time.perf_counter()
+        batch = packed(sentences, most)
+        packing = time.perf_counter() - began
+        state, metrics = step(state, batch, key)
+        done += 1
+        return {"loss": float(metrics["loss"]), "packing_seconds": packing}
+
+    return work
+
+
+def packed(sentences: Sentences, num_rows: int) -> Batch:
+    """Both views of each sentence, in rows as the trainer has them."""
+    lengths = _lengths(sentences)
+    plan = pack(lengths, ROW_LENGTH, SLOTS, group=2)
+    arrays = fill(
+        plan,
+        lambda view: np.asarray(sentences[view // 2], np.int32),
+        lengths,
+        num_rows,
+        ROW_LENGTH,
+        SLOTS,
+        pad_id=0,
+    )
+    return Batch(*arrays, order=plan.order, mask=np.ones(len(lengths), bool))
+
+
+def theirs(
+    objective: str, size: str, batches: list[Sentences], module: str, **arguments: Any
+) -> Callable:
+    """A step of an opponent."""
+    import importlib
+
+    import torch
+    from transformers import BertConfig, BertModel
+
+    architecture = SIZES[size]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=architecture.vocab_size,
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        intermediate_size=architecture.intermediate_size,
+    )
+    trainer = importlib.import_module(f"benchmarks.opponents.{module}").Trainer(
+        [BertModel(config), BertModel(config)],
+        objective=objective,
+        cross_interval=2,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        **arguments,
+    )
+    done = 0
+
+    def work() -> dict[str, float]:
+        nonlocal done
+        done += 1
+        return {"loss": trainer.step(batches[(done - 1) % len(batches)])}
+
+    return work
+
+
+def _lengths(sentences: Sentences) -> np.ndarray:
+    return np.repeat([len(sentence) for sentence in sentences], 2)
+
+
+if __name__ == "__main__":
+    main()
