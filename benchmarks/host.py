@@ -69,7 +69,7 @@ def _read_options() -> argparse.Namespace:
 
 def _tokenising(options: argparse.Namespace, text: Path, cache: Path) -> list[dict[str, Any]]:
     arguments = {"text": str(text), "cache": str(cache), **_tokenizer(options)}
-    outcome = race({"ours": Contender(_tokenise, arguments)}, rounds=1, warmup=0)["ours"]
+    outcome = race({"ours": Contender(_tokenise, arguments)}, rounds=1, warmup=0, turns=1)["ours"]
     numbers = outcome.numbers
     return [
         _row(f"tokenise {options.sentences:,} sentences", "s", outcome.median, 60),
@@ -100,7 +100,7 @@ def _tokenise(text: str, cache: str, tokenizer: str, max_len: int) -> Callable[[
 
 def _opening(folder: Path, rounds: int) -> list[dict[str, Any]]:
     contender = Contender(_open, {"folder": str(folder)})
-    outcomes = [race({"ours": contender}, 1, warmup=0)["ours"] for _ in range(rounds)]
+    outcomes = [race({"ours": contender}, 1, warmup=0, turns=1)["ours"] for _ in range(rounds)]
     numbers = {key: _median(outcomes, key) for key in outcomes[0].numbers}
     return [
         _row("open the cache", "ms", numbers["seconds"] * 1e3, 10),

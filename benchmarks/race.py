@@ -1,7 +1,8 @@
-"""Contenders side by side: each in a process of its own, all asked in turn, round after round.
+"""Contenders side by side: one process at a time, all of them in turn, twice round.
 
-Turns, so that a machine that slows down slows all of them; processes of their own, so that the
-thread pools and the memory of one library are not in the way of another.
+A process of its own, so that the thread pools and the memory of one library are not in the way of
+another (two idle gigabytes beside a step cost it half its speed on a small machine); turns, so that
+a machine that slows down for a while does not do so to one contender alone.
 """
 
 import importlib
@@ -40,8 +41,8 @@ class Outcome:
     """What became of a contender."""
 
     seconds: list[float]  #: of each round, warm-up left out
-    start_seconds: float  #: from the call of the factory to its return
-    first_seconds: float  #: the first call, compilation included
+    start_seconds: float  #: from the call of the factory to its return, at best
+    first_seconds: float  #: the first call, compilation included, at best
     peak_bytes: int  #: most memory of the process so far, of the host
     numbers: dict[str, float]  #: what the last call returned
 
@@ -51,42 +52,53 @@ class Outcome:
         return statistics.median(self.seconds)
 
 
-def race(contenders: dict[str, Contender], rounds: int, warmup: int = 1) -> dict[str, Outcome]:
-    """The outcome of each contender, after `warmup` calls that do not count and `rounds` turns.
+def race(
+    contenders: dict[str, Contender], rounds: int, warmup: int = 1, turns: int = 2
+) -> dict[str, Outcome]:
+    """The outcome of each contender over `turns` processes of `rounds` calls each.
 
-    Raises RuntimeError with the child's own words where one fails.
+    `warmup` calls of each process do not count. Raises RuntimeError with the child's own words
+    where one fails.
     """
-    context = multiprocessing.get_context("spawn")
-    ends, processes, starts = {}, [], {}
-    try:
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
+    for _ in range(turns):
         for name, contender in contenders.items():
-            ends[name], theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(contender, theirs), daemon=True)
-            # A child inherits the environment of its start: its libraries read it when imported.
-            kept = {key: os.environ.get(key) for key in contender.environment}
-            os.environ.update(contender.environment)
-            process.start()
-            _restore(kept)
-            processes.append(process)
-            starts[name] = _answer(ends[name], name)
-        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-        for _ in range(warmup + rounds):
-            for name, end in ends.items():
-                end.send(True)
-                answers[name].append(_answer(end, name))
-        return {
-            name: Outcome(
-                seconds=[answer["seconds"] for answer in every[warmup:]],
-                start_seconds=starts[name]["seconds"],
-                first_seconds=every[0]["seconds"],
-                peak_bytes=every[-1]["peak_bytes"],
-                numbers=every[-1]["numbers"],
-            )
-            for name, every in answers.items()
-        }
+            outcomes[name].append(_run(name, contender, rounds, warmup))
+    return {
+        name: Outcome(
+            seconds=[second for turn in every for second in turn.seconds],
+            start_seconds=min(turn.start_seconds for turn in every),
+            first_seconds=min(turn.first_seconds for turn in every),
+            peak_bytes=max(turn.peak_bytes for turn in every),
+            numbers=every[-1].numbers,
+        )
+        for name, every in outcomes.items()
+    }
+
+
+def _run(name: str, contender: Contender, rounds: int, warmup: int) -> Outcome:
+    context = multiprocessing.get_context("spawn")
+    end, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(contender, theirs), daemon=True)
+    # A child inherits the environment of its start: its libraries read it when imported.
+    kept = {key: os.environ.get(key) for key in contender.environment}
+    os.environ.update(contender.environment)
+    process.start()
+    _restore(kept)
+    theirs.close()  # so that the end of the child ends the wait for it
+    try:
+        start = _answer(end, name)
+        answers = [_answer(end, name, ask=True) for _ in range(warmup + rounds)]
     finally:
-        for process in processes:
-            process.kill()
+        process.kill()
+        process.join()
+    return Outcome(
+        seconds=[answer["seconds"] for answer in answers[warmup:]],
+        start_seconds=start["seconds"],
+        first_seconds=answers[0]["seconds"],
+        peak_bytes=answers[-1]["peak_bytes"],
+        numbers=answers[-1]["numbers"],
+    )
 
 
 def report(
@@ -145,11 +157,13 @@ def _serve(contender: Contender, end) -> None:
         raise
 
 
-def _answer(end, name: str) -> dict[str, Any]:
+def _answer(end, name: str, ask: bool = False) -> dict[str, Any]:
     try:
+        if ask:
+            end.send(True)
         answer = end.recv()
-    except EOFError:
-        raise RuntimeError(f"{name} ended without an answer") from None
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise RuntimeError(f"{name} ended without an answer: out of memory?") from None
     if "error" in answer:
         raise RuntimeError(f"{name}: {answer['error']}")
     return answer

@@ -46,14 +46,15 @@ def main() -> None:
         ]
         tokens = np.mean([work_of(batch).tokens for batch in batches])
         common = {"objective": objective, "size": options.size, "batches": batches}
-        contenders = {OURS: Contender(ours, common | {"dtype": options.dtype})}
+        arguments = common | {"dtype": options.dtype}
+        contenders = {OURS: Contender(ours, arguments)}
         for name in options.against:
-            module, arguments = OPPONENTS[name]
-            arguments = {"module": module, "max_len": options.max_len, **arguments}
-            contenders[name] = Contender(theirs, common | arguments)
+            module, own = OPPONENTS[name]
+            own = {"module": module, "max_len": options.max_len} | own
+            contenders[name] = Contender(theirs, common | own)
         # Two warm-up steps: torch.compile compiles anew at the second length.
         raced = race(contenders, options.rounds, warmup=2)
-        outcomes[objective] = {name: outcome_fields(each) for name, each in raced.items()}
+        outcomes[objective] = {name: outcome_fields(one) for name, one in raced.items()}
         for name, outcome in raced.items():
             rows.append(
                 {
