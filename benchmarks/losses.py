@@ -40,7 +40,7 @@ def main() -> None:
         contenders["PyTorch, as published"] = Contender(
             torch_losses, shape | {"opponent": "published"}
         )
-    outcomes = race(contenders, rounds=arguments.rounds)
+    outcomes = race(contenders, rounds=arguments.rounds, turns=1)
     rows = [
         {
             "losses": name,

@@ -53,7 +53,7 @@ def main() -> None:
             own = {"module": module, "max_len": options.max_len} | own
             contenders[name] = Contender(theirs, common | own)
         # Two warm-up steps: torch.compile compiles anew at the second length.
-        raced = race(contenders, options.rounds, warmup=2)
+        raced = race(contenders, options.rounds, warmup=2, turns=options.turns)
         outcomes[objective] = {name: outcome_fields(one) for name, one in raced.items()}
         for name, outcome in raced.items():
             rows.append(
@@ -84,7 +84,8 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=8, help="different ones, taken in turn")
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--against", nargs="*", choices=OPPONENTS, default=[*OPPONENTS])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="steps that count, of each process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
     parser.add_argument("--output", help="a JSON file")
     return parser.parse_args()
 

@@ -102,7 +102,7 @@ class Loop:
 
     def _read(self, step: int, metrics: dict[str, Array]) -> None:
         host = jax.device_get(metrics)
-        finite, tokens, flops = (host.pop(name) for name in ("finite", "tokens", "flops"))
+        finite, tokens, flops = (float(host.pop(name)) for name in ("finite", "tokens", "flops"))
         values = {name: float(value) for name, value in host.items()}
         if not finite:
             raise UserError(self._not_finite(step, values))

@@ -1,0 +1,132 @@
+"""What keeps a run fast, without a clock: shapes compiled, collectives, what is said of speed."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import tiny_config
+from transformers import PreTrainedTokenizerFast
+
+from jtcse_jax import sharding
+from jtcse_jax.compilation import keep_compiled
+from jtcse_jax.config import Architecture, Cross, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.tokens import TokenCache, tokenize
+from jtcse_jax.data.vocabulary import train_tokenizer
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.optimizer import make_optimizer
+from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.trainer import train
+
+TINY = Architecture(vocab_size=200, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32)
+BATCH, LENGTH, SLOTS = 16, 32, 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> TokenCache:
+    """Sentences of two to forty words."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    words = np.array(["river", "old", "sees", "a", "garden", "house", "of", "night"])
+    lengths = random.geometric(0.12, 400).clip(2, 40)
+    lines = [" ".join(random.choice(words, length)) for length in lengths]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    source = open_source(str(folder / "text.txt"))
+    tokenizer: PreTrainedTokenizerFast = train_tokenizer(source, 200, lowercase=True)
+    return tokenize(source, tokenizer, LENGTH // 2, folder / "cache", progress=False)
+
+
+def batches_of(cache: TokenCache, row_multiple: int = 1) -> PackedBatches:
+    return PackedBatches(
+        cache,
+        batch_size=BATCH,
+        row_length=LENGTH,
+        slots=SLOTS,
+        seed=0,
+        row_multiple=row_multiple,
+    )
+
+
+def step_of(bank: Bank, objective: str, mesh=None) -> tuple:
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    state = init_state({"towers": bank.init(0)}, optimizer)
+    shardings = sharding.tower_shardings(mesh, state) if mesh else None
+    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
+    return step, sharding.place(state, shardings) if mesh else jax.device_put(state), shardings
+
+
+def test_two_epochs_compile_two_steps_at_most(cache):
+    bank = Bank(TINY, 2, dropout=0.1, attention_dropout=0.1)
+    step, state, _ = step_of(bank, "tncse")
+    batches = batches_of(cache)
+    rows = set()
+    for number in range(2 * batches.steps_per_epoch):
+        batch = batches[number]
+        rows.add(len(batch.tokens))
+        state, _ = step(state, batch, jax.random.key(0))
+    assert len(rows) == 2, "the text no longer asks for both shapes"
+    assert step.jitted._cache_size() == 2
+
+
+@pytest.mark.parametrize("tower_devices", [1, 2])
+def test_no_hidden_states_travel(cache, tower_devices):
+    """Over rows only sentence vectors and gradients do; over towers the values that cross."""
+    mesh = sharding.make_mesh(tower_devices, jax.devices()[:4])
+    cross = Cross("side", "value", 1)
+    bank = Bank(TINY, 2, cross=cross, mesh=mesh)
+    step, state, _ = step_of(bank, "jtcse", mesh)
+    batch = sharding.place_batch(mesh, batches_of(cache, mesh.shape["data"])[0])
+    text = step.lower(state, batch, jax.random.key(0)).compile().as_text()
+    hidden = len(batch.tokens) * LENGTH * TINY.hidden_size // mesh.shape["data"]
+    moved = [
+        (kind, math.prod(map(int, dims.split(","))))
+        for dims, kind, name in re.findall(
+            r"= \(?f32\[([\d,]+)\]\S* (all-gather|all-to-all|collective-permute)\(.*?"
+            r'op_name="([^"]*)"',
+            text,
+        )
+        # Where towers have their own devices XLA gathers what the embedding's gradient adds up.
+        if tower_devices == 1 or "scatter-add" not in name
+    ]
+    large = [kind for kind, size in moved if size >= hidden]
+    # Values once forward and once back of the one crossed layer.
+    assert large == ["collective-permute"] * (2 if tower_devices == 2 else 0), moved
+
+
+def test_log_tells_speed_and_profile_traces(tmp_path, capsys):
+    config = dataclasses.replace(tiny_config(tmp_path), profile=True, peak_tflops=1e-6)
+    train(config, devices=jax.devices()[:1])
+    lines = [
+        json.loads(x) for x in (Path(config.workdir) / "metrics.jsonl").read_text().split("\n") if x
+    ]
+    last = [line for line in lines if "loss" in line][-1]
+    # 8 sentences of some 9 tokens, twice.
+    assert 10 < last["tokens_per_second"] / last["sentences_per_second"] < 30
+    assert last["mfu"] > 0 and "flops" not in last and "tokens" not in last
+    said = capsys.readouterr().out
+    assert re.search(r"step 10 .* sentences/s  [\d,]+ tokens/s  MFU [\d.]+%  ETA", said)
+    assert list((Path(config.workdir) / "profile").rglob("*.xplane.pb"))
+
+
+def test_profile_of_one_step_is_no_error(tmp_path):
+    config = dataclasses.replace(tiny_config(tmp_path), profile=True, max_steps=1)
+    train(config, devices=jax.devices()[:1])
+    assert list((Path(config.workdir) / "profile").rglob("*.xplane.pb"))
+
+
+def test_compiled_programs_are_kept_where_nobody_says_otherwise():
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == before  # the tests' own, of the environment
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir.endswith("/.cache/jtcse_jax/compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
