@@ -38,6 +38,10 @@ ADDED = {
     ".venv/bin/python -m jtcse_jax.evaluate": [],
     ".venv/bin/python -m jtcse_jax.export": [],
     ".venv/bin/python -m jtcse_jax.report": [],
+    ".venv/bin/python -m benchmarks.train_step": [
+        *("--size", "small", "--batch", "4", "--batches", "1"),
+        *("--rounds", "1", "--turns", "1", "--against"),
+    ],
 }
 
 
@@ -73,7 +77,7 @@ def write_small_minilm(folder: Path) -> None:
 @pytest.mark.slow
 def test_every_command_runs(tmp_path):
     checkout = tmp_path / "checkout"
-    for folder in ("jtcse_jax", "configs", "launch"):
+    for folder in ("jtcse_jax", "configs", "launch", "benchmarks"):
         shutil.copytree(ROOT / folder, checkout / folder)
     (checkout / ".venv").symlink_to(sys.prefix)
     write_small_minilm(checkout)
@@ -110,7 +114,9 @@ def test_every_command_runs(tmp_path):
 def test_documents_name_files_that_exist():
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = document.read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:configs|docs|launch|tests|jtcse_jax)/[\w./-]+)`", text):
+        for name in re.findall(
+            r"`((?:configs|docs|launch|tests|jtcse_jax|benchmarks)/[\w./-]+)`", text
+        ):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
