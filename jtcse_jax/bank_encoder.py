@@ -1,7 +1,8 @@
 """One bank as an encoder: tokenises sentences, packs them into rows, runs the towers, sums them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,17 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.saved_model import SavedModel
 
-ROW_LENGTH = 128  # tokens in a row, unless sentences can be longer
-ROWS = 64  # most rows of a device in a call of the model
+PART = 1024  # sentences of a device that are packed together
+
+# The most tokens in a call of a device. On a CPU little, so that what a layer makes is still in
+# the cache for the next.
+CALL = {"cpu": 512}
+USUAL_CALL = 8192
+
+# The tokens in a row, unless sentences can be longer. A short row leaves more of itself empty, a
+# long one computes more attention only to mask it, which costs a CPU more.
+ROW_LENGTH = {"cpu": 64}
+USUAL_ROW_LENGTH = 128
 
 
 class Encoded(NamedTuple):
@@ -31,8 +41,12 @@ class Encoded(NamedTuple):
 class BankEncoder:
     """A bank of towers, its tokenizer, and the devices it runs on.
 
-    A call of the model has 1, 4, 16 or 64 rows for each device, so that no more than four shapes
-    are ever compiled, whatever the sentences.
+    A call of the model has `most_rows` rows for each device, or a quarter, a 16th ..., so that no
+    more than four shapes are ever compiled, whatever the sentences.
+
+    Attributes:
+      row_length: tokens in a row.
+      most_rows: the most rows of a device in a call.
     """
 
     def __init__(
@@ -58,8 +72,10 @@ class BankEncoder:
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
             # An empty sentence would have no token, and no sentence a [CLS].
             raise UserError("The tokenizer adds no special tokens: use that of this model.")
-        self._row_length = max(ROW_LENGTH, max_len)
-        self._slots = self._row_length // 4
+        platform = self.mesh.devices.flat[0].platform
+        self.row_length = max(ROW_LENGTH.get(platform, USUAL_ROW_LENGTH), max_len)
+        self.most_rows = max(1, CALL.get(platform, USUAL_CALL) // self.row_length)
+        self._slots = self.row_length // 4
 
     @classmethod
     def of(cls, model: SavedModel) -> "BankEncoder":
@@ -81,25 +97,37 @@ class BankEncoder:
     def encode(
         self, sentences: Sequence[str], done: Callable[[int], None] = lambda count: None
     ) -> Encoded:
-        """The vectors of sentences in their order, all packed together; "" is one like others.
+        """The vectors of sentences in their order; "" is one like others.
 
         `done` is told after each call of the model how many more are finished. Raises UserError
         for a string that is no valid Unicode.
         """
+        size = PART * self.mesh.shape["data"]
+        parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
+        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
+        # One part ahead: the devices work on a part while the next is tokenised and packed.
+        for running, _ in pairwise(chain(map(self._start, parts), [None])):
+            encoded.append(self._finish(running, done))
+        return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
+
+    def place(
+        self, sentences: Sequence[str]
+    ) -> tuple[Packing, np.ndarray, Iterator[tuple[range, Batch]]]:
+        """What is packed where, [n] what was cut, and each call's rows and batch on the devices.
+
+        The batches are made one by one as they are asked for. Errors as `encode`.
+        """
         tokens, cut = self._tokenize(sentences)
         lengths = np.array([len(ids) for ids in tokens])
-        packing = pack(lengths, self._row_length, self._slots)
-        vectors = np.empty((len(tokens), self.width), np.float32)
-        # All calls are dispatched before the first result is read: the device never waits.
-        calls = [
-            (rows, self._embed(packing, tokens, lengths, rows))
-            for rows in self._calls(packing.num_rows)
-        ]
-        for rows, embedded in calls:
-            here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
-            vectors[here] = np.asarray(embedded)[packing.order[here] - rows.start * self._slots]
-            done(len(here))
-        return Encoded(vectors, cut)
+        packing = pack(lengths, self.row_length, self._slots)
+        calls = self._calls(packing.num_rows)
+        return packing, cut, ((rows, self._fill(packing, tokens, lengths, rows)) for rows in calls)
+
+    def _start(self, sentences: Sequence[str]) -> "_Running":
+        """Dispatches all calls of the model for some sentences, and waits for none."""
+        packing, cut, batches = self.place(sentences)
+        calls = [(rows, embed(self.bank, self.mesh, self.params, batch)) for rows, batch in batches]
+        return _Running(packing, cut, calls)
 
     def _tokenize(self, sentences: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
         try:
@@ -110,34 +138,51 @@ class BankEncoder:
         return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
 
     def _calls(self, num_rows: int) -> list[range]:
-        """The rows of each call: of each device ROWS, or a quarter, a 16th ... if half are used."""
+        """The rows of each call: of each device `most_rows`, or a quarter ... if half are used."""
         shards = self.mesh.shape["data"]
         calls, start = [], 0
         while start < num_rows:
-            each = ROWS
+            each = self.most_rows
             while each > 1 and each * shards > 2 * (num_rows - start):
                 each = max(1, each // 4)
             calls.append(range(start, start + each * shards))
             start = calls[-1].stop
         return calls
 
-    def _embed(
+    def _fill(
         self, packing: Packing, tokens: list[np.ndarray], lengths: np.ndarray, rows: range
-    ) -> Array:
+    ) -> Batch:
         arrays = fill(
             packing,
             lambda sentence: tokens[sentence],
             lengths,
             num_rows=max(rows.stop, packing.num_rows),
-            row_length=self._row_length,
+            row_length=self.row_length,
             slots=self._slots,
             pad_id=self.bank.architecture.pad_token_id,
             rows=rows,
         )
         every_slot = np.arange(len(rows) * self._slots, dtype=np.int32)
         batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
-        batch = sharding.place(batch, sharding.batch_shardings(self.mesh))
-        return embed(self.bank, self.mesh, self.params, batch)
+        return sharding.place(batch, sharding.batch_shardings(self.mesh))
+
+    def _finish(self, running: "_Running", done: Callable[[int], None]) -> Encoded:
+        """Waits for the calls and puts their vectors into the order of the sentences."""
+        packing = running.packing
+        vectors = np.empty((len(running.cut), self.width), np.float32)
+        for rows, embedded in running.calls:
+            here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
+            vectors[here] = np.asarray(embedded)[packing.order[here] - rows.start * self._slots]
+            done(len(here))
+        return Encoded(vectors, running.cut)
+
+
+class _Running(NamedTuple):
+    """Sentences that the devices work on."""
+
+    packing: Packing
+    cut: np.ndarray  # as in Encoded
+    calls: list[tuple[range, Array]]  # the rows of each call, and the vectors of all their slots
 
 
 @partial(jax.jit, static_argnums=(0, 1))

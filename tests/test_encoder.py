@@ -152,21 +152,23 @@ def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
     assert embed.truncated == 4
 
 
-def test_other_batches_and_calls_give_the_same_vectors(embed, monkeypatch):
+def test_other_batches_parts_and_calls_give_the_same_vectors(embed, monkeypatch):
     sentences = some_sentences(61)
     expected = embed.encode(sentences)
-    for block, rows in ((7, 64), (8192, 2), (23, 1)):
+    for block, part, rows in ((7, 1024, 64), (8192, 1, 2), (23, 2, 1)):
         monkeypatch.setattr(encoder, "BLOCK", block)
-        monkeypatch.setattr(bank_encoder, "ROWS", rows)
+        monkeypatch.setattr(bank_encoder, "PART", part)
+        monkeypatch.setattr(embed.banks[0], "most_rows", rows)
         np.testing.assert_allclose(embed.encode(sentences), expected, atol=2e-5)
         np.testing.assert_allclose(embed.encode(sentences, batch_size=13), expected, atol=2e-5)
 
 
 def test_few_shapes_are_compiled_whatever_is_encoded(model, monkeypatch):
-    monkeypatch.setattr(bank_encoder, "ROWS", 16)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     bank = dataclasses.replace(model.bank, dropout=0.5)  # a bank of its own in the cache
     one = BankEncoder(bank, model.params, model.tokenizer, model.max_len, mesh)
+    monkeypatch.setattr(one, "most_rows", 16)
+    monkeypatch.setattr(bank_encoder, "PART", 300)
     embed = SentenceEncoder([one])
     before = bank_encoder.embed._cache_size()
     for count, longest in ((1, 3), (2, 25), (30, 5), (45, 25), (100, 14), (170, 2), (500, 25)):
@@ -175,10 +177,42 @@ def test_few_shapes_are_compiled_whatever_is_encoded(model, monkeypatch):
     assert bank_encoder.embed._cache_size() - before == 3  # 1, 4 or 16 rows
 
 
+def test_one_part_is_tokenised_ahead_of_the_devices(model, monkeypatch):
+    monkeypatch.setattr(bank_encoder, "PART", 1)
+    bank = BankEncoder.of(model)
+    tokenised, finished, ahead = [], [], []
+    real = bank._tokenize
+    monkeypatch.setattr(bank, "_tokenize", lambda part: tokenised.append(len(part)) or real(part))
+
+    def done(count):
+        ahead.append(sum(tokenised) - sum(finished))
+        finished.append(count)
+
+    bank.encode(some_sentences(40), done)
+    assert tokenised == [8] * 5  # a sentence for each of the devices
+    assert sum(finished) == 40
+    assert ahead[0] == max(ahead) == 16
+
+
+def test_cut_sentences_are_told_in_their_order_whatever_the_parts(model, monkeypatch):
+    monkeypatch.setattr(bank_encoder, "PART", 1)
+    long = [sentence % 3 == 0 for sentence in range(20)]
+    encoded = BankEncoder.of(model).encode(["cat " * (40 if is_long else 1) for is_long in long])
+    assert encoded.cut.tolist() == long
+
+
+@pytest.mark.parametrize("max_len", [16, 64, 100, 600])
+def test_a_call_on_a_cpu_is_small_whatever_the_length(model, max_len):
+    one = BankEncoder(model.bank, model.params, model.tokenizer, max_len)
+    assert one.row_length == max(64, max_len)
+    assert one.most_rows == {16: 8, 64: 8, 100: 5, 600: 1}[max_len]
+
+
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_calls_cover_the_rows_and_waste_little(model, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     one = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
+    one.most_rows = 64
     for num_rows in [*range(1, 90), 500]:
         calls = one._calls(num_rows)
         assert [row for call in calls for row in call][:num_rows] == list(range(num_rows))
@@ -209,9 +243,9 @@ def test_loaded_model_uses_all_local_devices(model, embed):
 
 
 def test_devices_that_divide_no_power_of_two(embed, model, monkeypatch):
-    monkeypatch.setattr(bank_encoder, "ROWS", 4)
     mesh = sharding.make_mesh(devices=jax.devices()[:3])
     spread = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
+    monkeypatch.setattr(spread, "most_rows", 4)
     sentences = some_sentences(70)
     vectors = SentenceEncoder([spread]).encode(sentences)
     np.testing.assert_allclose(vectors, embed.encode(sentences), atol=2e-5)
@@ -278,8 +312,9 @@ def test_progress_is_told_on_stderr(embed, capsys):
 
 
 def test_progress_is_told_after_every_call_of_the_model(model, monkeypatch):
-    monkeypatch.setattr(bank_encoder, "ROWS", 1)
     mix = SentenceEncoder.of((Member(0.5, model), Member(0.5, model)))
+    for bank in mix.banks:
+        monkeypatch.setattr(bank, "most_rows", 1)
     done = []
     mix.encode_block(some_sentences(200), done=done.append)
     assert len(done) > 4 and sum(done) == pytest.approx(200)
