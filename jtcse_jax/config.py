@@ -267,15 +267,15 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_choices("optimizer.", self)
-        # With these an update is finite wherever the gradient is; the step relies on it.
+        # In float32 an update is then finite wherever the gradient is; the step relies on it.
         for name in ("learning_rate", "eps"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not 1e-30 <= getattr(self, name) <= 1e30:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: must be above 0.")
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: use at least 0.")
         for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= getattr(self, name) < 1 - 1e-7:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: choose from [0, 1).")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UserError(
@@ -318,7 +318,7 @@ class Config:
     tower_devices: int = 1
     """Device groups the towers are spread over: 1, or the number of towers."""
     dropout_generator: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """threefry2x32 gives the same masks on any number of devices; rbg is faster on a TPU."""
+    """threefry2x32 gives the same masks on any number of devices; rbg may be faster."""
     deterministic: bool = False
     """On a GPU, forbid operations whose result varies from run to run; CPUs and TPUs have none."""
 

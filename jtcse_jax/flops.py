@@ -27,6 +27,7 @@ _PEAKS = {
     "B200": (2250, 75),
     "A100": (312, 19.5),
     "L40S": (362, 91.6),
+    "L40": (181, 90.5),
     "L4": (121, 30.3),
     "TPU v6 lite": (918, None),
     "TPU v5 lite": (197, None),
@@ -49,7 +50,8 @@ class Work(NamedTuple):
         # The squared length of a view is the sum of 2 p + 1 over its positions p.
         squares = jnp.where(real, 2.0 * batch.positions + 1, 0).sum()
         views = (real & (batch.positions == 0)).sum()
-        return cls(real.sum().astype(jnp.float32), squares, views)
+        # Not integers: products with them would leave 32 bits.
+        return cls(*(each.astype(jnp.float32) for each in (real.sum(), squares, views)))
 
 
 def forward_flops(

@@ -58,7 +58,8 @@ class Loop:
             if unread:
                 self._read(*unread)
             done = step + 1
-            profile.step(done, state)
+            if profile.step(done, state):
+                self._speed.pause()
             unread = done, metrics
             last = done == stop
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)

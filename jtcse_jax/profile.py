@@ -23,13 +23,16 @@ class Profile:
         self._asked = config.profile
         self.step(start, None)
 
-    def step(self, done: int, state: Any) -> None:
-        """To be called after each dispatch, with the steps done and the state they will give."""
-        if not self._asked:
-            return
+    def step(self, done: int, state: Any) -> bool:
+        """To be called after each dispatch, with the steps done and the state they will give.
+
+        True where it waited for them, to start or to write the trace.
+        """
+        if not self._asked or done not in (self._first, self._last):
+            return False
+        jax.block_until_ready(state)
         if done == self._first:
-            jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
-        elif done == self._last:
-            jax.block_until_ready(state)
+        else:
             jax.profiler.stop_trace()
+        return True

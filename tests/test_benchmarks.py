@@ -68,10 +68,11 @@ def leaves(bank):
 def test_moved_bytes_of_a_program():
     text = (
         "  %a = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %x), replica_groups={}\n"
-        "  %b = bf16[4]{0} all-gather-start(bf16[2]{0} %y), dimensions={0}\n"
+        "  %b = (bf16[2]{0}, bf16[4]{0}) all-gather-start(bf16[2]{0} %y), dimensions={0}\n"
+        "  %d = (f32[7]{0}, f32[2]{0}) all-reduce(f32[7]{0} %v, f32[2]{0} %w), to_apply=%add\n"
         "  %c = f32[5]{0} add(f32[5]{0} %z, f32[5]{0} %z)\n"
     )
-    assert scaling.moved_bytes(text) == 24 + 8
+    assert scaling.moved_bytes(text) == 24 + 8 + 36
 
 
 def failing():

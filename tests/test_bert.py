@@ -326,6 +326,10 @@ def test_random_bits_of_one_draw_are_uniform_and_independent():
     counts = np.bincount((flat // 4096).astype(int), minlength=16)
     expected = flat.size / 16
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+    # No bit is used twice: row by row the pieces are the draw, one behind the other.
+    whole = bert.random_bits(jax.random.key(0), 1, (3, flat.size // 3))[0]
+    pieces = np.concatenate([np.asarray(each).reshape(3, -1) for each in bits], axis=1)
+    np.testing.assert_array_equal(pieces, whole)
     assert bert.random_bits(None, 1, *shapes) == [None] * 3
 
 

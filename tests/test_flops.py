@@ -81,7 +81,7 @@ def test_the_compiled_step_does_what_the_arithmetic_says(case):
     assert memory.alias_size_in_bytes >= size
 
 
-def test_crossed_streams_do_not_run_before_they_differ():
+def test_crossed_streams_are_counted_from_the_first_crossed_layer_on():
     side = CASES["side"]
     tncse = float(step_flops(*CASES["tncse"][:2], full_rows()))
     late = dataclasses.replace(side[0], cross=Cross("side", "value", 1))
@@ -96,6 +96,18 @@ def test_work_of_a_packed_batch_is_that_of_its_sentences():
     arrays = fill(packing, lambda i: np.full(lengths[i], 9), lengths, 5, 16, 4, pad_id=0)
     work = Work.of(Batch(*arrays, order=packing.order, mask=np.ones(8, bool)))
     assert [float(each) for each in work] == [32, 168, 8]
+
+
+def test_a_large_batch_leaves_no_integer():
+    """Of 512 views the last layer's products are beyond 2^31."""
+    rows, length = 512, 4
+    tokens = np.zeros((rows, length), np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    slots = np.zeros((rows, 1), np.int32)
+    batch = Batch(tokens, positions, tokens + 1, slots, np.arange(rows), np.ones(rows, bool))
+    bank = Bank(dataclasses.replace(WIDE, hidden_size=768, intermediate_size=3072), 2)
+    expected = 6 * forward_flops(bank.architecture, Work(rows * length, rows * length**2, rows))
+    assert float(step_flops(bank, ObjectiveConfig(name="tncse"), batch)) == pytest.approx(expected)
 
 
 def test_forward_flops_by_hand():

@@ -87,7 +87,7 @@ def test_no_hidden_states_travel(cache, tower_devices):
     moved = [
         (kind, math.prod(map(int, dims.split(","))))
         for dims, kind, name in re.findall(
-            r"= \(?f32\[([\d,]+)\]\S* (all-gather|all-to-all|collective-permute)\(.*?"
+            r"[(,= ]f32\[([\d,]+)\][^=\n]* (all-gather|all-to-all|collective-permute)\(.*?"
             r'op_name="([^"]*)"',
             text,
         )

@@ -50,7 +50,8 @@ class TokenCache:
         """Maps a finished cache folder into memory.
 
         Raises:
-            UserError: the folder is absent or damaged.
+            UserError: the folder is absent, cut short or not finished. Bytes that changed inside
+                a file are not looked for.
         """
         folder = Path(folder)
         try:

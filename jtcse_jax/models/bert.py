@@ -280,7 +280,7 @@ def dropout(x: Array, rate: float, bits: Array | None) -> Array:
     `bits` [shape of x] uint16 decide, so that `rate` is rounded to a multiple of 2^-16; None means
     no dropout.
     """
-    steps = round(rate * 2**16)
+    steps = min(round(rate * 2**16), 2**16 - 1)
     if bits is None or steps == 0:
         return x
     return jnp.where(bits >= steps, x / (1 - steps / 2**16), 0).astype(x.dtype)
