@@ -24,9 +24,11 @@ from benchmarks.race import Contender, Outcome, race, report
 from benchmarks.text import write_text
 from jtcse_jax import bank_encoder, saved_model
 from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import one_line_errors
 from jtcse_jax.exported import export
 from jtcse_jax.flops import Work, forward_flops
 from jtcse_jax.models.towers import Bank, stack, unstack
+from jtcse_jax.output import check_replaceable
 from jtcse_jax.saved_model import SavedModel
 
 _CHECKED = 128  # sentences whose vectors are compared
@@ -34,6 +36,7 @@ _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}  # of vectors less their m
 _TEXT_TO_VECTOR, _DEVICE_ONLY = "ours, text to vector", "ours, device only"
 
 
+@one_line_errors
 def main() -> None:
     """Measures, prints a table and writes it as JSON."""
     options = _read_options()
@@ -61,10 +64,14 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--against", nargs="*", choices=list(_OPPONENTS), default=list(_OPPONENTS))
     parser.add_argument("--batch-size", type=int, nargs="+", help="theirs, each a row")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu" if jax.default_backend() == "cpu" else "cuda",
+    )
     parser.add_argument("--dtype", choices=list(_LEAST_COSINE))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
     options.dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
@@ -160,16 +167,11 @@ def _text_to_vector(model: str, text: str, dtype: str) -> Callable[[], None]:
 def _device_only(model: str, text: str, dtype: str) -> Callable[[], dict[str, float]]:
     """All that `encode` asks of the device, its inputs there already and its results left there."""
     (bank,) = _encoder(model, dtype).banks
-    sentences, lengths, batches = _sentences(text), [], []
+    sentences, batches = _sentences(text), []
     for start in range(0, len(sentences), bank_encoder.PART):
-        packing, _, calls = bank.place(sentences[start : start + bank_encoder.PART])
-        placed = [batch for _, batch in calls]
-        segments = np.concatenate([np.asarray(batch.segments) for batch in placed])
-        counts = [(segments == slot).sum(axis=1) for slot in range(1, packing.slots + 1)]
-        lengths.append(np.stack(counts, axis=1).reshape(-1)[packing.order])
-        batches += placed
-    every = np.concatenate(lengths).astype(float)
-    work = Work(every.sum(), (every**2).sum(), len(every))
+        _, _, calls = bank.place(sentences[start : start + bank_encoder.PART])
+        batches += [batch for _, batch in calls]
+    work = Work(*(sum(map(float, each)) for each in zip(*map(Work.of, batches), strict=True)))
     one = forward_flops(bank.bank.architecture, work, pooling=bank.bank.pooling)
     limit = bank.bank.num_towers * one / product_rate(dtype)
 

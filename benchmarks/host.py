@@ -16,13 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.race import Contender, Outcome, race, report
+from benchmarks.race import Contender, Outcome, memory, race, report
 from benchmarks.text import MINILM, write_text
 from jtcse_jax import sharding
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
+from jtcse_jax.errors import one_line_errors
 from jtcse_jax.models import hf_weights
+from jtcse_jax.output import check_replaceable
 
 _MB = 2**20
 _RANDOM_SENTENCES = 10_000
@@ -32,6 +34,7 @@ _MAPPED_AT_ONCE = 1000  # the default of `datasets.map`
 Numbers = dict[str, float]
 
 
+@one_line_errors
 def main() -> None:
     """Measures, prints two tables and writes them as JSON."""
     options = _read_options()
@@ -60,7 +63,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--step-ms", type=float, default=13.0, help="the step that is fed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ours-only", action="store_true", help="leave out the comparisons")
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
 
 
@@ -85,13 +88,13 @@ def _tokenise(text: str, cache: str, tokenizer: str, max_len: int) -> Callable[[
     loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
 
     def work() -> Numbers:
-        before, used = _memory("VmRSS"), time.process_time()
+        before, used = memory("VmRSS"), time.process_time()
         made = tokenize(source, loaded, max_len, cache, progress=False)
         size = sum(file.stat().st_size for file in Path(cache).glob("*/*"))
         return {
             "mean_length": made.stats["mean_length"],
             "processor_seconds": time.process_time() - used,
-            "peak_growth": max(0, _memory("VmHWM") - before),
+            "peak_growth": max(0, memory("VmHWM") - before),
             "cache_bytes": size / len(made),
         }
 
@@ -113,11 +116,11 @@ def _opening(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 def _open(folder: str) -> Callable[[], Numbers]:
     def work() -> Numbers:
-        before, anonymous = _memory("VmRSS"), _memory("RssAnon")
+        before, anonymous = memory("VmRSS"), memory("RssAnon")
         began = time.perf_counter()
         cache = TokenCache(folder)
         opened = time.perf_counter()
-        after = _memory("VmRSS")
+        after = memory("VmRSS")
         indices = np.random.default_rng(0).integers(len(cache), size=_RANDOM_SENTENCES).tolist()
         reading = time.perf_counter()
         for index in indices:
@@ -126,8 +129,8 @@ def _open(folder: str) -> Callable[[], Numbers]:
             "seconds": opened - began,
             "opened": after - before,
             "sentence_seconds": (time.perf_counter() - reading) / len(indices),
-            "read": _memory("VmRSS") - before,
-            "anonymous": _memory("RssAnon") - anonymous,
+            "read": memory("VmRSS") - before,
+            "anonymous": memory("RssAnon") - anonymous,
         }
 
     return work
@@ -209,12 +212,18 @@ _FEEDING = (
 
 
 def _feed(folder: str, size: int, count: int, step: float) -> Callable[[], Numbers]:
-    cache = TokenCache(folder)
+    cache, mesh = TokenCache(folder), sharding.make_mesh()
     began = time.perf_counter()
-    batches = PackedBatches(cache, batch_size=size, row_length=_ROW_LENGTH, slots=_SLOTS, seed=0)
+    batches = PackedBatches(
+        cache,
+        batch_size=size,
+        row_length=_ROW_LENGTH,
+        slots=_SLOTS,
+        seed=0,
+        row_multiple=mesh.shape["data"],
+    )
     start = time.perf_counter() - began
     count = min(count, batches.steps_per_epoch // 2)
-    mesh = sharding.make_mesh()
 
     def work() -> Numbers:
         in_turn = _drained(batches[number] for number in range(count))
@@ -300,14 +309,6 @@ def _drained(batches: Iterable[Any]) -> float:
     for _ in batches:
         pass
     return time.perf_counter() - began
-
-
-def _memory(name: str) -> int:
-    """Bytes of a line of /proc/self/status: VmRSS, VmHWM (its peak), RssAnon."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 if __name__ == "__main__":

@@ -17,42 +17,38 @@ import jax.numpy as jnp
 
 from benchmarks.race import report
 from jtcse_jax.config import Architecture, Cross
-from jtcse_jax.flops import Work, forward_flops
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.flops import Work, crossed_layers, forward_flops
 from jtcse_jax.models.bert import exact
+from jtcse_jax.output import check_replaceable
 
-BERT_BASE = Architecture(
-    vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
-)
 SIZES = {
-    "base": BERT_BASE,
-    "minilm": Architecture(
-        vocab_size=30522, hidden_size=384, num_layers=6, num_heads=12, intermediate_size=1536
-    ),
-    "small": Architecture(
-        vocab_size=30522, hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024
-    ),
+    "base": Architecture(),
+    "minilm": Architecture(hidden_size=384, num_layers=6, intermediate_size=1536),
+    "small": Architecture(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024),
 }
 ADAMW_BYTES = {"float32": 28, "bfloat16": 34}
 _ROUNDS = 10
 
 
+@one_line_errors
 def main() -> None:
     """Measures the device and prints the floors of a step of 64 sentences twice."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[25, 31, 64], help="of sentences")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     options = parser.parse_args()
     on_cpu = jax.default_backend() == "cpu"
     copy = bandwidth()
-    rows = []
+    base, rows = SIZES["base"], []
     for dtype in ("float32",) if on_cpu else ("float32", "bfloat16"):
         rate = product_rate(dtype)
         for length in options.lengths:
             views = 2 * options.batch
             work = Work(length * views, length**2 * views, views)
-            for objective, crossed in (("tncse", 0), ("jtcse", 11)):
-                seconds = floor(BERT_BASE, work, dtype, rate, copy, crossed_layers=crossed)
+            for objective, crossed in (("tncse", 0), ("jtcse", crossed_layers(base, Cross()))):
+                seconds = floor(base, work, dtype, rate, copy, crossed_layers=crossed)
                 rows.append(
                     {
                         "BERT-base twin": objective,
@@ -85,16 +81,10 @@ def floor(
       rate: operations a second, as `product_rate`.
       copy: bytes a second, as `bandwidth`.
       towers: how many.
-      crossed_layers: layers that a crossed stream runs too, see `crossed_layers_of`.
+      crossed_layers: layers that a crossed stream runs too, see `flops.crossed_layers`.
     """
     products = 3 * towers * forward_flops(architecture, work, crossed_layers=crossed_layers)
     return products / rate + towers * parameters(architecture) * ADAMW_BYTES[dtype] / copy
-
-
-def crossed_layers_of(architecture: Architecture, cross: Cross) -> int:
-    """Layers that run for the crossed streams too, in mode side."""
-    interval = cross.interval(architecture.num_layers)
-    return architecture.num_layers - interval + 1 if interval else 0
 
 
 def parameters(architecture: Architecture) -> int:

@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.race import Contender, outcome_fields, race, report
+from benchmarks.race import Contender, memory, outcome_fields, race, report
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.output import check_replaceable
 
 TEMPERATURE = 0.05
 OURS = "ours (JAX)"
 DEFAULT_ROUNDS = 5
 
 
+@one_line_errors
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=768, help="their width")
     parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="calls that count")
     parser.add_argument("--without-published", action="store_true", help="leave out the slow one")
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     arguments = parser.parse_args()
     shape = {"rows": arguments.rows, "size": arguments.size}
     contenders = {
@@ -122,10 +125,10 @@ def vectors(rows: int, size: int) -> np.ndarray:
 def with_growth(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """`work`, which also tells what the process has grown by since before its first call."""
     forget_peak()
-    before = status_bytes("VmRSS")
+    before = memory("VmRSS")
 
     def measured() -> dict[str, Any]:
-        return work() | {"grown_bytes": status_bytes("VmHWM") - before}
+        return work() | {"grown_bytes": memory("VmHWM") - before}
 
     return measured
 
@@ -133,12 +136,6 @@ def with_growth(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, An
 def forget_peak() -> None:
     """Sets this process's peak of resident memory to what it holds now (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def status_bytes(field: str) -> int:
-    """A field of this process's status, as VmRSS (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ another (two idle gigabytes beside a step cost it half its speed on a small mach
 a machine that slows down for a while does not do so to one contender alone.
 """
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -20,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jtcse_jax.environment import environment
+from jtcse_jax.errors import UserError
+from jtcse_jax.output import replace
 
 # The parent measures too, and must not take a GPU's memory from the contenders.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -59,8 +60,8 @@ def race(
 ) -> dict[str, Outcome]:
     """The outcome of each contender over `turns` processes of `rounds` calls each.
 
-    `warmup` calls of each process do not count. Raises RuntimeError with the child's own words
-    where one fails.
+    `warmup` calls of each process do not count. Raises UserError with the child's own words where
+    one fails.
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
     for _ in range(turns):
@@ -103,12 +104,11 @@ def _run(name: str, contender: Contender, rounds: int, warmup: int) -> Outcome:
     )
 
 
-def report(
-    title: str, rows: list[dict[str, Any]], output: str | None, **fields: Any
-) -> dict[str, Any]:
+def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields: Any) -> None:
     """Prints `rows` as a table and writes them, with versions and device, as JSON to `output`.
 
-    All rows have the same keys, which head the columns; numbers are shown to three digits.
+    All rows have the same keys, which head the columns; numbers are shown to three digits. Raises
+    UserError where the file cannot be written.
     """
     result = {"benchmark": title, **fields, "rows": rows, "environment": environment()}
     result["environment"]["cpus"] = str(len(os.sched_getaffinity(0)))
@@ -119,8 +119,7 @@ def report(
         table.add_row(*(_shown(value) for value in row.values()))
     Console(width=max(100, Console().width)).print(table)
     if output:
-        Path(output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+        replace(output, json.dumps(result, indent=1) + "\n")
 
 
 def outcome_fields(outcome: Outcome) -> dict[str, Any]:
@@ -139,8 +138,7 @@ def _shown(value: Any) -> str:
 def _serve(contender: Contender, end) -> None:
     try:
         began = time.perf_counter()
-        module = importlib.import_module(contender.factory.__module__)
-        work = getattr(module, contender.factory.__name__)(**contender.arguments)
+        work = contender.factory(**contender.arguments)
         end.send({"seconds": time.perf_counter() - began})
         while end.recv():
             began = time.perf_counter()
@@ -148,7 +146,7 @@ def _serve(contender: Contender, end) -> None:
             end.send(
                 {
                     "seconds": time.perf_counter() - began,
-                    "peak_bytes": peak_bytes(),
+                    "peak_bytes": memory("VmHWM"),
                     "numbers": numbers,
                 }
             )
@@ -156,13 +154,12 @@ def _serve(contender: Contender, end) -> None:
         return
     except Exception as error:
         end.send({"error": f"{type(error).__name__}: {error}"})
-        raise
 
 
-def peak_bytes() -> int:
-    """Most resident memory of this process, in bytes (Linux); its parent's does not count."""
+def memory(name: str) -> int:
+    """Bytes of a line of /proc/self/status (Linux): VmRSS, VmHWM (its peak), RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _answer(end, name: str, ask: bool = False) -> dict[str, Any]:
@@ -171,9 +168,9 @@ def _answer(end, name: str, ask: bool = False) -> dict[str, Any]:
             end.send(True)
         answer = end.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise RuntimeError(f"{name} ended without an answer: out of memory?") from None
+        raise UserError(f"{name} ended without an answer: is memory left?") from None
     if "error" in answer:
-        raise RuntimeError(f"{name}: {answer['error']}")
+        raise UserError(f"{name}: {answer['error']}")
     return answer
 
 

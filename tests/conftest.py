@@ -22,6 +22,17 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules whose time goes into compiling: without most of XLA's optimizations."""
+    import jax  # here: what is set above must come first
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of the loopback that nothing listens on."""

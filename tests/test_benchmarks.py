@@ -1,4 +1,7 @@
-"""The benchmarks run, at small size; what they measure is not looked at."""
+"""The benchmarks run, at small size; what they measure is not looked at.
+
+That of the train step is run by test_readme.py.
+"""
 
 import json
 
@@ -6,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import limits, losses, scaling, train_step
+from benchmarks import encode, host, limits, losses, scaling, train_step
 from benchmarks.race import Contender, race
-from jtcse_jax.config import Cross
+from jtcse_jax.errors import UserError
 from jtcse_jax.flops import Work
 from jtcse_jax.models.towers import Bank
 
@@ -19,25 +22,32 @@ def run(module, monkeypatch, *arguments):
 
 
 @pytest.mark.slow
-def test_train_step_and_opponents(monkeypatch, tmp_path):
-    pytest.importorskip("torch")
-    output = tmp_path / "step.json"
-    sizes = ("--size", "small", "--batch", 4, "--batches", 1, "--rounds", 1, "--turns", 1)
-    opponents = ("--against", "well made", "as published")
-    run(train_step, monkeypatch, *sizes, "--objective", "jtcse", *opponents, "--output", output)
-    result = json.loads(output.read_text())
-    assert len(result["rows"]) == 3 and "jax" in result["environment"]
-    seen = {name: one["numbers"]["loss"] for name, one in result["outcomes"]["jtcse"].items()}
-    assert all(np.isfinite(loss) for loss in seen.values())
-
-
-@pytest.mark.slow
 def test_losses_agree(monkeypatch, tmp_path):
     pytest.importorskip("torch")
     output = tmp_path / "losses.json"
     run(losses, monkeypatch, "--rows", 16, "--size", 8, "--rounds", 1, "--output", output)
     rows = json.loads(output.read_text())["rows"]
     assert len(rows) == 3 and np.ptp([row["loss"] for row in rows]) < 1e-4
+
+
+@pytest.mark.slow
+def test_host(monkeypatch, tmp_path):
+    output = tmp_path / "host.json"
+    sizes = ("--sentences", 400, "--batch", 8, "--batches", 4, "--rounds", 1, "--step-ms", 1)
+    run(host, monkeypatch, *sizes, "--ours-only", "--output", output)
+    result = json.loads(output.read_text())
+    assert result["rows"][0]["batch"] == 8
+    (cache,) = (row["value"] for row in result["text"] if row["unit"] == "bytes")
+    assert 0 < cache < 75
+
+
+@pytest.mark.slow
+def test_encode(monkeypatch, tmp_path):
+    output = tmp_path / "encode.json"
+    sizes = ("--size", "small", "--towers", 2, "--sentences", 8, "--rounds", 1)
+    run(encode, monkeypatch, *sizes, "--against", "--output", output)
+    rows = json.loads(output.read_text())["rows"]
+    assert len(rows) == 2 and all(row["sentences/s"] > 0 for row in rows)
 
 
 @pytest.mark.slow
@@ -54,25 +64,24 @@ def test_floor_by_hand():
     work = Work(tokens=100, squares=1000, views=10)
     products = 3 * 2 * limits.forward_flops(small, work)
     size = limits.parameters(small)
-    assert size == sum(np.prod(leaf.shape) for leaf in leaves(Bank(small, 1)))
+    leaves = jax.tree.leaves(Bank(small, 1).abstract())
+    assert size == sum(np.prod(leaf.shape) for leaf in leaves)
     seconds = limits.floor(small, work, "float32", rate=1e9, copy=1e8)
     assert seconds == pytest.approx(products / 1e9 + 2 * size * 28 / 1e8)
-    assert limits.crossed_layers_of(small, Cross(num_layers=2)) == 3
-    assert limits.crossed_layers_of(small, Cross(num_layers=0)) == 0
 
 
-def leaves(bank):
-    return jax.tree.leaves(bank.abstract())
-
-
-def test_moved_bytes_of_a_program():
+def test_collectives_of_a_program():
     text = (
-        "  %a = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %x), replica_groups={}\n"
+        '  %a = f32[2,3]{1,0} all-reduce(f32[2,3]{1,0} %x), metadata={op_name="jit(f)/psum"}\n'
         "  %b = (bf16[2]{0}, bf16[4]{0}) all-gather-start(bf16[2]{0} %y), dimensions={0}\n"
         "  %d = (f32[7]{0}, f32[2]{0}) all-reduce(f32[7]{0} %v, f32[2]{0} %w), to_apply=%add\n"
         "  %c = f32[5]{0} add(f32[5]{0} %z, f32[5]{0} %z)\n"
     )
-    assert scaling.moved_bytes(text) == 24 + 8 + 36
+    assert scaling.collectives(text) == [
+        ("all-reduce", [24], "jit(f)/psum"),
+        ("all-gather", [8], ""),
+        ("all-reduce", [28, 8], ""),
+    ]
 
 
 def failing():
@@ -80,5 +89,16 @@ def failing():
 
 
 def test_race_tells_what_a_contender_died_of():
-    with pytest.raises(RuntimeError, match="one: ValueError: no such thing"):
+    with pytest.raises(UserError, match="one: ValueError: no such thing"):
         race({"one": Contender(failing)}, rounds=1)
+
+
+def test_bad_input_is_one_sentence(monkeypatch, tmp_path, capsys):
+    for options, said in (
+        (("--text", tmp_path / "absent.txt"), "absent.txt"),
+        (("--output", tmp_path / "absent" / "step.json"), "there is no such folder"),
+    ):
+        with pytest.raises(SystemExit):
+            run(train_step, monkeypatch, "--size", "small", *options)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and said in line

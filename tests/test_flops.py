@@ -10,7 +10,7 @@ from jtcse_jax import losses
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Architecture, Cross, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
-from jtcse_jax.flops import Work, forward_flops, peak_flops, step_flops
+from jtcse_jax.flops import Work, crossed_layers, forward_flops, peak_flops, step_flops
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.objectives import init_params
@@ -19,7 +19,7 @@ from jtcse_jax.train_step import init_state, make_train_step
 
 # Wide enough that products are nearly all of it, as in a real encoder.
 WIDE = Architecture(
-    vocab_size=600, hidden_size=384, num_layers=4, num_heads=6, intermediate_size=1536
+    vocab_size=600, hidden_size=384, num_layers=2, num_heads=6, intermediate_size=1536
 )
 ROWS, LENGTH = 16, 64
 
@@ -53,8 +53,8 @@ CASES = {
     "simcse": (Bank(WIDE, 1), ObjectiveConfig(name="simcse"), None),
     "mean": (Bank(WIDE, 1, pooling="mean"), ObjectiveConfig(name="simcse"), None),
     "tncse": (Bank(WIDE, 2), ObjectiveConfig(name="tncse"), None),
-    "side": (Bank(WIDE, 2, cross=Cross("side", "value", 2)), ObjectiveConfig(name="jtcse"), None),
-    "main": (Bank(WIDE, 2, cross=Cross("main", "value", 2)), ObjectiveConfig(name="jtcse"), None),
+    "side": (Bank(WIDE, 2, cross=Cross("side", "value", 1)), ObjectiveConfig(name="jtcse"), None),
+    "main": (Bank(WIDE, 2, cross=Cross("main", "value", 1)), ObjectiveConfig(name="jtcse"), None),
     "mlm": (Bank(WIDE, 1), ObjectiveConfig(name="mlm", mask_token_id=4), None),
     "distill": (
         Bank(WIDE, 1),
@@ -84,10 +84,13 @@ def test_the_compiled_step_does_what_the_arithmetic_says(case):
 def test_crossed_streams_are_counted_from_the_first_crossed_layer_on():
     side = CASES["side"]
     tncse = float(step_flops(*CASES["tncse"][:2], full_rows()))
-    late = dataclasses.replace(side[0], cross=Cross("side", "value", 1))
-    assert float(step_flops(late, side[1], full_rows())) < 1.3 * tncse
-    every = dataclasses.replace(side[0], cross=Cross("side", "value", 4))
+    # The second of two layers crosses, and it is the short one.
+    assert float(step_flops(*side[:2], full_rows())) < 1.5 * tncse
+    every = dataclasses.replace(side[0], cross=Cross("side", "value", 2))
     assert float(step_flops(every, side[1], full_rows())) == pytest.approx(2 * tncse)
+    assert [crossed_layers(WIDE, Cross(mode, "value", 2)) for mode in ("side", "main", "off")] == [
+        *(2, 0, 0)
+    ]
 
 
 def test_work_of_a_packed_batch_is_that_of_its_sentences():

@@ -22,6 +22,8 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import Architecture, Cross, ObjectiveConfig
 from jtcse_jax.models.towers import Bank, TowerOutputs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = Architecture(
     vocab_size=50,
     hidden_size=16,
@@ -35,14 +37,6 @@ VIEWS = [[1, 5, 2], [1, 6, 2], [1, 7, 8, 2], [1, 9, 2], [1, 3, 4, 11, 2], [1, 10
 ROWS = [[0, 1, 4], [2, 3], [5]]  # which views lie in which row: neighbours are of any sentence
 KEYS = [jax.random.key(seed) for seed in range(4)]
 SIDE = Cross("side", "value", 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Recorder:

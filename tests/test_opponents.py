@@ -20,6 +20,8 @@ from benchmarks.opponents import method, published, well_made  # noqa: E402
 
 torch.set_num_threads(1)  # threads that wait for each other cost more than these models
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = Architecture(
     vocab_size=60,
     hidden_size=16,
@@ -39,14 +41,6 @@ OPPONENTS = {
     "one_group": functools.partial(well_made.Trainer, groups=1),
 }
 LOSSES = {"published": published.total_loss, "well_made": well_made.total_loss}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """AdamW against the update written out in numpy (Loshchilov and Hutter, arXiv 1711.05101)."""
 
+import itertools
 import math
 
 import jax
@@ -92,3 +93,18 @@ def test_biases_and_layer_norms_are_told_from_kernels():
     for name, mark in names.items():
         assert mark == (not ("bias" in name or "scale" in name)), name
     assert sum(names.values()) == 3 + 6 * 2 + 1 + 1
+
+
+def test_a_finite_gradient_gives_a_finite_update_whatever_the_config_lets_through():
+    """The train step relies on it: it looks at the gradient and not at the new state."""
+    sizes = np.concatenate([[0], np.logspace(-40, 18, 200)]).astype(np.float32)
+    extremes = {"learning_rate": (1e-20, 1e30), "eps": (1e-20, 1e30), "b1": (0, 0.999999)}
+    for rate, eps, b1 in itertools.product(*extremes.values()):
+        config = OptimizerConfig(learning_rate=rate, eps=eps, b1=b1, b2=b1, schedule="constant")
+        optimizer = make_optimizer(config, 10)
+        params = {"kernel": np.ones_like(sizes)}
+        state = optimizer.init(params)
+        for gradient in (sizes, -sizes, 0 * sizes):
+            updates, state = optimizer.update({"kernel": gradient}, state, params)
+            leaves = jax.tree.leaves((updates, state))
+            assert all(np.isfinite(leaf).all() for leaf in leaves), (rate, eps, b1)

@@ -1,8 +1,6 @@
 """What keeps a run fast, without a clock: shapes compiled, collectives, what is said of speed."""
 
 import dataclasses
-import json
-import math
 import re
 from pathlib import Path
 
@@ -12,13 +10,15 @@ import pytest
 from runs import tiny_config
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.scaling import collectives
 from jtcse_jax import sharding
 from jtcse_jax.compilation import keep_compiled
-from jtcse_jax.config import Architecture, Cross, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import Architecture, Config, Cross, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.data.vocabulary import train_tokenizer
+from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.train_step import init_state, make_train_step
@@ -84,27 +84,27 @@ def test_no_hidden_states_travel(cache, tower_devices):
     batch = sharding.place_batch(mesh, batches_of(cache, mesh.shape["data"])[0])
     text = step.lower(state, batch, jax.random.key(0)).compile().as_text()
     hidden = len(batch.tokens) * LENGTH * TINY.hidden_size // mesh.shape["data"]
-    moved = [
-        (kind, math.prod(map(int, dims.split(","))))
-        for dims, kind, name in re.findall(
-            r"[(,= ]f32\[([\d,]+)\][^=\n]* (all-gather|all-to-all|collective-permute)\(.*?"
-            r'op_name="([^"]*)"',
-            text,
-        )
+    large = [
+        each.kind
+        for each in collectives(text)
+        if each.kind != "all-reduce"  # of gradients, which are larger than this text's states
+        and max(each.sizes) >= 4 * hidden
         # Where towers have their own devices XLA gathers what the embedding's gradient adds up.
-        if tower_devices == 1 or "scatter-add" not in name
+        and not (tower_devices == 2 and "scatter-add" in each.source)
     ]
-    large = [kind for kind, size in moved if size >= hidden]
     # Values once forward and once back of the one crossed layer.
-    assert large == ["collective-permute"] * (2 if tower_devices == 2 else 0), moved
+    assert large == ["collective-permute"] * (2 if tower_devices == 2 else 0)
+
+
+def without_dev(folder: Path, **fields) -> Config:
+    config = tiny_config(folder, **fields)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
 
 
 def test_log_tells_speed_and_profile_traces(tmp_path, capsys):
-    config = dataclasses.replace(tiny_config(tmp_path), profile=True, peak_tflops=1e-6)
+    config = without_dev(tmp_path, profile=True, peak_tflops=1e-6)
     train(config, devices=jax.devices()[:1])
-    lines = [
-        json.loads(x) for x in (Path(config.workdir) / "metrics.jsonl").read_text().split("\n") if x
-    ]
+    lines = read_jsonl(Path(config.workdir) / JSONL)
     last = [line for line in lines if "loss" in line][-1]
     # 8 sentences of some 9 tokens, twice.
     assert 10 < last["tokens_per_second"] / last["sentences_per_second"] < 30
@@ -115,7 +115,7 @@ def test_log_tells_speed_and_profile_traces(tmp_path, capsys):
 
 
 def test_profile_of_one_step_is_no_error(tmp_path):
-    config = dataclasses.replace(tiny_config(tmp_path), profile=True, max_steps=1)
+    config = without_dev(tmp_path, profile=True, max_steps=1)
     train(config, devices=jax.devices()[:1])
     assert list((Path(config.workdir) / "profile").rglob("*.xplane.pb"))
 

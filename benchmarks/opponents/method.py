@@ -4,6 +4,7 @@
 transformers' own BERT has no crossed values, so the streams run over its layer modules.
 """
 
+import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,64 @@ from transformers.models.bert.modeling_bert import (
 )
 
 Pair = Sequence[Tensor]  # one tensor of each tower
+
+
+class Trainer:
+    """Two towers and their optimizer; a subclass says how the loss is computed.
+
+    Args:
+      towers: two of one shape, trained in place.
+      objective: "jtcse" or "tncse".
+      temperature: divides the cosines.
+      cross_interval: layers k, 2k, ... cross (jtcse); None for none.
+      dropout, attention_dropout: rates.
+      learning_rate: constant.
+      device: "cpu" or "cuda".
+      max_len: no sentence is longer, in tokens.
+      pad_id: token behind the shorter ones.
+      seed: of the coin.
+    """
+
+    attention: str  #: of transformers, "eager" or "sdpa"
+    fused: bool | None = None  #: AdamW's; None is torch's own choice
+
+    def __init__(
+        self,
+        towers: Sequence[BertModel],
+        *,
+        objective: str,
+        temperature: float = 0.05,
+        cross_interval: int | None = 2,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        learning_rate: float = 1.3e-6,
+        device: str = "cpu",
+        max_len: int = 64,
+        pad_id: int = 0,
+        seed: int = 0,
+    ):
+        prepare(towers, self.attention, dropout, attention_dropout)
+        self.towers = [tower.to(device) for tower in towers]
+        self.crossing = objective == "jtcse"
+        self.interval = cross_interval if self.crossing else None
+        self.temperature = temperature
+        self.device, self.max_len, self.pad_id = device, max_len, pad_id
+        self.coin = random.Random(seed)
+        parameters = [weight for tower in self.towers for weight in tower.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=self.fused)
+
+    def step(self, sentences: Sequence[Sequence[int]]) -> float:
+        """One training step on sentences of token ids; the loss before it."""
+        flip = self.crossing and self.coin.random() < 0.5
+        loss = self.loss(sentences, flip)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
+        """The loss; `flip` as in `total_loss`."""
+        raise NotImplementedError
 
 
 def prepare(

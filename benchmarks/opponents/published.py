@@ -12,67 +12,20 @@ cheapest reading. Sentences are padded in the step instead of being stored padde
 each), and the layers are called without the rest of BertModel's forward pass.
 """
 
-import random
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertModel
 
 from benchmarks.opponents import method
 
 
-class Trainer:
-    """Two towers and their optimizer.
+class Trainer(method.Trainer):
+    """As the scripts train: every row is `max_len` long."""
 
-    Args:
-      towers: two of one shape, trained in place.
-      objective: "jtcse" or "tncse".
-      temperature: divides the cosines.
-      cross_interval: layers k, 2k, ... cross (jtcse); None for none.
-      dropout, attention_dropout: rates.
-      learning_rate: constant.
-      device: "cpu" or "cuda".
-      max_len: tokens of every row; no sentence is longer.
-      pad_id: token behind the shorter ones.
-      seed: of the coin.
-    """
-
-    def __init__(
-        self,
-        towers: Sequence[BertModel],
-        *,
-        objective: str,
-        temperature: float = 0.05,
-        cross_interval: int | None = 2,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        learning_rate: float = 1.3e-6,
-        device: str = "cpu",
-        max_len: int = 64,
-        pad_id: int = 0,
-        seed: int = 0,
-    ):
-        method.prepare(towers, "eager", dropout, attention_dropout)
-        self.towers = [tower.to(device) for tower in towers]
-        self.crossing = objective == "jtcse"
-        self.temperature = temperature
-        self.interval = cross_interval if self.crossing else None
-        self.device, self.max_len, self.pad_id = device, max_len, pad_id
-        self.coin = random.Random(seed)
-        parameters = [weight for tower in self.towers for weight in tower.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
-
-    def step(self, sentences: Sequence[Sequence[int]]) -> float:
-        """One training step on sentences of token ids; the loss before it."""
-        flip = self.crossing and self.coin.random() < 0.5
-        loss = self.loss(sentences, flip)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
+    attention = "eager"
 
     def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
         """The loss; `flip` as in `method.total_loss`."""

@@ -11,8 +11,8 @@ matrices; no loop over pairs; fused AdamW; one wait for the device a step, for t
 twelve layers compile once. By default it is on for CUDA and off for the CPU.
 """
 
-import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,57 +23,32 @@ from transformers import BertModel
 from benchmarks.opponents import method
 
 
-class Trainer:
-    """Two towers and their optimizer.
+class Trainer(method.Trainer):
+    """As a good engineer would train.
 
-    Args as of `published.Trainer`, and:
+    Args as of `method.Trainer`, and:
       groups: groups of rows by length; None for the device's default.
       compiled: use torch.compile; None for the device's default.
     """
+
+    attention = "sdpa"
+    fused = True
 
     def __init__(
         self,
         towers: Sequence[BertModel],
         *,
-        objective: str,
-        temperature: float = 0.05,
-        cross_interval: int | None = 2,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        learning_rate: float = 1.3e-6,
-        device: str = "cpu",
-        max_len: int = 64,
-        pad_id: int = 0,
-        seed: int = 0,
         groups: int | None = None,
         compiled: bool | None = None,
+        **options: Any,
     ):
-        method.prepare(towers, "sdpa", dropout, attention_dropout)
-        self.towers = [tower.to(device) for tower in towers]
-        self.crossing = objective == "jtcse"
-        self.temperature = temperature
-        self.interval = cross_interval if self.crossing else None
-        self.device, self.max_len, self.pad_id = device, max_len, pad_id
-        self.on_gpu = torch.device(device).type == "cuda"
+        super().__init__(towers, **options)
+        self.on_gpu = torch.device(self.device).type == "cuda"
         self.groups = groups or (1 if self.on_gpu else 4)
-        self.coin = random.Random(seed)
         functions = method.plain_layer, method.crossed_layer, total_loss
-        if compiled is None:
-            compiled = self.on_gpu
-        if compiled:
+        if self.on_gpu if compiled is None else compiled:
             functions = [torch.compile(function) for function in functions]
         self.plain, self.cross, self.total_loss = functions
-        parameters = [weight for tower in self.towers for weight in tower.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
-
-    def step(self, sentences: Sequence[Sequence[int]]) -> float:
-        """One training step on sentences of token ids; the loss before it."""
-        flip = self.crossing and self.coin.random() < 0.5
-        loss = self.loss(sentences, flip)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
 
     def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
         """The loss; `flip` as in `method.total_loss`."""
