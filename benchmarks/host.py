@@ -220,7 +220,7 @@ def _feed(folder: str, size: int, count: int, step: float) -> Callable[[], Numbe
         row_length=_ROW_LENGTH,
         slots=_SLOTS,
         seed=0,
-        row_multiple=mesh.shape["data"],
+        row_multiple=sharding.row_shards(mesh),
     )
     start = time.perf_counter() - began
     count = min(count, batches.steps_per_epoch // 2)

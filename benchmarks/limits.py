@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.race import report
-from jtcse_jax.config import Architecture, Cross
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.flops import Work, crossed_layers, forward_flops
 from jtcse_jax.models.bert import exact

@@ -20,8 +20,9 @@ from benchmarks.limits import SIZES, bandwidth, floor, product_rate
 from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import token_ids
 from jtcse_jax import sharding
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ModelConfig, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.flops import Work, crossed_layers
@@ -138,7 +139,7 @@ def step_and_state(
     bank = Bank.from_config(config, architecture, mesh)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     state = init_state({"towers": bank.init(0)}, optimizer)
-    shardings = sharding.tower_shardings(mesh, state)
+    shardings = sharding.state_shardings(mesh, state)
     step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
     return step, sharding.place(state, shardings)
 

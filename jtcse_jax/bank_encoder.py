@@ -59,7 +59,7 @@ class BankEncoder:
           params: leaves [K, ...].
           tokenizer: a fast transformers tokenizer; it is not changed.
           max_len: longest sentence in tokens, special tokens included.
-          mesh: where it runs, rows over the data axis; by default the bank's own mesh, or all
+          mesh: where it runs, rows over its devices; by default the bank's own mesh, or all
             devices of this process.
         Raises:
           UserError: a `max_len` that leaves no room for a token, or a tokenizer without [CLS].
@@ -85,7 +85,7 @@ class BankEncoder:
         """
         _check_finite(model)
         encoder = cls(model.bank, model.params, model.tokenizer, model.max_len)
-        shardings = sharding.tower_shardings(encoder.mesh, model.params)
+        shardings = sharding.whole_towers(encoder.mesh, model.params)
         encoder.params = jax.device_put(model.params, shardings)
         return encoder
 
@@ -102,7 +102,7 @@ class BankEncoder:
         `done` is told after each call of the model how many more are finished. Raises UserError
         for a string that is no valid Unicode.
         """
-        size = PART * self.mesh.shape["data"]
+        size = PART * sharding.row_shards(self.mesh)
         parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
         encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
         # One part ahead: the devices work on a part while the next is tokenised and packed.
@@ -139,7 +139,7 @@ class BankEncoder:
 
     def _calls(self, num_rows: int) -> list[range]:
         """The rows of each call: of each device `most_rows`, or a quarter ... if half are used."""
-        shards = self.mesh.shape["data"]
+        shards = sharding.row_shards(self.mesh)
         calls, start = [], 0
         while start < num_rows:
             each = self.most_rows

@@ -13,7 +13,8 @@ from jax import Array
 class Batch(NamedTuple):
     """Several sentences in each row; attention stays inside a sentence because of `segments`.
 
-    A padded batch is the special case of one sentence a row.
+    A padded batch is the special case of one sentence a row. Where a step runs micro-batches one
+    after the other, every array has a leading axis over them, and `order` is within each.
     """
 
     tokens: Array | np.ndarray  #: [R, P] int32, token ids; fillers are the padding token
@@ -24,3 +25,8 @@ class Batch(NamedTuple):
     mask: Array | np.ndarray  #: [2B] bool, False where a last, partial batch has no sentence
     teacher: tuple["Batch", ...] = ()  #: the same views in the tokens of each teacher's member
     target: Array | None = None  #: [2B, D] float32, the teacher's embeddings, made in the step
+
+    @property
+    def has_micro_batches(self) -> bool:
+        """Whether the arrays have a leading axis over micro-batches."""
+        return self.tokens.ndim == 3

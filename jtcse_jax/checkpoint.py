@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jtcse_jax import manifest
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Stopped, UserError
 
 PyTree = Any
 
@@ -192,8 +192,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # To close is a joint step, and where one process has failed the others do not join.
+        if kind in (None, Stopped) or jax.process_count() == 1:
+            self.close()
 
     def _write_manifest(self) -> None:
         """Called by orbax on process 0, in the background, when all files of a step are written."""

@@ -4,101 +4,14 @@ A file in `configs/` binds the name `config` to a `Config`; any field can be ove
 command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from jtcse_jax.architecture import Architecture, Cross, check_choices
 from jtcse_jax.errors import UserError
 
 SCRATCH = "scratch"
-
-
-def check_choices(section: str, fields: object) -> None:
-    """Raises UserError where a field of a closed set of values has another one.
-
-    The command line checks its own arguments; this is for config files.
-    """
-    for name, kind in get_type_hints(type(fields)).items():
-        value = getattr(fields, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            allowed = ", ".join(map(str, get_args(kind)))
-            raise UserError(f"{section}{name} = {value!r}: choose one of {allowed}.")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of one encoder, as a Hugging Face `config.json` states it."""
-
-    family: Literal["bert", "roberta"] = "bert"
-    """BERT, or RoBERTa (positions start behind the padding index)."""
-    vocab_size: int = 30522
-    """Rows of the token embedding."""
-    hidden_size: int = 768
-    """Width of the hidden states (D)."""
-    num_layers: int = 12
-    """Number of transformer layers."""
-    num_heads: int = 12
-    """Attention heads a layer (H); divides hidden_size."""
-    intermediate_size: int = 3072
-    """Width of the feed-forward layer."""
-    max_positions: int = 512
-    """Rows of the position embedding (RoBERTa: longest sentence + pad_token_id + 1)."""
-    type_vocab_size: int = 2
-    """Rows of the token-type embedding; sentences are always type 0."""
-    layer_norm_eps: float = 1e-12
-    """Epsilon of every LayerNorm."""
-    pad_token_id: int = 0
-    """Padding token; in RoBERTa it also sets the first position."""
-
-    def __post_init__(self):
-        check_choices("model.scratch.", self)
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), int(field.name != "pad_token_id")
-            if field.type is int and value < least:
-                raise UserError(f"model.scratch.{field.name} = {value}: use at least {least}.")
-        if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"model.scratch.num_heads = {self.num_heads} does not divide "
-                f"hidden_size = {self.hidden_size}: choose a divisor."
-            )
-
-    @property
-    def position_offset(self) -> int:
-        """Index of the first position embedding in use."""
-        return self.pad_token_id + 1 if self.family == "roberta" else 0
-
-    @property
-    def longest_sentence(self) -> int:
-        """Most tokens a sentence can have."""
-        return self.max_positions - self.position_offset
-
-
-@dataclass(frozen=True)
-class Cross:
-    """Cross-attention between the towers, in training only (method: "Cross-attention")."""
-
-    mode: Literal["side", "main", "off"] = "side"
-    """side: crossed streams run beside the plain ones; main: the streams themselves cross; off."""
-    exchange: Literal["value", "probs"] = "value"
-    """What comes from the neighbouring tower: its values, or its attention probabilities."""
-    num_layers: int = 6
-    """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
-
-    def __post_init__(self):
-        check_choices("model.cross.", self)
-
-    def interval(self, num_layers: int) -> int | None:
-        """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""
-        if self.mode == "off" or self.num_layers == 0:
-            return None
-        if self.num_layers < 0 or num_layers % self.num_layers:
-            divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-            raise UserError(
-                f"model.cross.num_layers = {self.num_layers} does not divide the encoder's "
-                f"{num_layers} layers: choose 0 or one of {divisors}."
-            )
-        return num_layers // self.num_layers
 
 
 @dataclass(frozen=True)
@@ -162,6 +75,10 @@ class DataConfig:
     """Sentences in a batch, over all devices (two views of each)."""
     row_length: int = 128
     """Tokens in a packed row (P); at least 2 * max_len, since both views share a row (mlm: one)."""
+    micro_batch: int | None = None
+    """Sentences, over all devices, whose activations a step holds at a time; a divisor of
+    batch_size. The loss and its gradient are those of the whole batch, for a second forward pass;
+    None takes the batch at once."""
     slots: int = 12
     """Most sentence views in a row (C); even."""
     dev: str | None = None
@@ -169,6 +86,8 @@ class DataConfig:
     `builtin`. Without one nothing selects a best step and the newest is kept."""
     cache_dir: str = "~/.cache/jtcse_jax"
     """Where tokenised text is kept."""
+    timeout: float = 600
+    """Seconds to wait for a batch before the run ends with an error: its disk may hang."""
 
     def __post_init__(self):
         check_choices("data.", self)
@@ -181,11 +100,20 @@ class DataConfig:
             raise UserError(f"data.max_len = {self.max_len}: use at least 3 ([CLS], word, [SEP]).")
         if not 0 <= self.repeat_rate <= 1:
             raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
+        if not self.timeout > 0:
+            raise UserError(f"data.timeout = {self.timeout}: must be above 0.")
         views = 1 if self.pairs == "none" else 2
         if self.row_length < views * self.max_len:
             raise UserError(
                 f"data.row_length = {self.row_length} is below {views} * data.max_len = "
                 f"{views * self.max_len}: the views of a sentence share a row."
+            )
+        if self.micro_batch is not None and (
+            self.micro_batch < 1 or self.batch_size % self.micro_batch
+        ):
+            raise UserError(
+                f"data.micro_batch = {self.micro_batch} does not divide data.batch_size = "
+                f"{self.batch_size}: choose a divisor, or None."
             )
         if self.slots < 2 or self.slots % 2:
             raise UserError(f"data.slots = {self.slots}: use an even number of at least 2.")
@@ -313,10 +241,18 @@ class Config:
     """Write a trace of ten steps into WORKDIR/profile, for TensorBoard or Perfetto."""
     peak_tflops: float | None = None
     """Peak 10^12 operations a second of a device, for the MFU; None looks up the device's."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite never changes the model: stop there, or skip the
+    batch (ten in a row stop too). Either way the batch is saved in WORKDIR/not_finite."""
+    force: bool = False
+    """Resume in spite of another config, text or teacher than the workdir's."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by dev score."""
     tower_devices: int = 1
     """Device groups the towers are spread over: 1, or the number of towers."""
+    fsdp_devices: int = 1
+    """Devices, of those that share a tower, that its parameters and their optimizer's state are
+    split over: less memory on each, for a transfer of all parameters in every step."""
     dropout_generator: Literal["threefry2x32", "rbg"] = "threefry2x32"
     """threefry2x32 gives the same masks on any number of devices; rbg may be faster."""
     deterministic: bool = False
@@ -342,6 +278,8 @@ class Config:
         if self.tower_devices not in (1, towers):
             choices = f"choose 1, or one a tower ({towers})"
             raise UserError(f"tower_devices = {self.tower_devices}: {choices}.")
+        if self.fsdp_devices < 1:
+            raise UserError(f"fsdp_devices = {self.fsdp_devices}: use at least 1.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         for name in ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"):

@@ -41,13 +41,15 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
     """The `config` that a Python file binds; UserError if there is none of this kind."""
     if not path.is_file():
         raise UserError(f"--config {path}: no such file.")
+    _check_text(path)
     try:
         config = runpy.run_path(str(path)).get("config")
     except UserError as error:
         raise UserError(f"{path}{_line(error, path)}: {error}") from error
-    except Exception as error:
-        kind_of_error = type(error).__name__
-        raise UserError(f"{path}{_line(error, path)}: {kind_of_error}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = str(error).partition("\n")[0]
+        said = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path}{_line(error, path)}: {said}") from error
     if not isinstance(config, kind):
         raise UserError(
             f"{path}: binds no `config = {kind.__name__}(...)`; see the files in configs/."
@@ -55,7 +57,17 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
     return config
 
 
-def _line(error: Exception, path: Path) -> str:
+def _check_text(path: Path) -> None:
+    """Raises UserError for what Python would run though nobody can read it: bytecode, archives."""
+    try:
+        is_text = "\0" not in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        is_text = False
+    if not is_text:
+        raise UserError(f"--config {path}: is no Python text in UTF-8; see the files in configs/.")
+
+
+def _line(error: BaseException, path: Path) -> str:
     """`:LINE` of the config file that an error came from, or nothing if it names one itself."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]

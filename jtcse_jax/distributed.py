@@ -1,12 +1,19 @@
-"""Joins the processes of a declared cluster, and of nothing else."""
+"""Joins the processes of a declared cluster, and of nothing else; what fails, fails together."""
 
+import atexit
 import os
 import sys
+import threading
+import time
 
 import jax
+from jax._src.distributed import global_state
 
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import START_AGAIN, UserError, share_failures
 
+_FAILED = "jtcse_jax/failed"
+_LOOK_SECONDS = 1
+_READING_SECONDS = 3  # until every other process has looked
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -25,8 +32,10 @@ def initialize(*, timeout: int = 300) -> None:
     node's devices, one that shares it takes the device of its local rank.
     `JAX_LOCAL_DEVICE_IDS=0,1` names them instead.
 
+    From then on the first process with an error prints it, and all others end with its status.
+
     Args:
-        timeout: seconds to wait for the other processes; then jax aborts this one.
+        timeout: seconds to wait for the other processes; then this one ends with status 75.
 
     Raises:
         UserError: the declaration is incomplete, or the cluster cannot be joined. Going on alone
@@ -35,16 +44,12 @@ def initialize(*, timeout: int = 300) -> None:
     arguments = _declared_cluster()
     if arguments is None or jax.distributed.is_initialized():
         return
-    # jax ends a process whose fellows stay away with an abort that no handler sees; this line tells
-    # what it was waiting for.
-    print(
-        f"joining the cluster that the environment declares; every process has to start "
-        f"within {timeout} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    # jax ends a process whose fellows stay away with an abort that no handler sees.
+    alarm = threading.Timer(timeout, _end_alone, [timeout])
+    alarm.daemon = True
+    alarm.start()
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=timeout)
+        jax.distributed.initialize(**arguments, initialization_timeout=2 * timeout)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
@@ -52,6 +57,61 @@ def initialize(*, timeout: int = 300) -> None:
             f"its processes and let them reach process 0, or declare it with "
             f"{', '.join(_EXPLICIT)}; JAX_NUM_PROCESSES=1 runs this process alone"
         ) from error
+    finally:
+        alarm.cancel()
+    _fail_together()
+
+
+def _end_alone(timeout: int) -> None:
+    print(
+        f"error: the other processes of the declared cluster did not come within {timeout} s: "
+        "start all of them, and let them reach process 0",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(START_AGAIN)
+
+
+def _fail_together() -> None:
+    ended = threading.Event()
+    watch = threading.Thread(target=_end_with_the_first, args=[ended], daemon=True)
+    watch.start()
+    # A thread inside jax's client when the interpreter ends would abort the process.
+    atexit.register(lambda: (ended.set(), watch.join()))
+    share_failures(_is_first_to_fail)
+
+
+def _is_first_to_fail(status: int) -> bool:
+    """Tells the other processes that this one ends by an error, unless one of them has."""
+    try:
+        global_state.client.key_value_set(_FAILED, f"{global_state.process_id} {status}")
+    except jax.errors.JaxRuntimeError as error:
+        # Anything else is process 0, which is gone and tells nobody.
+        return "ALREADY_EXISTS" not in str(error)
+    _let_others_read()
+    return True
+
+
+def _end_with_the_first(ended: threading.Event) -> None:
+    """Looks, in a thread, for a process that failed: this one may wait for it in a collective."""
+    while not ended.wait(_LOOK_SECONDS):
+        try:
+            failed = global_state.client.key_value_try_get(_FAILED)
+        except jax.errors.JaxRuntimeError:  # none has
+            continue
+        process, status = map(int, failed.split())
+        if process != global_state.process_id:
+            _let_others_read()
+            print(f"ended: process {process} failed, its message says why", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(status)
+        return
+
+
+def _let_others_read() -> None:
+    """Process 0 holds what all are told, and so ends last."""
+    if global_state.process_id == 0:
+        time.sleep(_READING_SECONDS)
 
 
 def _declared_cluster() -> dict[str, object] | None:

@@ -7,12 +7,15 @@ An ensemble is described by a JSON file, `ensemble.json` where a folder holds it
 
 A `model` is a path (relative to the file's folder where it exists there), a hub name, or another
 description; `pooling`, `max_len` and `step` are optional and mean what they mean to
-`saved_model.load`.
+`saved_model.load`. A description may come from others, so that its paths lead nowhere else: what
+they name lies below the file's folder or, by a plain relative path, below the working directory.
 """
 
 import hashlib
 import json
 import math
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,9 +25,11 @@ import numpy as np
 
 from jtcse_jax import saved_model
 from jtcse_jax.errors import UserError
+from jtcse_jax.models.hf_files import lies_in
 from jtcse_jax.saved_model import SavedModel
 
 DESCRIPTION = "ensemble.json"
+MOST_MEMBERS = 64
 OPTIONS = {"pooling": str, "max_len": int, "step": int}
 
 
@@ -132,8 +137,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Member, ...]:
     for number, entry in enumerate(_entries(path)):
         where = f"{path}: member {number}"
         name, weight, options = _check_entry(where, entry)
-        if (path.parent / saved_model.split_name(name)[0]).exists():
-            name = str(path.parent / name)
+        name = _inside(where, path.parent, name)
         description = find_description(name)
         if description is None:
             try:
@@ -149,13 +153,29 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Member, ...]:
         else:
             inner = _read(description, (*above, path.resolve()))
         found += [Member(weight * member.weight, member.model) for member in inner]
+        if len(found) > MOST_MEMBERS:
+            raise UserError(f"{path}: more than {MOST_MEMBERS} members, inner ones counted.")
     return tuple(found)
+
+
+def _inside(where: str, folder: Path, name: str) -> str:
+    """A member's name, from the description's folder where it is found there."""
+    model = os.path.expanduser(saved_model.split_name(name)[0])
+    beside = os.path.join(folder, model)
+    found = os.path.exists(beside)
+    local = found or os.path.isabs(model)
+    if ".." in Path(model).parts or local and not lies_in(beside, folder):
+        raise UserError(
+            f"{where}: {name!r:.200} leads out of {folder}: put the description into a "
+            "folder above its members."
+        )
+    return os.path.join(folder, os.path.expanduser(name)) if found else name
 
 
 def _entries(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no readable JSON ({error}): mend it.") from error
     entries = content.get("members") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or content.keys() != {"members"}:
@@ -171,16 +191,20 @@ def _check_entry(where: str, entry: Any) -> tuple[str, float, dict[str, Any]]:
         raise UserError(f'{where}: needs "model" and "weight".')
     unknown = entry.keys() - {"model", "weight", *OPTIONS}
     if unknown:
-        raise UserError(f"{where}: {min(unknown)!r} is not known: use {', '.join(OPTIONS)}.")
+        raise UserError(
+            f"{where}: {reprlib.repr(min(unknown))} is not known: use {', '.join(OPTIONS)}."
+        )
     name, weight = entry["model"], entry["weight"]
     if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: model = {name!r}: give a path or a name.")
+        raise UserError(f"{where}: model = {reprlib.repr(name)}: give a path or a name.")
     if type(weight) not in (int, float) or not (math.isfinite(weight) and weight > 0):
-        raise UserError(f"{where}: weight = {weight!r}: give a number above 0.")
+        raise UserError(f"{where}: weight = {reprlib.repr(weight)}: give a number above 0.")
     options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
     for key, value in options.items():
         if type(value) is not OPTIONS[key]:
-            raise UserError(f"{where}: {key} = {value!r} is no {OPTIONS[key].__name__}: mend it.")
+            raise UserError(
+                f"{where}: {key} = {reprlib.repr(value)} is no {OPTIONS[key].__name__}."
+            )
     return name, float(weight), options
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ObjectiveConfig
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 

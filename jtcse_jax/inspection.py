@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from jtcse_jax import saved_model
+from jtcse_jax.architecture import Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Cross
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.diagnostics import (

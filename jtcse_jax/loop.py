@@ -3,27 +3,32 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.bank_encoder import BankEncoder
+from jtcse_jax.batch import Batch
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Stopped, UserError
 from jtcse_jax.evaluation.development import Development, DevScore
 from jtcse_jax.inspection import layer_figures
 from jtcse_jax.metrics import MetricsLog, Speed
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.profile import Profile
 from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.stop_signal import StopSignal
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
 
+NOT_FINITE, MOST_SKIPPED = "not_finite", 10  # its folder; batches skipped in a row
 INSPECTED = 32  # dev sentences whose layers are looked at, where config.eval_layers asks for it
 
 
@@ -46,30 +51,41 @@ class Loop:
     def run(self, state: TrainState, start: int, stop: int) -> TrainState:
         """Trains steps `start` to `stop`; the last one is evaluated and saved.
 
-        Raises UserError at the first step that is not finite; nothing of it was saved.
+        Raises UserError at a step that is not finite, unless it is to be skipped: nothing of it
+        was saved. Raises Stopped where SIGTERM asks for it, after saving the step.
         """
+        with StopSignal() as signal:
+            return self._run(state, start, stop, signal)
+
+    def _run(self, state: TrainState, start: int, stop: int, signal: StopSignal) -> TrainState:
         key = jax.random.key(self.config.seed, impl=self.config.dropout_generator)
         self._speed = Speed(stop - start)
         self._stop = stop
-        unread: tuple[int, dict[str, Array]] | None = None
+        self._skipped = 0
+        unread: tuple[int, Batch, dict[str, Array]] | None = None
         profile = Profile(self.config, start, stop)
-        for step, batch in self.batches.iterate(start, stop):
+        for step, batch in self.batches.iterate(start, stop, timeout=self.config.data.timeout):
             state, metrics = self.train_step(state, sharding.place_batch(self.mesh, batch), key)
             if unread:
                 self._read(*unread)
             done = step + 1
             if profile.step(done, state):
                 self._speed.pause()
-            unread = done, metrics
+            unread = done, batch, metrics
             last = done == stop
+            stopping = signal.asked(done) and not last
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
-            if evaluate or last or done % self.config.save_every == 0:
+            if evaluate or last or stopping or done % self.config.save_every == 0:
                 # A step is known to be finite before it is saved.
                 self._read(*unread)
                 unread = None
                 scores = self.evaluate(state, done).as_metrics() if evaluate else None
                 self.checkpoints.save(done, as_checkpoint(state), scores)
                 self._speed.pause()
+            if stopping:
+                self.checkpoints.wait()
+                self.say(f"stopped by SIGTERM, step {done} is saved; started again it goes on")
+                raise Stopped
         self.checkpoints.wait()
         return state
 
@@ -101,15 +117,17 @@ class Loop:
         figures = layer_figures(model, sentences, cross=cross)
         return {f"dev_{name}": value for name, value in figures.items()}
 
-    def _read(self, step: int, metrics: dict[str, Array]) -> None:
+    def _read(self, step: int, batch: Batch, metrics: dict[str, Array]) -> None:
         host = jax.device_get(metrics)
         finite, tokens, flops = (float(host.pop(name)) for name in ("finite", "tokens", "flops"))
         values = {name: float(value) for name, value in host.items()}
-        if not finite:
-            raise UserError(self._not_finite(step, values))
         self._speed.step(sentences=self.config.data.batch_size, tokens=tokens, flops=flops)
-        self.log.add(values)
-        if step % self.config.log_every == 0 or step == self._stop:
+        self._skipped = 0 if finite else self._skipped + 1
+        if finite:
+            self.log.add(values)
+        else:
+            self._take_note(step, batch, values)
+        if self.log.unwritten and (step % self.config.log_every == 0 or step == self._stop):
             means = self.log.flush(step, **self._speeds())
             names = sorted(values, key=_loss_first)
             terms = "  ".join(f"{name} {means[name]:.4g}" for name in names)
@@ -134,16 +152,49 @@ class Loop:
         seconds = self._speed.seconds_left
         return "?" if seconds != seconds else str(timedelta(seconds=round(seconds)))
 
-    def _not_finite(self, step: int, values: dict[str, float]) -> str:
+    def _take_note(self, step: int, batch: Batch, values: dict[str, float]) -> None:
+        """Saves the batch of a step that is not finite; raises UserError unless it is skipped."""
         terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+        file = save_batch(Path(self.config.workdir).expanduser(), step, batch, self.tokenizer)
+        said = f"step {step} is not finite ({terms}), its batch is saved in {file}"
+        if self.config.not_finite == "skip" and self._skipped < MOST_SKIPPED:
+            self.say(f"{said}; skipped")
+            return
         good = self.checkpoints.newest_step()
         where = "no checkpoint was saved yet"
         if good is not None:
             where = f"the last good checkpoint is step {good} in {self.config.workdir}"
-        return (
-            f"step {step} is not finite ({terms}): {where}. Try a lower "
-            "optimizer.learning_rate, optimizer.max_grad_norm = 1.0 or more warm-up."
+        raise UserError(
+            f"{said}: {where}. Try a lower optimizer.learning_rate, optimizer.max_grad_norm = 1.0 "
+            "or more warm-up."
         )
+
+
+def save_batch(workdir: Path, step: int, batch: Batch, tokenizer: Any) -> Path:
+    """Writes this process's rows, and their sentences as text, to a .npz file to look into.
+
+    Raises UserError where it cannot be written.
+    """
+    file = workdir / NOT_FINITE / f"step_{step}_process_{jax.process_index()}.npz"
+    rows = zip(
+        batch.tokens.reshape(-1, batch.tokens.shape[-1]),
+        batch.segments.reshape(-1, batch.segments.shape[-1]),
+        strict=True,
+    )
+    sentences = [
+        tokenizer.decode(tokens[segments == segment], skip_special_tokens=True)
+        for tokens, segments in rows
+        for segment in range(1, segments.max(initial=0) + 1)
+    ]
+    arrays = {
+        name: value for name, value in batch._asdict().items() if isinstance(value, np.ndarray)
+    }
+    try:
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, sentences=np.array(sentences), **arrays)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}.") from error
+    return file
 
 
 def _loss_first(name: str) -> tuple[bool, str]:

@@ -3,11 +3,15 @@
 Sentence views are interleaved: rows 2i and 2i + 1 of an array [2B, D] are the two views of
 sentence i, so the partner of row r is r XOR 1. Everything is computed in float32 whatever the
 inputs' dtype; every function returns a float32 scalar and is finite, gradients included, for zero
-vectors. Norms from 1e-6 to 1e19 are exact. `mask` [2B] marks the rows that exist in a last,
+vectors. Norms from 1e-6 to 1e19 are exact. Of a large batch the [2B, 2B] logits are never held
+whole: anchors are taken some at a time, and their logits made anew in the backward pass. `mask`
+[2B] marks the rows that exist in a last,
 partial batch; None means all.
 
 Source: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ from jax import Array
 
 _SMALLEST = 1e-12  # floor of a sum of squares
 _ROUNDING = 1e-7  # a float32 cosine this small is zero, and its 1 / cosine a gradient of noise
+_TILE = 2**26  # logits, 256 MB of them, that a loss holds at a time
 _EXCLUDED = -1e30  # a logit that takes no part; -inf would turn masked gradients into NaN
 
 
@@ -32,14 +37,17 @@ def info_nce(x: Array, y: Array, *, temperature: float, mask: Array | None = Non
       ValueError: fewer than two sentences, so no negative.
     """
     _check_views(x, y)
-    rows = jnp.arange(len(x))
-    partner = rows ^ 1
-    logits = cosines(x, y) / temperature
-    candidates = rows[:, None] != rows[None, :]
-    if mask is not None:
-        candidates &= mask[None, :] | (rows[None, :] == partner[:, None])
-    logits = jnp.where(candidates, logits, _EXCLUDED)
-    return _masked_mean(_cross_entropy(logits, partner), mask)
+    rows, y = jnp.arange(len(x)), _normalize(y)
+
+    def values(x: Array, anchors: Array) -> Array:
+        partner = anchors ^ 1
+        candidates = anchors[:, None] != rows[None, :]
+        if mask is not None:
+            candidates &= mask[None, :] | (rows[None, :] == partner[:, None])
+        logits = jnp.where(candidates, _products(x, y) / temperature, _EXCLUDED)
+        return _cross_entropy(logits, partner)
+
+    return masked_mean(_of_anchors(values, _normalize(x), rows), mask)
 
 
 def info_nce_other_view(
@@ -53,13 +61,18 @@ def info_nce_other_view(
     Args and errors as `info_nce`.
     """
     _check_views(x, y)
-    logits = cosines(x[0::2], y[1::2]) / temperature
-    sentences = jnp.arange(len(logits))
+    x, y = _normalize(x[0::2]), _normalize(y[1::2])
+    sentences = jnp.arange(len(x))
     exists = None if mask is None else mask[0::2]
-    if exists is not None:
-        itself = sentences[:, None] == sentences[None, :]
-        logits = jnp.where(exists[None, :] | itself, logits, _EXCLUDED)
-    return _masked_mean(_cross_entropy(logits, sentences), exists)
+
+    def values(x: Array, anchors: Array) -> Array:
+        logits = _products(x, y) / temperature
+        if exists is not None:
+            itself = anchors[:, None] == sentences[None, :]
+            logits = jnp.where(exists[None, :] | itself, logits, _EXCLUDED)
+        return _cross_entropy(logits, anchors)
+
+    return masked_mean(_of_anchors(values, x, sentences), exists)
 
 
 def ictm(
@@ -90,7 +103,7 @@ def ictm(
     direction = -jnp.log(jnp.where(cosine > _ROUNDING, cosine, 1e-4))
     modulus = _norm(p - q) / (_norm(p) + _norm(q))
     constraint = direction * modulus * (0.5 if modulus_half else 1.0)
-    return _masked_mean(constraint, None if mask is None else mask[0::2])
+    return masked_mean(constraint, None if mask is None else mask[0::2])
 
 
 def listwise(
@@ -116,31 +129,35 @@ def listwise(
       ValueError: fewer than two sentences.
     """
     _check_views(student, student)
-    count = len(student) // 2
-    others = ~jnp.eye(count, dtype=bool)
+    views = [_normalize(x[view::2]) for x in (teacher, student) for view in (0, 1)]
+    sentences = jnp.arange(len(student) // 2)
     exists = None if mask is None else mask[0::2]
-    if exists is not None:
-        others &= exists[None, :]
 
-    def logits(x: Array, temperature: float) -> Array:
-        return jnp.where(others, cosines(x[0::2], x[1::2]) / temperature, _EXCLUDED)
+    def values(teacher: Array, student: Array, anchors: Array) -> Array:
+        others = anchors[:, None] != sentences[None, :]
+        if exists is not None:
+            others &= exists[None, :]
 
-    wanted = jax.nn.softmax(jax.lax.stop_gradient(logits(teacher, teacher_temperature)))
-    given = jax.nn.log_softmax(logits(student, temperature))
-    # Where nothing is wanted `given` may be -1e30: zero times it is zero, and stays finite.
-    return _masked_mean(-jnp.sum(wanted * given, axis=-1), exists)
+        def logits(x: Array, y: Array, temperature: float) -> Array:
+            return jnp.where(others, _products(x, y) / temperature, _EXCLUDED)
+
+        wanted = jax.nn.softmax(logits(teacher, views[1], teacher_temperature))
+        given = jax.nn.log_softmax(logits(student, views[3], temperature))
+        # Where nothing is wanted `given` may be -1e30: zero times it is zero, and stays finite.
+        return -jnp.sum(jax.lax.stop_gradient(wanted) * given, axis=-1)
+
+    return masked_mean(_of_anchors(values, views[0], views[2], sentences), exists)
 
 
-def token_cross_entropy(logits: Array, targets: Array, mask: Array) -> Array:
-    """Mean over the masked tokens of -log softmax(logits)[target]; zero where there is none.
+def token_cross_entropy(logits: Array, targets: Array) -> Array:
+    """-log softmax(logits)[target] of each token, [...] float32.
 
     Args:
       logits: [..., V], any float dtype; computed in float32.
       targets: [...] int32.
-      mask: [...] bool, the tokens that count.
     """
     flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
-    return _masked_mean(_cross_entropy(flat, targets.reshape(-1)), mask.reshape(-1))
+    return _cross_entropy(flat, targets.reshape(-1)).reshape(targets.shape)
 
 
 def alignment(x: Array, *, mask: Array | None = None) -> Array:
@@ -150,7 +167,7 @@ def alignment(x: Array, *, mask: Array | None = None) -> Array:
     """
     x = _normalize(x)
     distance = jnp.sum((x[0::2] - x[1::2]) ** 2, axis=-1)
-    return _masked_mean(distance, None if mask is None else mask[0::2])
+    return masked_mean(distance, None if mask is None else mask[0::2])
 
 
 def uniformity(x: Array, *, mask: Array | None = None) -> Array:
@@ -159,21 +176,58 @@ def uniformity(x: Array, *, mask: Array | None = None) -> Array:
     Wang & Isola 2020 (arXiv 2005.10242) with t = 2; x is [N, D], one view per sentence. Zero
     where no two rows exist.
     """
-    similarity = cosines(x, x)
-    counted = ~jnp.eye(len(x), dtype=bool)
-    if mask is not None:
-        counted &= mask[:, None] & mask[None, :]
-    # d^2 = 2 - 2 cos between unit vectors
-    logits = jnp.where(counted, 4 * similarity - 4, _EXCLUDED)
-    pairs = counted.sum()
-    mean = jax.nn.logsumexp(logits) - jnp.log(jnp.maximum(pairs, 1))
-    return jnp.where(pairs > 0, mean, 0)
+    rows, y = jnp.arange(len(x)), _normalize(x)
+    exists = jnp.ones(len(x), bool) if mask is None else mask
+
+    def values(x: Array, anchors: Array, exist: Array) -> Array:
+        counted = (anchors[:, None] != rows[None, :]) & exist[:, None] & exists[None, :]
+        # d^2 = 2 - 2 cos between unit vectors
+        logits = jnp.where(counted, 4 * _products(x, y) - 4, _EXCLUDED)
+        return jax.nn.logsumexp(logits, axis=-1)
+
+    count = exists.sum()
+    pairs = count * (count - 1.0)
+    mean = jax.nn.logsumexp(_of_anchors(values, y, rows, exists))
+    return jnp.where(pairs > 0, mean - jnp.log(jnp.maximum(pairs, 1)), 0)
 
 
 def cosines(x: Array, y: Array) -> Array:
     """[N, M] float32 cosines of the rows of x [N, D] and y [M, D]."""
+    return _products(_normalize(x), _normalize(y))
+
+
+def masked_mean(values: Array, mask: Array | None) -> Array:
+    """The mean of the values [N] that mask [N] marks, 0 where it marks none; None means all."""
+    if mask is None:
+        return values.mean()
+    # Not values * mask: zero times a masked infinity is NaN.
+    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _of_anchors(values: Callable[..., Array], *anchors: Array) -> Array:
+    """`values` [N] of arrays [N, ...], where each anchor is compared with N others.
+
+    Some anchors at a time if there are many; each time every n-th one, so that anchors that lie
+    on many devices keep all of them busy.
+    """
+    count = len(anchors[0])
+    tiles = -(-(count**2) // _TILE)
+    if tiles == 1:
+        return values(*anchors)
+    each = -(-count // tiles)
+
+    def strided(x: Array) -> Array:
+        x = jnp.pad(x, [(0, tiles * each - count)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(each, tiles, *x.shape[1:]).swapaxes(0, 1)
+
+    anew = jax.checkpoint(values)
+    found = jax.lax.map(lambda tile: anew(*tile), tuple(map(strided, anchors)))
+    return found.swapaxes(0, 1).reshape(-1)[:count]
+
+
+def _products(x: Array, y: Array) -> Array:
     # On a TPU the default product is bf16, two digits of a cosine that is then divided by 0.05.
-    return jnp.matmul(_normalize(x), _normalize(y).T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _normalize(x: Array) -> Array:
@@ -189,13 +243,6 @@ def _norm(x: Array) -> Array:
 def _cross_entropy(logits: Array, targets: Array) -> Array:
     target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - target
-
-
-def _masked_mean(values: Array, mask: Array | None) -> Array:
-    if mask is None:
-        return values.mean()
-    # Not values * mask: zero times a masked infinity is NaN.
-    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def _check_views(x: Array, y: Array) -> None:

@@ -37,9 +37,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest as written, or None if it is absent, unreadable or altered."""
     try:
         body = json.loads((folder / NAME).read_bytes())
-        return body if body.pop("digest") == _digest(body) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        intact = body.pop("digest") == _digest(body)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    return body if intact and _is_manifest(body) else None
 
 
 def problem(folder: Path) -> str | None:
@@ -52,6 +53,10 @@ def problem(folder: Path) -> str | None:
         return f"{NAME} is {'altered' if (folder / NAME).exists() else 'missing'}"
     try:
         present = _files(folder)
+        # A pipe would be waited for, and a link to a device read, for ever.
+        for name, path in present.items():
+            if path.is_symlink() or not path.is_file():
+                return f"{name} is no ordinary file"
         for name in sorted(present.keys() ^ manifest["files"].keys()):
             return f"{name} is {'missing' if name in manifest['files'] else 'not in the manifest'}"
         sizes = {name: path.stat().st_size for name, path in present.items()}
@@ -95,9 +100,27 @@ def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
     return lines
 
 
+def _is_manifest(body: dict[str, Any]) -> bool:
+    """Whether it has the form that `write` gives: anyone can make a digest that fits."""
+    metrics, leaves, files = body.get("metrics", {}), body.get("leaves", {}), body.get("files")
+    return (
+        all(isinstance(part, dict) for part in (metrics, leaves, files))
+        and all(type(value) is float for value in metrics.values())
+        and all(isinstance(tree, dict) for tree in leaves.values())
+        and all(
+            isinstance(entry, list) and [type(part) for part in entry] == [int, str]
+            for entry in files.values()
+        )
+    )
+
+
 def _files(folder: Path) -> dict[str, Path]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    return {name: p for name, p in paths.items() if name not in UNHASHED and not p.is_dir()}
+    return {
+        name: p
+        for name, p in paths.items()
+        if name not in UNHASHED and (p.is_symlink() or not p.is_dir())
+    }
 
 
 def _sha256(path: Path) -> str:

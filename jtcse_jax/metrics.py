@@ -62,6 +62,11 @@ class MetricsLog:
             self._sums[name] += value
         self._count += 1
 
+    @property
+    def unwritten(self) -> int:
+        """Steps since the last flush."""
+        return self._count
+
     def flush(self, step: int, **more: float) -> dict[str, float]:
         """Writes and returns the means since the last flush, with `more` beside them."""
         means = {name: total / self._count for name, total in self._sums.items()} | more

@@ -1,9 +1,12 @@
-"""Objectives: forward passes and named loss terms.
+"""Objectives: what is computed of a batch, and named loss terms of it.
 
-An objective is a function `(bank, params, batch, key, config) -> (loss, terms)`; `terms` holds
-every loss term, unweighted. To add one, write it here and give it a line in `OBJECTIVES` and a
-name in `config.ObjectiveConfig.name`.
+An objective is a `forward` and a `loss`; to add one, write the two here and give it a line in
+`OBJECTIVES` and a name in `config.ObjectiveConfig.name`.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,28 +23,73 @@ from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
 Terms = dict[str, Array]
 
 
-def simcse(
+@dataclass(frozen=True)
+class Objective:
+    """A loss in two parts, so that a batch can be too large for one forward pass.
+
+    forward: `(bank, params, batch, key, config) -> outputs`, a pytree of float arrays [K, N, ...]
+      whose second axis is over the batch: of sentence views, or of tokens.
+    loss: `(bank, outputs, batch, key, config) -> (loss, terms)`, of the outputs of the whole batch;
+      of `batch` it reads `mask` and `target` alone. `terms` holds every loss term, unweighted.
+    """
+
+    forward: Callable[[Bank, Params, Batch, Array, ObjectiveConfig], Any]
+    loss: Callable[[Bank, Any, Batch, Array, ObjectiveConfig], tuple[Array, Terms]]
+
+    def __call__(
+        self, bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+    ) -> tuple[Array, Terms]:
+        """The loss and its terms, of a batch in one forward pass."""
+        return self.loss(bank, self.forward(bank, params, batch, key, config), batch, key, config)
+
+
+def plain_streams(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> TowerOutputs:
+    """Every tower for itself."""
+    return bank.apply(params["towers"], batch, key=key)
+
+
+def crossed_streams(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> TowerOutputs:
+    """The crossed streams beside the plain ones."""
+    dropout_key, _ = jax.random.split(key)
+    return bank.apply(params["towers"], batch, key=dropout_key, crossed=True)
+
+
+def projected_streams(
+    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[TowerOutputs, Array]:
+    """Every tower for itself, and its sentence vectors behind the head [K, 2B, D], if any."""
+    outputs = plain_streams(bank, params, batch, key, config)
+    if not config.mlp_head:
+        return outputs, outputs.hidden
+    head = params["head"]
+    projected = jnp.einsum(
+        "knd,kde->kne", outputs.hidden, head["kernel"], precision=jax.lax.Precision.HIGHEST
+    )
+    return outputs, jnp.tanh(projected + head["bias"][:, None])
+
+
+def simcse_loss(
+    bank: Bank,
+    outputs: tuple[TowerOutputs, Array],
+    batch: Batch,
+    key: Array,
+    config: ObjectiveConfig,
 ) -> tuple[Array, Terms]:
     """Unsupervised SimCSE (arXiv 2104.08821), summed over towers that do not meet."""
-    outputs = bank.apply(params["towers"], batch, key=key)
-    vectors = outputs.hidden
-    if config.mlp_head:
-        head = params["head"]
-        projected = jnp.einsum(
-            "knd,kde->kne", vectors, head["kernel"], precision=jax.lax.Precision.HIGHEST
-        )
-        vectors = jnp.tanh(projected + head["bias"][:, None])
+    streams, vectors = outputs
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
     loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
-    return loss, {"nce": loss} | health(outputs, batch)
+    return loss, {"nce": loss} | health(streams, batch)
 
 
-def tncse(
-    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+def tncse_loss(
+    bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
     """TNCSE (arXiv 2503.12739): no cross-attention, and always the direction a -> b."""
-    outputs = bank.apply(params["towers"], batch, key=key)
     terms = {
         "nce": within_towers(outputs.hidden, batch, config),
         "icnce": between_towers(outputs.hidden, batch, config),
@@ -50,12 +98,11 @@ def tncse(
     return weighted_sum(terms, config), terms | health(outputs, batch)
 
 
-def jtcse(
-    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+def jtcse_loss(
+    bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
     """JTCSE (arXiv 2505.02366): L_NCE + L_ICNCE, crossed streams included, + L_ICTM."""
-    dropout_key, coin_key = jax.random.split(key)
-    outputs = bank.apply(params["towers"], batch, key=dropout_key, crossed=True)
+    _, coin_key = jax.random.split(key)
     # One coin a step turns the direction between all pairs of towers.
     flip = jax.random.bernoulli(coin_key)
     icnce = between_towers(outputs.hidden, batch, config, flip=flip)
@@ -69,14 +116,13 @@ def jtcse(
     return weighted_sum(terms, config), terms | health(outputs, batch)
 
 
-def distill(
-    bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
+def distillation_loss(
+    bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
     """Distillation into the bank's embedding from `batch.target`, a frozen teacher's.
 
     contrastive: NCE(s, s) + NCE(s, t); listwise: the teacher's ranking within the batch.
     """
-    outputs = bank.apply(params["towers"], batch, key=key)
     student = sum_towers(outputs.hidden)
     target = jax.lax.stop_gradient(batch.target)
     if config.distillation == "listwise":
@@ -98,10 +144,14 @@ def distill(
     return sum(terms.values()), terms | health(outputs, batch)
 
 
-def mlm(
+def guesses(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
-) -> tuple[Array, Terms]:
-    """Masked language modelling (arXiv 1810.04805), summed over towers that do not meet."""
+) -> dict[str, Array]:
+    """Of each place that `mask_tokens` chose, and of places it did not: [K, N] float32.
+
+    `nll` is -log of the probability of its token, `right` whether that had the highest one, and
+    `chosen` whether the place counts.
+    """
     mask_key, dropout_key = jax.random.split(key)
     masked = mask_tokens(
         batch.tokens,
@@ -115,18 +165,35 @@ def mlm(
     rows = batch._replace(tokens=masked.tokens)
     at_places = bank.hidden_states(towers, rows, key=dropout_key, places=masked.places)
 
-    def tower(head: Params, embedding: Array, hidden: Array) -> tuple[Array, Array]:
+    def tower(head: Params, embedding: Array, hidden: Array) -> dict[str, Array]:
         scores = mlm_head.logits(head, embedding, hidden, eps=bank.architecture.layer_norm_eps)
-        right = (scores.argmax(axis=-1) == masked.targets) & masked.chosen
-        loss = losses.token_cross_entropy(scores, masked.targets, masked.chosen)
-        return loss, right.sum() / jnp.maximum(masked.chosen.sum(), 1)
+        of_places = {
+            "nll": losses.token_cross_entropy(scores, masked.targets),
+            "right": (scores.argmax(axis=-1) == masked.targets) & masked.chosen,
+            "chosen": masked.chosen,
+        }
+        return {name: each.reshape(-1).astype(jnp.float32) for name, each in of_places.items()}
 
-    embedding = towers["embeddings"]["word"]["embedding"]
-    loss, accuracy = jax.vmap(tower)(params["head"], embedding, at_places)
-    return loss.sum(), {"mlm": loss.sum(), "accuracy": accuracy.mean()}
+    return jax.vmap(tower)(params["head"], towers["embeddings"]["word"]["embedding"], at_places)
 
 
-OBJECTIVES = {"simcse": simcse, "tncse": tncse, "jtcse": jtcse, "distill": distill, "mlm": mlm}
+def mlm_loss(
+    bank: Bank, outputs: dict[str, Array], batch: Batch, key: Array, config: ObjectiveConfig
+) -> tuple[Array, Terms]:
+    """Masked language modelling (arXiv 1810.04805), summed over towers that do not meet."""
+    chosen = outputs["chosen"] > 0
+    loss = sum(map(losses.masked_mean, outputs["nll"], chosen))
+    right = outputs["right"].sum(axis=1) / jnp.maximum(chosen.sum(axis=1), 1)
+    return loss, {"mlm": loss, "accuracy": right.mean()}
+
+
+OBJECTIVES = {
+    "simcse": Objective(projected_streams, simcse_loss),
+    "tncse": Objective(plain_streams, tncse_loss),
+    "jtcse": Objective(crossed_streams, jtcse_loss),
+    "distill": Objective(plain_streams, distillation_loss),
+    "mlm": Objective(guesses, mlm_loss),
+}
 
 
 def init_params(

@@ -7,20 +7,24 @@ that no reader has to guess. A workdir has its weights in `checkpoints/`, an exp
 
 import dataclasses
 import json
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.config import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
+from jtcse_jax.models.hf_files import lies_in
 from jtcse_jax.models.towers import Bank, Params, stack
 
 DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
 PIPELINE_MODEL = "model"  # where `stages` exports to
+MOST_TOWERS = 1024
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def load(
     else:
         if step is not None:
             raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
-        towers = [folder / tower for tower in description.get("towers", ["."])]
+        towers = _tower_folders(folder, description.get("towers", ["."]))
         architecture = hf_weights.read_architecture(towers[0])
         params = stack(
             [
@@ -92,6 +96,8 @@ def load(
         source = str(name)
     if max_len is None:
         max_len = description.get("max_len") or min(128, architecture.longest_sentence)
+    if type(max_len) is not int or max_len < 1:
+        raise UserError(f"{name}: max_len = {reprlib.repr(max_len)}: give a whole number above 0.")
     if max_len > architecture.longest_sentence:
         raise UserError(
             f"{name}: max_len = {max_len} is above the {architecture.longest_sentence} positions "
@@ -107,7 +113,8 @@ def load(
 def split_name(name: str) -> tuple[str, int | None]:
     """A model's name and the tower that is meant: `runs/jtcse#0` is ("runs/jtcse", 0)."""
     model, _, number = name.rpartition("#")
-    if model and number.isdigit() and not Path(name).expanduser().exists():
+    is_number = number.isdecimal() and len(number) < 10
+    if model and is_number and not os.path.exists(os.path.expanduser(name)):
         return model, int(number)
     return name, None
 
@@ -132,12 +139,18 @@ def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> No
 
 def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
     """The shape of a workdir's bank, and its tokenizer."""
-    description = read_description(workdir)
+    path, description = workdir / DESCRIPTION, read_description(workdir)
     try:
-        architecture = Architecture(**description["architecture"])
-        bank = Bank(architecture, description["num_towers"], pooling=description["pooling"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{workdir / DESCRIPTION}: incomplete ({error}): train again.") from error
+        shape, num_towers = dict(description["architecture"]), description["num_towers"]
+        sizes = {name: value for name, value in shape.items() if name != "family"}
+        hf_weights.check_shape(path, sizes)
+        architecture = Architecture(**shape)
+        bank = Bank(architecture, num_towers, pooling=description["pooling"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: incomplete ({error}): train again.") from error
+    if type(num_towers) is not int or not 1 <= num_towers <= MOST_TOWERS:
+        found = reprlib.repr(num_towers)
+        raise UserError(f"{path}: num_towers = {found}: it is from 1 to {MOST_TOWERS}.")
     return bank, hf_weights.load_tokenizer(workdir / TOKENIZER)
 
 
@@ -147,7 +160,7 @@ def read_json(path: Path, kind: type) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, kind):
             raise ValueError(f"a {type(content).__name__} where a {kind.__name__} belongs")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
     return content
 
@@ -175,6 +188,18 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
     return state["params"], step, f"{workdir}, step {step} ({why})"
 
 
+def _tower_folders(folder: Path, names: Any) -> list[Path]:
+    """The folders of an exported folder's towers, which lie in it."""
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)} is no list.")
+    for name in names:
+        if not isinstance(name, str) or not lies_in(folder / name, folder):
+            raise UserError(
+                f"{folder / DESCRIPTION}: tower {reprlib.repr(name)} is no folder in this one."
+            )
+    return [folder / name for name in names]
+
+
 def _pick(params: Params, tower: int, name: str) -> Params:
     count = len(jax.tree.leaves(params)[0])
     if tower >= count:
@@ -187,9 +212,11 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     if not (folder / "modules.json").is_file() or not pooling_file.is_file():
         return {}
     for module in read_json(folder / "modules.json", list):
-        kind = module["type"].rsplit(".", 1)[-1]
+        kind = str(module.get("type") if isinstance(module, dict) else module).rsplit(".", 1)[-1]
         if kind not in ("Transformer", "Pooling", "Normalize"):  # cosines need no Normalize
-            raise UserError(f"{folder / 'modules.json'}: its {kind} module is not supported.")
+            raise UserError(
+                f"{folder / 'modules.json'}: its {reprlib.repr(kind)} module is not supported."
+            )
     pooling = read_json(pooling_file, dict)
     mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
     if mode is None:
@@ -206,5 +233,6 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     tokenizer = folder / "tokenizer_config.json"  # the new place
     if not description.get("max_len") and tokenizer.is_file():
         length = read_json(tokenizer, dict).get("model_max_length")
-        description["max_len"] = length if length and length < 1e6 else None  # 1e30: no limit
+        # 1e30 says that there is no limit.
+        description["max_len"] = length if type(length) is int and 0 < length < 10**6 else None
     return description

@@ -1,4 +1,11 @@
-"""Where arrays live: a ("tower", "data") mesh, towers split over one axis, rows over the other."""
+"""Where arrays live: a ("tower", "data", "fsdp") mesh.
+
+Towers are split over "tower", the rows of a batch over "data" and "fsdp", parameters and the
+optimizer's state over "tower" and "fsdp": a step gathers the parameters whole, and each device
+keeps and updates its share of them (ZeRO, arXiv 1910.02054).
+"""
+
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,21 +14,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jtcse_jax.batch import Batch
 from jtcse_jax.errors import UserError
 
+PyTree = Any
+AXES = ("tower", "data", "fsdp")
+ROW_AXES = ("data", "fsdp")
 
-def make_mesh(tower_devices: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (by default all of all processes), `tower_devices` groups of them.
+
+def make_mesh(
+    tower_devices: int = 1, fsdp_devices: int = 1, *, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over `devices` (by default all of all processes): groups of towers, of those fsdp.
 
     Devices keep their order, process by process, so that each process holds a contiguous block
     of rows. Raises UserError where the devices do not divide into the groups.
     """
     devices = jax.devices() if devices is None else devices
-    if len(devices) % tower_devices:
+    if len(devices) % (tower_devices * fsdp_devices):
         raise UserError(
-            f"tower_devices = {tower_devices} does not divide the {len(devices)} devices: use 1."
+            f"tower_devices = {tower_devices} and fsdp_devices = {fsdp_devices} do not divide the "
+            f"{len(devices)} devices: use 1."
         )
-    grid = np.array(devices).reshape(tower_devices, -1)
+    grid = np.array(devices).reshape(tower_devices, -1, fsdp_devices)
     # Auto: with the newest default, Explicit, the in-batch product x @ y.T raises.
-    return Mesh(grid, ("tower", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many equal blocks the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def data_shard(mesh: Mesh) -> tuple[int, int]:
@@ -29,10 +48,10 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     mine = jax.process_index()
     columns = [
         column
-        for column, devices in enumerate(mesh.devices.T)
+        for column, devices in enumerate(mesh.devices.reshape(len(mesh.devices), -1).T)
         if any(device.process_index == mine for device in devices)
     ]
-    count, remainder = divmod(mesh.shape["data"], len(columns))
+    count, remainder = divmod(row_shards(mesh), len(columns))
     contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
     if remainder or not contiguous or columns[0] % len(columns):
         raise UserError(
@@ -47,13 +66,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def tower_shardings(mesh: Mesh, tree):
-    """Shardings of a state: arrays have a leading tower axis, scalars do not."""
+def whole_towers(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shardings of a bank that is run: each device holds its towers whole.
+
+    Arrays have a leading tower axis, scalars do not.
+    """
     split = NamedSharding(mesh, PartitionSpec("tower"))
     return jax.tree.map(lambda leaf: split if np.ndim(leaf) else replicated(mesh), tree)
 
 
-def place(tree, shardings):
+def state_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shardings of a state that is kept: as `whole_towers`, matrices split over "fsdp" besides.
+
+    Of a tower's matrix the longest axis that divides is split; vectors are too small to be worth
+    a transfer.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def kept(leaf: Any, whole: NamedSharding) -> NamedSharding:
+        axes = [axis for axis in range(1, np.ndim(leaf)) if leaf.shape[axis] % parts == 0]
+        if parts == 1 or np.ndim(leaf) < 3 or not axes:
+            return whole
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec("tower", *[None] * (longest - 1), "fsdp"))
+
+    return jax.tree.map(kept, tree, whole_towers(mesh, tree))
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """A tree of host arrays, whole on every process, as global arrays on the devices."""
 
     def place_leaf(leaf, sharding):
@@ -63,14 +103,31 @@ def place(tree, shardings):
     return jax.tree.map(place_leaf, tree, shardings)
 
 
-def batch_shardings(mesh: Mesh) -> Batch:
-    """Rows over the data axis; the order and the mask, of the whole batch, everywhere."""
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+def batch_shardings(mesh: Mesh, *, micro_batches: bool = False) -> Batch:
+    """Rows over the devices; the order and the mask, of the whole batch, everywhere."""
+    leading = (None,) if micro_batches else ()
+    rows = NamedSharding(mesh, PartitionSpec(*leading, ROW_AXES))
     return Batch(rows, rows, rows, rows, order=replicated(mesh), mask=replicated(mesh))
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """A batch, of which each process has its own rows alone, as one global batch."""
-    one = batch_shardings(mesh)
+    one = batch_shardings(mesh, micro_batches=batch.has_micro_batches)
     shardings = one._replace(teacher=(one,) * len(batch.teacher))
     return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+
+
+def split_sentences(mesh: Mesh | None, vectors: PyTree) -> PyTree:
+    """Inside a jitted step: sentence vectors [K, N, ...], N over the devices where it divides.
+
+    A loss over all pairs of sentences is then computed once, each device its share of the anchors.
+    """
+    if mesh is None or row_shards(mesh) == 1:
+        return vectors
+    split = NamedSharding(mesh, PartitionSpec("tower", ROW_AXES))
+
+    def constrain(leaf: jax.Array) -> jax.Array:
+        divides = leaf.shape[1] % row_shards(mesh) == 0
+        return jax.lax.with_sharding_constraint(leaf, split) if divides else leaf
+
+    return jax.tree.map(constrain, vectors)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jtcse_jax import saved_model, sharding
-from jtcse_jax.config import SCRATCH, Architecture, Config, ModelConfig
+from jtcse_jax import output, saved_model, sharding
+from jtcse_jax.architecture import Architecture
+from jtcse_jax.config import SCRATCH, Config, ModelConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
@@ -22,12 +23,12 @@ from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
 
 CONFIG = "train_config.json"
-TEACHER = "teacher.sha256"
+TEACHER, TEXT = "teacher.sha256", "text.sha256"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
-    *("tower_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
-    *("profile", "peak_tflops"),
+    *("tower_devices", "fsdp_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
+    *("profile", "peak_tflops", "not_finite", "force", "data.timeout"),
 }
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Start(NamedTuple):
 
 
 def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) -> None:
-    """Makes the workdir and writes the config into it.
+    """Writes the config into the workdir, if asked to.
 
     Raises UserError where it belongs to a run with another config.
     """
@@ -58,19 +59,15 @@ def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) 
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name) and name not in CHANGEABLE
         ]
-        if changed:
+        if changed and not config.force:
             raise UserError(
                 f"{workdir} holds a run with another config: {'; '.join(changed)}. Name a new "
-                "--workdir, or go back to the old values to resume."
+                "--workdir, go back to the old values to resume, or go on with --force."
             )
+        for change in changed:
+            log.warning("going on with another config: %s", change)
     if write:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            temporary = workdir / f".{CONFIG}.new"
-            temporary.write_text(to_json(config) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
+        output.replace(path, to_json(config) + "\n")
 
 
 def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool) -> Start:
@@ -121,8 +118,7 @@ def load_teacher(
             f"objective.teacher: {error} (Its pooling and max_len can stand in the JSON of an "
             "ensemble of one.)"
         ) from error
-    path = Path(config.workdir).expanduser() / TEACHER
-    _check_same_teacher(path, fingerprint(members), resuming=resuming)
+    check_unchanged(config, TEACHER, "objective.teacher", fingerprint(members), resuming=resuming)
     width = student.architecture.hidden_size
     banks, params = [], []
     for weight, model in members:
@@ -146,15 +142,21 @@ def load_teacher(
     return teacher, [member.model.tokenizer for member in members]
 
 
-def _check_same_teacher(path: Path, found: str, *, resuming: bool) -> None:
-    """The teacher that a run began with is the one it ends with, whatever its name holds now."""
+def check_unchanged(config: Config, file: str, what: str, found: str, *, resuming: bool) -> None:
+    """Raises UserError where the `what` that a run resumes with is not the one it began with.
+
+    Its fingerprint `found` is kept in `file` of the workdir; its name may hold something else now.
+    """
+    path = Path(config.workdir).expanduser() / file
     if resuming and path.is_file() and path.read_text().strip() != found:
-        raise UserError(
-            f"objective.teacher: not the model that {path.parent} began to learn from: name a new "
-            "--workdir, or restore the teacher."
-        )
-    if not resuming and jax.process_index() == 0:
-        path.write_text(found + "\n")
+        if not config.force:
+            raise UserError(
+                f"{what}: not what the run in {path.parent} began with, though its name may be the "
+                "same: restore it, name a new --workdir, or go on with --force."
+            )
+        log.warning("going on with another %s", what)
+    if jax.process_index() == 0:
+        output.replace(path, found + "\n")
 
 
 def _from_scratch(config: Config, source: Source) -> Start:

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
+from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.flops import Work, step_flops
+from jtcse_jax.gradients import loss_and_gradient
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
-from jtcse_jax.objectives import OBJECTIVES
 
 
 class TrainState(NamedTuple):
@@ -59,9 +61,9 @@ def make_train_step(
 
     The randomness of a step is a function of (key, state.step). Metrics are float32 scalars: the
     loss, its terms, the gradient norm before clipping, `finite`, and of the batch the real
-    `tokens` and the `flops` of `flops.step_flops`. A step whose loss or gradient
-    is not finite changes nothing: the state is donated and metrics are read late, so only the step
-    itself can decide. A teacher embeds the batch first, without dropout.
+    `tokens` and the `flops` of `flops.step_flops`. A step whose loss or gradient is not finite
+    changes nothing but the count of steps: the state is donated and metrics are read late, so only
+    the step itself can decide. A teacher embeds the batch first, without dropout.
     """
 
     def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):
@@ -71,24 +73,43 @@ def make_train_step(
             "flops": step_flops(bank, objective, batch, teacher),
         }
         if teacher is not None:
-            batch = batch._replace(target=teacher.embed(frozen, batch.teacher), teacher=())
-
-        def loss_of(params: Params):
-            return OBJECTIVES[objective.name](bank, params, batch, step_key, objective)
-
-        (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+            batch = batch._replace(target=_targets(teacher, frozen, batch), teacher=())
+        params, opt_state = state.params, state.opt_state
+        loss, terms, grads = loss_and_gradient(
+            bank, _whole(bank.mesh, params), batch, step_key, objective
+        )
+        # Whole before it is split: the compiler would else split activations like parameters.
+        grads = _whole(bank.mesh, grads)
+        if state_shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        new = optax.apply_updates(params, updates), new_opt_state
         # A finite norm means finite moments and updates, so that the new state need not be read
         # again: a pass over it costs a CPU 7 % of a step.
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        old = params, opt_state
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite, **work}
-        return kept, metrics
+        return TrainState(state.step + 1, *kept), metrics
 
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
     return TrainStep(jitted, teacher.params if teacher else ())
+
+
+def _whole(mesh: Mesh | None, params: Params) -> Params:
+    """Parameters, or their gradients, as a bank runs with them: each device its towers whole."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, sharding.whole_towers(mesh, params))
+
+
+def _targets(teacher: Teacher, frozen: tuple[Params, ...], batch: Batch) -> Array:
+    """[2B, D] the teacher's embeddings, one micro-batch after the other."""
+    if not batch.has_micro_batches:
+        return teacher.embed(frozen, batch.teacher)
+    targets = jax.lax.map(lambda rows: teacher.embed(frozen, rows), batch.teacher)
+    return targets.reshape(-1, targets.shape[-1])
 
 
 def as_checkpoint(state: TrainState) -> dict[str, Any]:

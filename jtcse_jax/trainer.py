@@ -1,6 +1,8 @@
 """One training run, from its config to the saved model."""
 
+import contextlib
 import dataclasses
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from jtcse_jax import (
     environment,
     flops,
     objectives,
+    run_lock,
     saved_model,
     sharding,
 )
@@ -30,7 +33,14 @@ from jtcse_jax.loop import Loop
 from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.start import Start, load_teacher, open_workdir, start_model
+from jtcse_jax.start import (
+    TEXT,
+    Start,
+    check_unchanged,
+    load_teacher,
+    open_workdir,
+    start_model,
+)
 from jtcse_jax.train_step import (
     TrainState,
     as_checkpoint,
@@ -44,7 +54,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
     """Trains, evaluates and saves one run; called again with the same workdir, resumes it.
 
     `devices` are those of the mesh, by default all. Raises UserError for what the user can mend,
-    and where a loss is not finite.
+    and where a loss is not finite; Stopped where SIGTERM asked for it, with the step saved.
     """
     if not config.data.source:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
@@ -55,10 +65,15 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
     workdir = Path(config.workdir).expanduser()
     source = open_source(config.data.source)
     dev = Development(config.data.dev) if config.data.dev else None
-    mesh = sharding.make_mesh(config.tower_devices, devices)
-    with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints:
+    mesh = sharding.make_mesh(config.tower_devices, config.fsdp_devices, devices=devices)
+    with (
+        run_lock.hold(workdir) if is_primary() else contextlib.nullcontext(),
+        Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints,
+    ):
         resuming = checkpoints.newest_step() is not None
         open_workdir(workdir, config, resuming=resuming, write=is_primary())
+        text = source.fingerprint()
+        check_unchanged(config, TEXT, "data.source", text, resuming=resuming)
         start = start_model(config, source, workdir, resuming=resuming)
         bank = Bank.from_config(config.model, start.architecture, mesh)
         if not resuming and is_primary():
@@ -123,7 +138,7 @@ def start_state(
         return init_state(params, optimizer)
 
     abstract = jax.eval_shape(fresh, bank.abstract())
-    shardings = sharding.tower_shardings(mesh, abstract)
+    shardings = sharding.state_shardings(mesh, abstract)
     if start.towers is not None:
         towers = sharding.place(start.towers, shardings.params["towers"])
         head = start.mlm_head
@@ -185,9 +200,10 @@ def make_batches(
         row_length=data.row_length,
         slots=data.slots,
         seed=config.seed,
+        micro_batch=data.micro_batch,
         pairs=data.pairs,
         repeat_rate=data.repeat_rate,
-        row_multiple=mesh.shape["data"],
+        row_multiple=sharding.row_shards(mesh),
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],
     )
@@ -206,12 +222,13 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
     """Says what is about to run."""
     devices = mesh.devices
     others = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
+    micro = f", {config.data.micro_batch} at a time" if config.data.micro_batch else ""
     negatives = f", {others} negatives an anchor" if others else ""
     say(
         f"{config.objective.name}, {len(config.model.towers)} tower(s) in "
         f"{config.model.compute_dtype} on {devices.size} {devices.flat[0].device_kind} device(s) "
-        f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch in "
-        f"{batches.usual_rows} rows of {config.data.row_length}{negatives}; "
+        f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch{micro} "
+        f"in {batches.usual_rows} rows of {config.data.row_length}{negatives}; "
         f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
     )
 
@@ -273,6 +290,8 @@ def say(line: str) -> None:
 
 def set_up_jax(deterministic: bool) -> None:
     """What must be set before anything touches a device; see `Config.deterministic`."""
+    # Orbax logs the traceback of a save that fails, before it raises what we say in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     compilation.keep_compiled()
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")

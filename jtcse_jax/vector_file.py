@@ -9,6 +9,7 @@ time, any number of times, with the same result.
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -60,7 +61,11 @@ class VectorFile:
         except UserError:
             check_output(output)  # what another process has just finished is not damaged
             raise
-        self._header = os.fstat(self._vectors.fileno()).st_size - rows * width * 4
+        try:
+            self._header = self._check_files()
+        except UserError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "VectorFile":
         return self
@@ -138,7 +143,9 @@ class VectorFile:
         with self._disk_errors():
             folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
             try:
-                _write_header(folder / VECTORS, (self.rows, self.width))
+                with open(folder / VECTORS, "xb") as file:
+                    file.write(_header((self.rows, self.width)))
+                    file.truncate(file.tell() + size)  # a hole, which takes no room yet
                 (folder / DONE).write_bytes(bytes(self.num_blocks))
                 text = json.dumps(settings, indent=2) + "\n"
                 (folder / SETTINGS).write_text(text, encoding="utf-8")
@@ -153,14 +160,24 @@ class VectorFile:
         path = self.partial / SETTINGS
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            different = [name for name in settings if begun.get(name) != settings[name]]
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise UserError(f"{self.partial}: damaged ({error}); delete it.") from error
-        different = [name for name in settings if begun.get(name) != settings[name]]
         if different:
             raise UserError(
                 f"{self.partial} was begun with another {' and '.join(different)}: go on with the "
                 "same arguments, or delete it."
             )
+
+    def _check_files(self) -> int:
+        """The bytes before the first vector. UserError where the files are not as begun."""
+        header = _header((self.rows, self.width))
+        size = len(header) + self.rows * self.width * 4
+        sizes = [os.fstat(file.fileno()).st_size for file in (self._vectors, self._done)]
+        begins = os.pread(self._vectors.fileno(), len(header), 0)
+        if sizes != [size, self.num_blocks] or begins != header:
+            raise UserError(f"{self.partial}: damaged ({VECTORS} or {DONE}); delete it.")
+        return len(header)
 
     def _is_done(self, number: int) -> bool:
         return os.pread(self._done.fileno(), 1, number) == b"\1"
@@ -201,12 +218,12 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output}: {error.strerror}; name another place.") from error
 
 
-def _write_header(path: Path, shape: tuple[int, int]) -> None:
-    """A .npy file of its whole size, without content: a hole that takes no room yet."""
+def _header(shape: tuple[int, int]) -> bytes:
+    """What a .npy file of vectors begins with."""
+    file = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with open(path, "xb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + shape[0] * shape[1] * 4)
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _umask() -> int:

@@ -25,7 +25,8 @@ main() {
   esac
   echo "launch: installing ${requirements##*/} for $accelerator into $venv" >&2
   # Byte-compiling every file takes as long as all the rest; imports compile what they need.
-  "$venv/bin/python" -m pip install --quiet --no-compile "${packages[@]}"
+  "$venv/bin/python" -m pip install --quiet --no-compile "${packages[@]}" ||
+    fail "pip could not install them; what it says about it is above"
 }
 
 make_venv() {

@@ -2,10 +2,13 @@
 # Installs what is missing and trains on this machine; a second start resumes.
 #   bash launch/local.sh [trainer arguments]       without --config: configs/quickstart.py
 # JTCSE_INSTALL=no starts at once, where `bash launch/install.sh` has been run before.
+# JTCSE_COMMAND=pipeline, encode or preflight runs that command with the arguments instead.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-config=(--config "$root/configs/quickstart.py")
+command="${JTCSE_COMMAND:-train}"
+config=()
+[[ "$command" != train ]] || config=(--config "$root/configs/quickstart.py")
 for argument in "$@"; do
   case "$argument" in
     --config | --config=*) config=() ;;
@@ -15,4 +18,4 @@ done
 [[ "${JTCSE_INSTALL:-yes}" == no ]] || bash "$root/launch/install.sh"
 # No change of folder: a relative path in an argument is the caller's.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "$root/.venv/bin/python" -m jtcse_jax.train ${config[@]+"${config[@]}"} "$@"
+exec "$root/.venv/bin/python" -m "jtcse_jax.$command" ${config[@]+"${config[@]}"} "$@"

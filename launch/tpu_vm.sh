@@ -4,7 +4,9 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 Trains on a Cloud TPU VM: makes it or reuses it, copies the checkout to every worker, and starts
-the same command on each as on a laptop. Called again, it resumes the run.
+the same command on each as on a laptop. Where the VM is taken away meanwhile, it is made anew and
+the run resumed, until the training has finished or finds its input bad. Called again, it resumes
+the run too.
 
   bash launch/tpu_vm.sh NAME --zone ZONE [options] [-- trainer arguments]
 
@@ -14,10 +16,13 @@ the same command on each as on a laptop. Called again, it resumes the run.
   --version IMAGE   runtime version of a new one (default: v2-alpha-tpuv5-lite; it must fit TYPE)
   --project PROJECT the Google Cloud project (default: gcloud's own)
   --spot            make a new one as a spot VM: cheaper, and may be taken away at any time
+  --pause SECONDS   between attempts (default: 30)
   -h, --help        this text
 
-Paths in the trainer arguments are paths on the workers, seen from the copied checkout. Where TYPE
-has several workers, the workdir must be one that all of them see.
+Paths in the trainer arguments are paths on the workers, seen from the copied checkout. A VM that
+is made anew has an empty disk, and several workers have a disk each: the workdir is then to be on
+one that outlasts the VM and that all of them see. JTCSE_COMMAND=preflight looks at the workers
+instead of training.
 The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
   bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/quickstart.py
@@ -33,13 +38,29 @@ main() {
   parse "$@"
   command -v gcloud >/dev/null ||
     fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
-  make_ready
-  copy_checkout
-  run_on_all_workers
+  pack_checkout
+  # An interrupt ends the loop, however gcloud takes it.
+  trap 'exit 130' INT
+  make_ready || fail "$name was not made; what gcloud says about it is above"
+  local status crashes=0
+  while true; do
+    status=0
+    train || status=$?
+    # 0: finished; 2: bad input, which another start would find again.
+    [[ "$status" != [02] ]] || exit "$status"
+    echo "launch: it ended with status $status; looking at $name and starting again" >&2
+    sleep "$pause"
+    # Where spot machines are sold out, making one fails until there is one.
+    until make_ready; do sleep "$pause"; done
+    # 75: saved after a signal. What crashes on a good VM may go on crashing.
+    if [[ "$state" == READY && "$status" != 75 ]]; then
+      ((++crashes < 10)) || fail "the training ended ten times on a VM that works; see its output"
+    fi
+  done
 }
 
 parse() {
-  name="" zone="" type=v5litepod-8 version=v2-alpha-tpuv5-lite
+  name="" zone="" type=v5litepod-8 version=v2-alpha-tpuv5-lite pause=30
   common=() creation=() trainer=()
   while (($#)); do
     case "$1" in
@@ -47,13 +68,14 @@ parse() {
         usage
         exit
         ;;
-      --zone | --type | --version | --project)
+      --zone | --type | --version | --project | --pause)
         (($# >= 2)) || fail "$1 needs a value; see bash launch/tpu_vm.sh --help"
         case "$1" in
           --zone) zone="$2" ;;
           --type) type="$2" ;;
           --version) version="$2" ;;
           --project) common+=(--project="$2") ;;
+          --pause) pause="$2" ;;
         esac
         shift 2
         ;;
@@ -81,20 +103,41 @@ parse() {
   common+=(--zone="$zone" --quiet)
 }
 
+pack_checkout() {
+  local root
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+  folder="$(mktemp -d)"
+  trap 'rm -rf "$folder"' EXIT
+  tar -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ \
+    -czf "$folder/jtcse_jax.tar.gz" .
+}
+
+# Fails where gcloud could not do it.
 make_ready() {
-  local state
-  state="$(tpu_state)"
+  look
   case "$state" in
     READY) echo "launch: reusing $name" >&2 ;;
     STOPPED) tpu start "$name" ;;
     ABSENT) create ;;
     PREEMPTED | TERMINATED)
       # What was taken away cannot be started again, only made anew.
-      tpu delete "$name"
-      create
+      tpu delete "$name" && create
       ;;
-    *) fail "$name is in state $state; wait until it is READY, or delete it" ;;
   esac
+}
+
+# Sets `state`, once it is one that lasts.
+look() {
+  local looks=0
+  while true; do
+    state="$(tpu_state)" || exit 1
+    case "$state" in
+      READY | STOPPED | ABSENT | PREEMPTED | TERMINATED) return ;;
+    esac
+    ((++looks < 20)) || fail "$name stays in state $state; wait until it is READY, or delete it"
+    echo "launch: $name is in state $state; waiting" >&2
+    sleep "$pause"
+  done
 }
 
 tpu_state() {
@@ -115,28 +158,21 @@ create() {
     ${creation[@]+"${creation[@]}"}
 }
 
-copy_checkout() {
-  local root archive
-  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-  folder="$(mktemp -d)"
-  trap 'rm -rf "$folder"' EXIT
-  archive="$folder/jtcse_jax.tar.gz"
-  tar -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ \
-    -czf "$archive" .
-  tpu scp "$archive" "$name:" --worker=all
-}
-
-run_on_all_workers() {
+train() {
   local arguments=""
   ((${#trainer[@]} == 0)) || printf -v arguments ' %q' "${trainer[@]}"
-  # Ubuntu's python3 cannot make a virtual environment, and the one of 22.04 is too old.
+  tpu scp "$folder/jtcse_jax.tar.gz" "$name:" --worker=all || return 1
+  # Ubuntu's python3 cannot make a virtual environment, and the one of 22.04 is too old. What goes
+  # wrong before the training has status 1, so that 2 is the trainer's.
   tpu ssh "$name" --worker=all --command="
-    set -e
-    mkdir -p jtcse_jax && tar -xzf jtcse_jax.tar.gz -C jtcse_jax && cd jtcse_jax
-    if ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))'; then
+    prepare() {
+      mkdir -p jtcse_jax && tar -xzf jtcse_jax.tar.gz -C jtcse_jax && cd jtcse_jax || return 1
+      python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' && return
       sudo apt-get -qq update
       sudo apt-get -qq -y install python3.12-venv || sudo apt-get -qq -y install python3.11-venv
-    fi
+    }
+    prepare || exit 1
+    export JTCSE_COMMAND=$(printf %q "${JTCSE_COMMAND:-train}")
     bash launch/local.sh$arguments"
 }
 

@@ -8,16 +8,9 @@ import jax
 import numpy as np
 
 from jtcse_jax import saved_model
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.config import (
-    Architecture,
-    Config,
-    Cross,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-)
+from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.models.towers import Params
 
 ANIMALS = ("cat", "dog", "horse", "bird", "fish", "mouse", "goat", "snake")

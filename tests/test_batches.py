@@ -94,6 +94,29 @@ def test_a_last_partial_batch_is_masked_and_keeps_its_shape():
     assert batches[0].mask.all() and batches[3].mask.all()
 
 
+@pytest.mark.parametrize("steps", [range(3), range(2, 3)])
+def test_micro_batches_hold_the_batch_in_its_order(steps):
+    """Each packed for itself, in rows of one count; of a last, partial batch some are empty."""
+    cache = Sentences(61, lengths=[*range(3, 17)] * 4 + [3] * 5)
+    whole = make(cache, batch_size=24)
+    micro = make(cache, batch_size=24, micro_batch=8, row_multiple=2)
+    for step in steps:
+        batch = micro[step]
+        assert batch.has_micro_batches and not whole[step].has_micro_batches
+        assert batch.tokens.shape[:2] in {(3, micro.usual_rows), (3, micro.most_rows)}
+        parts = [
+            read_back(type(batch)(*(leaf[number] for leaf in batch[:6])), cache)
+            for number in range(3)
+        ]
+        assert sum(parts, []) == read_back(whole[step], cache)
+    assert micro.most_rows == 8
+    halves = [
+        make(cache, batch_size=24, micro_batch=8, row_multiple=2, shard=(index, 2))[step].tokens
+        for index in range(2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), batch.tokens)
+
+
 def test_both_views_share_a_row():
     batches = make(Sentences(64))
     for step in range(8):

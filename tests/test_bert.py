@@ -13,8 +13,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 from scipy.special import erf
 
-from jtcse_jax.config import Architecture
-from jtcse_jax.models import bert, hf_weights
+from jtcse_jax.architecture import Architecture
+from jtcse_jax.models import bert, dropout, hf_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "bert.npz"
 NO_TORCH = "compares with torch (requirements-dev.txt)"
@@ -299,23 +299,23 @@ def test_roberta_positions_start_behind_the_padding_index():
 def test_dropout_zeroes_the_share_and_keeps_the_mean():
     x = jnp.ones((400, 500))
     bits = drawn(jax.random.key(0), x)
-    dropped = np.asarray(bert.dropout(x, 0.3, bits))
+    dropped = np.asarray(dropout.dropout(x, 0.3, bits))
     share = (dropped == 0).mean()
     assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / dropped.size)
     rate = round(0.3 * 2**16) / 2**16
     np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
-    assert bert.dropout(x, 0.3, None) is x and bert.dropout(x, 0.0, bits) is x
-    assert bert.dropout(x.astype(jnp.bfloat16), 0.3, bits).dtype == jnp.bfloat16
+    assert dropout.dropout(x, 0.3, None) is x and dropout.dropout(x, 0.0, bits) is x
+    assert dropout.dropout(x.astype(jnp.bfloat16), 0.3, bits).dtype == jnp.bfloat16
 
 
 def drawn(key, x):
-    (bits,) = bert.random_bits(key, 1, x.shape)
+    (bits,) = dropout.random_bits(key, 1, x.shape)
     return bits
 
 
 def test_random_bits_of_one_draw_are_uniform_and_independent():
     shapes = [(3, 40, 41), (3, 999), (3, 7, 11, 13)]
-    bits = bert.random_bits(jax.random.key(0), 1, *shapes)
+    bits = dropout.random_bits(jax.random.key(0), 1, *shapes)
     assert [each.shape for each in bits] == shapes and bits[0].dtype == jnp.uint16
     flat = np.concatenate([np.asarray(each).ravel() for each in bits]).astype(np.float64)
     # Mean and neighbours' correlation of a uniform distribution, five deviations of each wide.
@@ -327,10 +327,10 @@ def test_random_bits_of_one_draw_are_uniform_and_independent():
     expected = flat.size / 16
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
     # No bit is used twice: row by row the pieces are the draw, one behind the other.
-    whole = bert.random_bits(jax.random.key(0), 1, (3, flat.size // 3))[0]
+    whole = dropout.random_bits(jax.random.key(0), 1, (3, flat.size // 3))[0]
     pieces = np.concatenate([np.asarray(each).reshape(3, -1) for each in bits], axis=1)
     np.testing.assert_array_equal(pieces, whole)
-    assert bert.random_bits(None, 1, *shapes) == [None] * 3
+    assert dropout.random_bits(None, 1, *shapes) == [None] * 3
 
 
 def rows_of_two():
@@ -351,7 +351,7 @@ def test_dropout_is_drawn_from_the_key_alone(rates):
 
 
 def test_embeddings_and_layers_draw_different_masks():
-    keys = [bert.site_key(jax.random.key(0), layer) for layer in range(4)]
+    keys = [dropout.site_key(jax.random.key(0), layer) for layer in range(4)]
     masks = {bytes(np.asarray(drawn(key, jnp.ones((1, 64))))) for key in keys}
     assert len(masks) == 4
 
@@ -364,7 +364,7 @@ def test_attention_dropout_keeps_the_mean():
     keys = jax.random.split(jax.random.key(4), 2000)
 
     def context(key):
-        (bits,) = bert.random_bits(key, 1, (1, attention.num_heads, 6, 6))
+        (bits,) = dropout.random_bits(key, 1, (1, attention.num_heads, 6, 6))
         return attention(hidden, hidden, same, bits=bits, exchange=None)
 
     contexts = jax.vmap(context)(keys)

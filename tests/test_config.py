@@ -11,15 +11,8 @@ import pytest
 
 from jtcse_jax import config as configs
 from jtcse_jax import config_file, train
-from jtcse_jax.config import (
-    Architecture,
-    Config,
-    Cross,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-)
+from jtcse_jax.architecture import Architecture, Cross
+from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.config_file import load_config_file, to_json
 from jtcse_jax.errors import UserError
 from jtcse_jax.stages import Pipeline
@@ -170,6 +163,11 @@ TWO = ("a", "b")
         (lambda: DataConfig(row_length=127), "data.row_length = 127 .*data.max_len = 128"),
         (lambda: DataConfig(slots=5), "data.slots = 5"),
         (lambda: DataConfig(slots=0), "data.slots = 0"),
+        (lambda: DataConfig(micro_batch=12), "data.micro_batch = 12 .*data.batch_size = 64"),
+        (lambda: DataConfig(micro_batch=0), "data.micro_batch = 0"),
+        (lambda: DataConfig(timeout=0.0), "data.timeout = 0.0"),
+        (lambda: Config(fsdp_devices=0), "fsdp_devices = 0"),
+        (lambda: Config(not_finite="ignore"), "not_finite = 'ignore'"),
         (lambda: ObjectiveConfig(temperature=0.0), "objective.temperature = 0.0"),
         (lambda: ObjectiveConfig(temperature=float("nan")), "objective.temperature = nan"),
         (lambda: OptimizerConfig(learning_rate=0), "optimizer.learning_rate = 0"),

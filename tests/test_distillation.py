@@ -211,7 +211,7 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     description.write_text(json.dumps({"members": members}))
     config = student_config(twin, tmp_path, description)
     (tmp_path / "run").mkdir()
-    mesh = make_mesh(1, jax.devices()[:2])
+    mesh = make_mesh(devices=jax.devices()[:2])
     student = make_bank(1)
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, distillation="listwise")
@@ -258,7 +258,7 @@ def test_a_tower_of_a_twin_is_a_model_like_others(twin):
 def test_a_run_ends_with_the_teacher_it_began_with(twin, tmp_path):
     config = student_config(twin, tmp_path, twin)
     (tmp_path / "run").mkdir()
-    student, mesh = make_bank(1), make_mesh(1, jax.devices()[:1])
+    student, mesh = make_bank(1), make_mesh(devices=jax.devices()[:1])
     for resuming in (False, True):
         load_teacher(config, student, mesh, resuming=resuming)
     other = dataclasses.replace(

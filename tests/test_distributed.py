@@ -1,29 +1,26 @@
 import os
-import random
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
+from processes import ROOT, STEERING, free_port
 
+from jtcse_jax import distributed
 from jtcse_jax.distributed import initialize
 from jtcse_jax.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
-PREFIXES = ("JAX_", "SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS")
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """An environment that declares nothing, and what would be asked of jax."""
     for name in list(os.environ):
-        if name.startswith(PREFIXES):
+        if name.startswith(STEERING):
             monkeypatch.delenv(name)
     asked: list[dict] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(distributed, "_fail_together", lambda: None)
     return asked
 
 
@@ -72,7 +69,7 @@ def test_slurm_step(calls, monkeypatch, environment, devices):
             "cluster_detection_method": "slurm",
             "num_processes": 4,
             "local_device_ids": devices,
-            "initialization_timeout": 9,
+            "initialization_timeout": 18,
         }
     ]
 
@@ -93,7 +90,7 @@ def test_explicit_cluster_wins(calls, monkeypatch):
             "num_processes": 4,
             "process_id": 3,
             "cluster_detection_method": "deactivate",
-            "initialization_timeout": 9,
+            "initialization_timeout": 18,
         }
     ]
 
@@ -155,6 +152,7 @@ def test_second_call_does_nothing(calls, monkeypatch):
 
 
 PROGRAM = """
+from jtcse_jax import distributed
 from jtcse_jax.distributed import initialize
 initialize(timeout=60)
 import jax, numpy
@@ -168,7 +166,7 @@ print("saw", jax.process_count(), jax.device_count(), ranks, CUDA_VISIBLE_DEVICE
 @pytest.mark.parametrize("launcher", ["explicit", "slurm"])
 def test_two_real_processes(launcher):
     port = free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIXES)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(STEERING)}
     environment |= {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -215,12 +213,3 @@ def test_two_real_processes(launcher):
 def declare(monkeypatch, environment: dict[str, str]) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-
-
-def free_port() -> int:
-    # Above the range from which the system hands out ports, so that no other process takes it.
-    while True:
-        port = random.randint(61440, 65535)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture
 from jtcse_jax.encoder import Hit, SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError

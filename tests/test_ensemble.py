@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -46,10 +47,11 @@ def test_anything_else_is_one_member_of_weight_one(folder):
 
 @pytest.mark.parametrize("given", ["mix", "mix/ensemble.json"])
 def test_members_have_their_own_options(folder, tmp_path, monkeypatch, given):
+    shutil.copytree(folder, tmp_path / "mix")
     describe(
         tmp_path / "mix" / "ensemble.json",
-        member(folder / "one", 0.3, max_len=11),
-        member(folder / "run", 0.7, step=3, pooling="mean", max_len=None),
+        member("one", 0.3, max_len=11),
+        member(tmp_path / "mix" / "run", 0.7, step=3, pooling="mean", max_len=None),
     )
     one, run = load_members(tmp_path / given)
     assert (one.weight, run.weight) == (0.3, 0.7)
@@ -70,11 +72,13 @@ def test_paths_are_looked_for_beside_the_file_then_as_given(folder, tmp_path, mo
 
 
 def test_nested_descriptions_are_flattened(folder, tmp_path):
-    describe(tmp_path / "inner" / "ensemble.json", member(folder / "one", 0.5), member("leaf", 2))
+    describe(tmp_path / "inner" / "ensemble.json", member("one", 0.5), member("leaf", 2))
+    shutil.copytree(folder / "one", tmp_path / "inner" / "one")
+    shutil.copytree(folder / "two", tmp_path / "two")
     exported.export(tiny_model(1, max_len=5), tmp_path / "inner" / "leaf")
     # The same description twice is no cycle.
     path = describe(
-        tmp_path / "outer.json", member("inner", 3), member(folder / "two"), member("inner", 0.1)
+        tmp_path / "outer.json", member("inner", 3), member("two"), member("inner", 0.1)
     )
     found = load_members(path)
     assert [each.weight for each in found] == pytest.approx([1.5, 6, 1, 0.05, 0.2])
@@ -83,10 +87,22 @@ def test_nested_descriptions_are_flattened(folder, tmp_path):
 
 def test_ensemble_that_contains_itself_is_refused(tmp_path):
     describe(tmp_path / "a.json", member("b"))
-    describe(tmp_path / "b" / "ensemble.json", member("../c.json"))
-    describe(tmp_path / "c.json", member("a.json"))
-    with pytest.raises(UserError, match=r"a\.json: this ensemble contains itself"):
+    describe(tmp_path / "b" / "ensemble.json", member("c.json"))
+    describe(tmp_path / "b" / "c.json", member("ensemble.json"))
+    with pytest.raises(UserError, match=r"b/ensemble\.json: this ensemble contains itself"):
         load_members(tmp_path / "a.json")
+
+
+def test_an_ensemble_cannot_multiply_without_end(tmp_path, monkeypatch):
+    """Eight files of eight members each would be 8^8 models."""
+    loaded = []
+    monkeypatch.setattr(ensemble.saved_model, "load", lambda name, **_: loaded.append(name))
+    for level in range(8):
+        describe(tmp_path / f"{level}.json", *[member(f"{level + 1}.json")] * 8)
+    describe(tmp_path / "8.json", member("leaf"))
+    with pytest.raises(UserError, match="more than 64 members"):
+        load_members(tmp_path / "0.json")
+    assert len(loaded) <= 2 * 64
 
 
 def test_vectors_of_other_widths_are_refused(folder, tmp_path):
@@ -95,10 +111,11 @@ def test_vectors_of_other_widths_are_refused(folder, tmp_path):
     bank = dataclasses.replace(wide.bank, architecture=shape)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), bank.abstract())
     exported.export(dataclasses.replace(wide, bank=bank, params=params), tmp_path / "wide")
-    path = describe(tmp_path / "mix.json", member(folder / "one"), member("wide"))
+    shutil.copytree(folder / "one", tmp_path / "one")
+    path = describe(tmp_path / "mix.json", member("one"), member("wide"))
     with pytest.raises(UserError) as error:
         load_members(path)
-    assert f"{folder / 'one'} gives 16" in str(error.value)
+    assert f"{tmp_path / 'one'} gives 16" in str(error.value)
     assert f"{tmp_path / 'wide'} 32" in str(error.value)
 
 

@@ -20,8 +20,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, RobertaTokenizer
 
 from jtcse_jax import export, exported, saved_model
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.card import read_card
-from jtcse_jax.config import Architecture, ObjectiveConfig
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jtcse_jax import losses
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
 from jtcse_jax.flops import Work, crossed_layers, forward_flops, peak_flops, step_flops
 from jtcse_jax.models.teacher import Teacher

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jtcse_jax.config import Architecture
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 from jtcse_jax.models.bert import Encoder

@@ -11,7 +11,8 @@ from test_encoder import ENTRIES, some_sentences, tiny_model
 from test_towers import attend, embed, finish
 
 from jtcse_jax import inspection
-from jtcse_jax.config import Config, Cross, ModelConfig
+from jtcse_jax.architecture import Cross
+from jtcse_jax.config import Config, ModelConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member

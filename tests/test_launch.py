@@ -1,39 +1,25 @@
-"""The scripts run for real in a small checkout, with recording stand-ins for what they call."""
+"""The scripts for this machine and for Slurm; tests/slurm/run.sh submits to a real Slurm."""
 
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
+from checkouts import ROOT, bash, calls, make_checkout, stand_in
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(ROOT.glob("launch/*")) + [ROOT / ".ci" / "run"]
-
-# Answers the questions that install.sh asks of an interpreter and records every other call.
-PYTHON = """case "$1 $2" in
-  "-c "*) exit 0 ;;
-  "-m pip") [[ "$3" != --version ]] || exit 0 ;;
-esac
-printf '%s ' "$@" >>"$CALLS"; echo >>"$CALLS"
-"""
+SCRIPTS = [
+    *sorted(ROOT.glob("launch/*.sh")),
+    *(ROOT / name for name in ("launch/slurm.sbatch", "tests/slurm/run.sh", ".ci/run")),
+]
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout holding the launch scripts and a recording `.venv`; `bin` is first on PATH."""
-    folder = tmp_path / "a checkout"
-    shutil.copytree(ROOT / "launch", folder / "launch")
-    (folder / "requirements.txt").touch()
-    (folder / "requirements-dev.txt").touch()
-    stand_in(folder / ".venv" / "bin" / "python", PYTHON)
-    (tmp_path / "bin").mkdir()
-    return folder
+    return make_checkout(tmp_path)
 
 
 def test_shellcheck():
@@ -96,6 +82,12 @@ def test_local_installs_and_trains_the_quickstart(checkout):
     assert train == f"-m jtcse_jax.train --config {checkout}/configs/quickstart.py --steps 3"
 
 
+def test_another_command_gets_no_config(checkout):
+    settings = {"JTCSE_INSTALL": "no", "JTCSE_COMMAND": "preflight"}
+    assert bash(checkout, "launch/local.sh", "--workdir", "w", **settings).returncode == 0
+    assert calls(checkout) == ["-m jtcse_jax.preflight --workdir w"]
+
+
 @pytest.mark.parametrize("config", [["--config", "mine.py"], ["--config=mine.py"]])
 def test_a_config_of_the_user_replaces_the_quickstart(checkout, config):
     done = bash(checkout, "launch/local.sh", *config, JTCSE_INSTALL="no")
@@ -112,6 +104,12 @@ def test_unknown_accelerator(checkout):
     done = bash(checkout, "launch/install.sh", JTCSE_ACCELERATOR="gpu")
     assert done.returncode == 1 and "JTCSE_ACCELERATOR is 'gpu'" in done.stderr
     assert calls(checkout) == []
+
+
+def test_a_failing_pip_is_not_bad_input(checkout):
+    stand_in(checkout / ".venv" / "bin" / "python", 'case "$1 $3" in "-m install") exit 2; esac')
+    done = bash(checkout, "launch/local.sh", JTCSE_ACCELERATOR="cpu")
+    assert done.returncode == 1 and "pip could not install" in done.stderr
 
 
 def test_too_old_a_python(checkout):
@@ -149,7 +147,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8"}
 
 
 def test_slurm_installs_once_and_passes_the_arguments(checkout):
-    stand_in(checkout.parent / "bin" / "srun", 'shift; for task in 1 2; do "$@"; done')
+    stand_in(checkout.parent / "bin" / "srun", 'shift 2; for task in 1 2; do "$@"; done')
     settings = SLURM | {"SLURM_SUBMIT_DIR": str(checkout), "JTCSE_ACCELERATOR": "cuda12"}
     done = bash(checkout, "launch/slurm.sbatch", "--config", "mine.py", **settings)
     assert done.returncode == 0, done.stderr
@@ -158,10 +156,19 @@ def test_slurm_installs_once_and_passes_the_arguments(checkout):
     assert training == ["-m jtcse_jax.train --config mine.py"] * 2
 
 
-def test_slurm_fails_as_its_training_fails(checkout):
-    stand_in(checkout.parent / "bin" / "srun", "exit 3")
+@pytest.mark.parametrize(
+    "status, restarts, requeued",
+    [(0, "0", 0), (1, "0", 0), (2, "0", 0), (75, "99", 1), (137, "9", 1), (137, "10", 0)],
+)
+def test_slurm_ends_as_its_training_and_requeues_what_may_go_on(
+    checkout, status, restarts, requeued
+):
+    stand_in(checkout.parent / "bin" / "srun", f"exit {status}")
+    stand_in(checkout.parent / "bin" / "scontrol", 'echo "$@" >>"$CALLS"')
     settings = SLURM | {"SLURM_SUBMIT_DIR": str(checkout), "JTCSE_INSTALL": "no"}
-    assert bash(checkout, "launch/slurm.sbatch", **settings).returncode == 3
+    settings["SLURM_RESTART_COUNT"] = restarts
+    assert bash(checkout, "launch/slurm.sbatch", **settings).returncode == status
+    assert calls(checkout) == ["requeue 7"] * requeued
 
 
 def test_slurm_wants_the_checkout(checkout):
@@ -170,102 +177,13 @@ def test_slurm_wants_the_checkout(checkout):
     assert done.returncode == 1 and "call sbatch from the checkout" in done.stderr
 
 
-def test_slurm_requeues_before_the_time_limit(checkout):
-    stand_in(checkout.parent / "bin" / "srun", 'echo started >>"$CALLS"; sleep 2; exit 143')
-    stand_in(checkout.parent / "bin" / "scontrol", 'echo "$@" >>"$CALLS"')
-    settings = SLURM | {"SLURM_SUBMIT_DIR": str(checkout), "JTCSE_INSTALL": "no"}
-    job = subprocess.Popen(
-        ["bash", checkout / "launch/slurm.sbatch"], env=environment(checkout, settings)
-    )
-    deadline = time.monotonic() + 60
-    while "started" not in calls(checkout) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=60) == 143
-    assert calls(checkout) == ["started", "requeue 7"]
-
-
-# Plays the cloud: the workers' home folder is here, and what ssh is told is done.
-GCLOUD = """printf '%s ' "${@:4:2}" "${@: -2}" >>"$CALLS"; echo >>"$CALLS"
-printf '%s\\n' "$@" >>"$CALLS.all"
-case "$4" in
-  describe)
-    [[ -z "${FAILURE:-}" ]] || { echo "ERROR: $FAILURE" >&2; exit 1; }
-    echo "$STATE" ;;
-  scp) cp "$5" "$HOME" ;;
-  ssh)
-    for argument in "$@"; do
-      [[ "$argument" != --command=* ]] || (cd "$HOME" && bash -c "${argument#--command=}")
-    done ;;
-esac
-"""
-
-
-@pytest.fixture
-def cloud(checkout):
-    """A checkout whose `launch/local.sh` shows where it runs and what it is given."""
-    stand_in(checkout.parent / "bin" / "gcloud", GCLOUD)
-    stand_in(checkout.parent / "bin" / "python3", "exit 0")
-    stand_in(checkout / "launch" / "local.sh", 'echo "in $PWD"; printf "<%s>" "$#" "$@"')
-    (checkout / "runs").mkdir()
-    (checkout.parent / "home").mkdir()
-    return checkout
-
-
-@pytest.mark.parametrize(
-    "state, steps",
-    [
-        ({"STATE": "READY"}, "describe scp ssh"),
-        ({"STATE": "STOPPED"}, "describe start scp ssh"),
-        ({"FAILURE": "NOT_FOUND: no such node"}, "describe create scp ssh"),
-        ({"STATE": "PREEMPTED"}, "describe delete create scp ssh"),
-    ],
-)
-def test_tpu_is_made_or_reused_and_trains(cloud, state, steps):
-    arguments = ["mine", "--zone", "z", "--", "--config", "a b.py", "--note", "it's $HOME"]
-    done = bash(cloud, "launch/tpu_vm.sh", *arguments, **state)
-    assert done.returncode == 0, done.stderr
-    assert [call.split()[0] for call in calls(cloud)] == steps.split()
-    assert all(call.endswith("--zone=z --quiet") for call in calls(cloud))
-    home = cloud.parent / "home"
-    assert done.stdout == f"in {home}/jtcse_jax\n<4><--config><a b.py><--note><it's $HOME>"
-    assert (home / "jtcse_jax" / "requirements.txt").exists()
-    assert not (home / "jtcse_jax" / ".venv").exists()
-    assert not (home / "jtcse_jax" / "runs").exists()
-    every_worker = Path(f"{cloud.parent}/calls.all").read_text().count("--worker=all\n")
-    assert every_worker == 2
-
-
-def test_tpu_without_trainer_arguments(cloud):
-    done = bash(cloud, "launch/tpu_vm.sh", "mine", "--zone", "z", STATE="READY")
-    assert done.stdout.endswith("/jtcse_jax\n<0>")
-
-
-def test_tpu_options_reach_the_creation(cloud):
-    options = ["--type", "v6e-8", "--version", "image", "--project", "p", "--spot"]
-    done = bash(cloud, "launch/tpu_vm.sh", "mine", "--zone", "z", *options, FAILURE="NOT_FOUND")
-    assert done.returncode == 0, done.stderr
-    said = Path(f"{cloud.parent}/calls.all").read_text()
-    creation = said[said.index("create") : said.index("scp")].split()
-    assert {"--accelerator-type=v6e-8", "--version=image", "--project=p", "--spot"} < set(creation)
-
-
-@pytest.mark.parametrize(
-    "arguments, state, said",
-    [
-        (["--zone", "z"], {}, "NAME and --zone are needed"),
-        (["mine"], {}, "NAME and --zone are needed"),
-        (["mine", "--zone"], {}, "--zone needs a value"),
-        (["mine", "--zone", "z", "--steps", "3"], {}, "unknown option --steps"),
-        (["mine", "--zone", "z", "other"], {}, "two names, mine and other"),
-        (["mine", "--zone", "z"], {"STATE": "CREATING"}, "mine is in state CREATING"),
-        (["mine", "--zone", "z"], {"FAILURE": "not signed in"}, "cannot describe mine: ERROR: not"),
-    ],
-)
-def test_tpu_refusals(cloud, arguments, state, said):
-    done = bash(cloud, "launch/tpu_vm.sh", *arguments, **state)
-    assert done.returncode == 1 and said in done.stderr
-    assert not any(call.startswith(("create", "delete", "ssh")) for call in calls(cloud))
+def test_slurm_signals_the_tasks_in_time_and_goes_back_into_the_queue():
+    script = (ROOT / "launch" / "slurm.sbatch").read_text()
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, flags=re.MULTILINE))
+    # Without B: the signal is for the tasks of srun alone.
+    assert directives["signal"] == "TERM@120"
+    assert "requeue" in directives and directives["open-mode"] == "append"
+    assert directives["ntasks-per-node"] == "1"
 
 
 def test_package_reads_its_requirements_from_the_one_list():
@@ -283,39 +201,3 @@ def test_package_reads_its_requirements_from_the_one_list():
 
 def test_ci_runs_what_a_person_runs():
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "bash launch/test.sh"
-
-
-def stand_in(path: Path, script: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
-def environment(checkout: Path, settings: dict[str, str]) -> dict[str, str]:
-    """This process's environment without what steers the scripts; calls land in `calls`."""
-    steering = ("JTCSE_", "SLURM_", "PYTHON", "CI")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
-    here = checkout.parent
-    return kept | {
-        "PATH": f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(here / "home"),
-        "CALLS": str(here / "calls"),
-        **settings,
-    }
-
-
-def bash(checkout: Path, script: str, *arguments: str, **settings: str):
-    return subprocess.run(
-        ["bash", checkout / script, *arguments],
-        cwd=checkout.parent,  # from anywhere, not only from the checkout
-        env=environment(checkout, settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def calls(checkout: Path) -> list[str]:
-    path = checkout.parent / "calls"
-    return [line.strip() for line in path.read_text().splitlines()] if path.exists() else []

@@ -18,8 +18,9 @@ from test_losses import (
 )
 
 from jtcse_jax import objectives
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ObjectiveConfig
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.towers import Bank, TowerOutputs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -178,7 +179,7 @@ def test_jtcse_of_three_towers_turns_the_whole_ring():
     outputs = make_outputs(3)
     coins = set()
     for key in KEYS:
-        loss, terms = objectives.jtcse(
+        loss, terms = objectives.OBJECTIVES["jtcse"](
             GivenOutputs(), {"towers": outputs}, make_batch(), key, config
         )
         coins.add(assert_jtcse(loss, terms, outputs, config))
@@ -209,7 +210,7 @@ def test_tncse_has_no_crossed_term_and_one_direction():
 def test_tncse_of_three_towers_is_a_ring():
     config = ObjectiveConfig(name="tncse", temperature=0.1, modulus_half=False)
     outputs = make_outputs(3)
-    loss, terms = objectives.tncse(
+    loss, terms = objectives.OBJECTIVES["tncse"](
         GivenOutputs(), {"towers": outputs}, make_batch(), KEYS[0], config
     )
     expected = reference_terms(outputs, config, 0, crossed=False)
@@ -340,7 +341,9 @@ def test_coin_is_fair():
     """Of 256 keys about half turn the direction: within four standard deviations."""
     config = ObjectiveConfig(nce_weight=0.0, ictm_weight=0.0)
     params, batch = {"towers": make_outputs(2)}, make_batch()
-    loss = jax.jit(lambda key: objectives.jtcse(GivenOutputs(), params, batch, key, config)[0])
+    loss = jax.jit(
+        lambda key: objectives.OBJECTIVES["jtcse"](GivenOutputs(), params, batch, key, config)[0]
+    )
     found = np.array([loss(key) for key in jax.random.split(KEYS[0], 256)])
     high = np.isclose(found, found.max(), rtol=1e-5)
     np.testing.assert_allclose(found[~high], found.min(), rtol=1e-5)

@@ -8,8 +8,9 @@ import pytest
 from runs import largest_difference
 
 from jtcse_jax import objectives
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ObjectiveConfig
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models import hf_weights
 from jtcse_jax.models.towers import Bank, TowerOutputs, stack, unstack
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jtcse_jax.config import Architecture, OptimizerConfig
+from jtcse_jax.architecture import Architecture
+from jtcse_jax.config import OptimizerConfig
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.optimizer import make_optimizer, make_schedule, only_kernels
 

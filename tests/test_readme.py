@@ -32,6 +32,7 @@ ADDED = {
         for word in (f"--stages.{stage}.{option}", value)
     ],
     ".venv/bin/python -m jtcse_jax.augment repeat-words": [],
+    ".venv/bin/python -m jtcse_jax.preflight": [],
     ".venv/bin/python -m jtcse_jax.augment back-translate": "needs a translation model of the hub",
     ".venv/bin/python -m jtcse_jax.encode": [],
     ".venv/bin/python -m jtcse_jax.search": [],

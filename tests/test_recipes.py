@@ -14,7 +14,8 @@ from runs import tiny_config, write_text
 from test_sts_data import write_senteval
 
 from jtcse_jax import augment, config_file, encode, evaluate, export, stages
-from jtcse_jax.config import Architecture, Config
+from jtcse_jax.architecture import Architecture
+from jtcse_jax.config import Config
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.stages import Pipeline, stage_configs

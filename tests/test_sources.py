@@ -248,6 +248,22 @@ class HubData(dict):
     def __len__(self):
         return len(self["text"])
 
+    def select(self, rows):
+        return {name: [column[row] for row in rows] for name, column in self.items()}
+
+
+def check_shards(source, counts):
+    """The shards hold so many sentences each, and together what the source holds."""
+    shards = [list(source.read_shard(number)) for number in range(source.num_shards)]
+    assert [len(shard) for shard in shards] == counts
+    assert sum(shards, []) == list(source.read())
+
+
+def test_records_of_tfds_are_read_in_shards(tfds_data, monkeypatch):
+    monkeypatch.setattr(sources, "_SHARD_RECORDS", 3)
+    check_shards(open_source("tfds:tiny:train:text"), [2, 2, 2, 3])  # record 3 is blank
+    check_shards(open_source("tfds:tiny:train[:50%]:text"), [2, 2])
+
 
 @pytest.fixture
 def hub(monkeypatch):
@@ -269,6 +285,11 @@ def test_hub_data_is_read_by_name_config_split_and_field(hub):
     assert list(source.read()) == ["One.", "Two."] and source.blank == 1
     open_source("hub:corpus:test:text")
     assert hub == [(("someone/corpus", "en"), "train[:10%]"), (("corpus",), "test")]
+
+
+def test_rows_of_the_hub_are_read_in_shards(hub, monkeypatch):
+    monkeypatch.setattr(sources, "_SHARD_RECORDS", 2)
+    check_shards(open_source("hub:corpus:test:text"), [1, 1])
 
 
 def test_hub_data_that_cannot_be_read_is_refused(hub):

@@ -1,4 +1,4 @@
-"""What keeps a run fast, without a clock: shapes compiled, collectives, what is said of speed."""
+"""What keeps a run fast, without a clock: shapes compiled, what is said of speed."""
 
 import dataclasses
 import re
@@ -10,10 +10,9 @@ import pytest
 from runs import tiny_config
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.scaling import collectives
-from jtcse_jax import sharding
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.compilation import keep_compiled
-from jtcse_jax.config import Architecture, Config, Cross, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
@@ -42,29 +41,12 @@ def cache(tmp_path_factory) -> TokenCache:
     return tokenize(source, tokenizer, LENGTH // 2, folder / "cache", progress=False)
 
 
-def batches_of(cache: TokenCache, row_multiple: int = 1) -> PackedBatches:
-    return PackedBatches(
-        cache,
-        batch_size=BATCH,
-        row_length=LENGTH,
-        slots=SLOTS,
-        seed=0,
-        row_multiple=row_multiple,
-    )
-
-
-def step_of(bank: Bank, objective: str, mesh=None) -> tuple:
-    optimizer = make_optimizer(OptimizerConfig(), 100)
-    state = init_state({"towers": bank.init(0)}, optimizer)
-    shardings = sharding.tower_shardings(mesh, state) if mesh else None
-    step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
-    return step, sharding.place(state, shardings) if mesh else jax.device_put(state), shardings
-
-
 def test_two_epochs_compile_two_steps_at_most(cache):
     bank = Bank(TINY, 2, dropout=0.1, attention_dropout=0.1)
-    step, state, _ = step_of(bank, "tncse")
-    batches = batches_of(cache)
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    state = jax.device_put(init_state({"towers": bank.init(0)}, optimizer))
+    step = make_train_step(bank, ObjectiveConfig(name="tncse"), optimizer)
+    batches = PackedBatches(cache, batch_size=BATCH, row_length=LENGTH, slots=SLOTS, seed=0)
     rows = set()
     for number in range(2 * batches.steps_per_epoch):
         batch = batches[number]
@@ -72,28 +54,6 @@ def test_two_epochs_compile_two_steps_at_most(cache):
         state, _ = step(state, batch, jax.random.key(0))
     assert len(rows) == 2, "the text no longer asks for both shapes"
     assert step.jitted._cache_size() == 2
-
-
-@pytest.mark.parametrize("tower_devices", [1, 2])
-def test_no_hidden_states_travel(cache, tower_devices):
-    """Over rows only sentence vectors and gradients do; over towers the values that cross."""
-    mesh = sharding.make_mesh(tower_devices, jax.devices()[:4])
-    cross = Cross("side", "value", 1)
-    bank = Bank(TINY, 2, cross=cross, mesh=mesh)
-    step, state, _ = step_of(bank, "jtcse", mesh)
-    batch = sharding.place_batch(mesh, batches_of(cache, mesh.shape["data"])[0])
-    text = step.lower(state, batch, jax.random.key(0)).compile().as_text()
-    hidden = len(batch.tokens) * LENGTH * TINY.hidden_size // mesh.shape["data"]
-    large = [
-        each.kind
-        for each in collectives(text)
-        if each.kind != "all-reduce"  # of gradients, which are larger than this text's states
-        and max(each.sizes) >= 4 * hidden
-        # Where towers have their own devices XLA gathers what the embedding's gradient adds up.
-        and not (tower_devices == 2 and "scatter-add" in each.source)
-    ]
-    # Values once forward and once back of the one crossed layer.
-    assert large == ["collective-permute"] * (2 if tower_devices == 2 else 0)
 
 
 def without_dev(folder: Path, **fields) -> Config:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+from processes import declared_cluster, end, start_python
 from runs import tiny_config
 from test_sts_data import write_senteval
-from test_train import run_in_process
 
 from jtcse_jax import stages
 from jtcse_jax.card import Card
@@ -85,22 +85,13 @@ print(run(pipeline)[-1]["sts"]["average"])
 
 
 @pytest.mark.slow
-def test_two_processes_run_the_stages_together(tmp_path, free_port, capsys):
+def test_two_processes_run_the_stages_together(tmp_path, capsys):
     """Each reads what the stage before wrote, and both find the same scores."""
     write_senteval(tmp_path / "STS")
     code = TWO_PROCESSES.format(folder=str(tmp_path))
-    processes = [
-        run_in_process(
-            code,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs
-    first, second = (float(output.splitlines()[-1]) for output in outputs)
+    ended = [end(process) for process in [start_python(code, **x) for x in declared_cluster(2)]]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    first, second = (float(output.splitlines()[-1]) for _, output, _ in ended)
     assert first == pytest.approx(second, abs=1e-6)
     finished = tmp_path / "pipeline" / "student" / "finished.json"
     row = json.loads(finished.read_text())

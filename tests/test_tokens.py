@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer
 
-from jtcse_jax.data import tokens
+from jtcse_jax.data import token_parts
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import UserError
@@ -64,7 +64,7 @@ def check(cache, tokenizer, sentences, max_len):
 @pytest.mark.parametrize("max_len", [3, 8, 64])
 @pytest.mark.parametrize("block", [1, 3, 8192])
 def test_tokens_are_those_of_the_tokenizer(source, tokenizer, caches, max_len, block, monkeypatch):
-    monkeypatch.setattr(tokens, "_BLOCK", block)
+    monkeypatch.setattr(token_parts, "_BLOCK", block)
     cache = tokenize(source, tokenizer, max_len, caches)
     check(cache, tokenizer, SENTENCES, max_len)
     whole = [len(tokenizer(sentence)["input_ids"]) for sentence in SENTENCES]
@@ -119,7 +119,7 @@ def test_a_finished_cache_is_used_without_reading_the_text(source, tokenizer, ca
     def unreadable():
         raise AssertionError("the text was read again")
 
-    cache = tokenize(replace(source, _lines=unreadable), tokenizer, 16, caches)
+    cache = tokenize(replace(source, _shards=[unreadable]), tokenizer, 16, caches)
     check(cache, tokenizer, SENTENCES, 16)
 
 
@@ -159,14 +159,18 @@ def test_a_process_that_finishes_second_uses_the_cache_of_the_first(
 
     def overtaken():
         yield from LINES[:2]
+        if not winners:
+            overtake()
+        yield from LINES[2:]
+
+    def overtake():
         tokenize(source, tokenizer, 16, caches)
         (folder,) = (path for path in caches.iterdir() if not path.name.startswith("."))
         if damaged:
             (folder / "tokens.bin").write_bytes(b"")
         winners.append((folder / "meta.json").stat().st_ino)
-        yield from LINES[2:]
 
-    cache = tokenize(replace(source, _lines=overtaken), tokenizer, 16, caches)
+    cache = tokenize(replace(source, _shards=[overtaken]), tokenizer, 16, caches)
     check(cache, tokenizer, SENTENCES, 16)
     (folder,) = caches.iterdir()
     assert ((folder / "meta.json").stat().st_ino == winners[0]) is not damaged

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import erf
 
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Config, Cross, ModelConfig
+from jtcse_jax.config import Config, ModelConfig
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import towers
 from jtcse_jax.models.towers import Bank

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import end, start, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax import saved_model
@@ -22,8 +19,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.inspection import layer_figures
 from jtcse_jax.trainer import train
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def one_device():
@@ -79,6 +74,24 @@ def test_resumed_run_is_bit_identical(finished, tmp_path):
     assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) == 0
     steps = [line["step"] for line in read_metrics(config) if "loss" in line]
     assert steps == [2, 4, 6, 8, 10]
+
+
+def test_run_in_micro_batches_is_the_same_where_nothing_is_drawn(tmp_path, capsys):
+    """Without dropout; with it the masks are others, as the rows are."""
+    ended = []
+    for name, micro_batch in (("whole", None), ("micro", 4)):
+        (tmp_path / name).mkdir()
+        config = tiny_config(tmp_path / name, optimizer=OptimizerConfig(learning_rate=3e-5))
+        model = dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0)
+        data = dataclasses.replace(config.data, micro_batch=micro_batch, dev=None)
+        config = dataclasses.replace(config, model=model, data=data, max_steps=4)
+        train(config, devices=one_device())
+        ended.append((saved_params(config.workdir), read_metrics(config)))
+    assert "8 sentences a batch, 4 at a time in" in capsys.readouterr().out
+    (whole, lines), (micro, others) = ended
+    assert largest_difference(whole, micro) < 1e-5
+    for one, other in zip(lines, others, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -182,86 +195,24 @@ def test_bad_input_is_one_sentence(tmp_path, change, message):
         train(tiny_config(tmp_path, **change), devices=one_device())
 
 
-def run_in_process(code: str, **environment: str) -> subprocess.Popen:
-    """Python with one device unless the environment says otherwise."""
-    inherited = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-RUN = """
-from pathlib import Path
-from runs import tiny_config
-from jtcse_jax.trainer import set_up_jax, train
-config = tiny_config(Path({folder!r}), max_steps={max_steps}, **{fields})
-set_up_jax(config.deterministic)
-train(config)
-"""
-
-
 @pytest.mark.slow
 def test_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+    """At any moment, a save under way included; tests/soak.py does it for an hour."""
     random = np.random.default_rng()
-    fields = dict(save_every=1, eval_every=7, keep=3)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = RUN.format(folder=str(tmp_path / "whole"), max_steps=25, fields=fields)
-    output, _ = run_in_process(whole).communicate(timeout=300)
-    assert "model:" in output, output
-    killed = RUN.format(folder=str(tmp_path / "killed"), max_steps=25, fields=fields)
-    checkpoints = tmp_path / "killed" / "run" / saved_model.CHECKPOINTS
-    kill_after = int(random.integers(2, 16))
-    process = run_in_process(killed)
-    while not any(checkpoints.glob(f"{kill_after}")) and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(random.uniform(0, 0.1))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output, _ = run_in_process(killed).communicate(timeout=300)
-    assert "resuming from step" in output, f"killed after step {kill_after}: {output}"
-    difference = largest_difference(
-        saved_params(tmp_path / "whole" / "run"), saved_params(tmp_path / "killed" / "run")
-    )
-    assert difference == 0, f"killed after step {kill_after}"
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, free_port):
-    optimizer = "__import__('jtcse_jax.config').config.OptimizerConfig(learning_rate=3e-5)"
-    fields = f"dict(optimizer={optimizer})"
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one = RUN.format(folder=str(tmp_path / "one"), max_steps=10, fields=fields)
-    output, _ = run_in_process(one).communicate(timeout=300)
-    assert "model:" in output, output
-    two = RUN.format(folder=str(tmp_path / "two"), max_steps=10, fields=fields)
-    processes = [
-        run_in_process(
-            two,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert "of 2 process(es)" in outputs[0] and "model:" in outputs[0], outputs
-    assert "step" not in outputs[1], "the second process speaks"
-    difference = largest_difference(
-        saved_params(tmp_path / "one" / "run"), saved_params(tmp_path / "two" / "run")
-    )
-    assert difference < 1e-5
-    read = [(tmp_path / name / "run" / "metrics.jsonl").read_text() for name in ("one", "two")]
-    for first, second in zip(*(text.splitlines() for text in read), strict=True):
-        first, second = json.loads(first), json.loads(second)
-        if "loss" in first:
-            assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+    fields = "save_every=1, eval_every=7, keep=3, max_steps=60"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    status, _, err = end(start(whole, fields))
+    assert status == 0, err
+    kills = []
+    for after in (3, 20, 40):
+        process = start(killed, fields)
+        wait_for(killed / "run" / saved_model.CHECKPOINTS, f"{after}*", process)
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        kills.append(after)
+    status, out, err = end(start(killed, fields))
+    assert status == 0 and "resuming from step" in out, (kills, err)
+    assert largest_difference(saved_params(whole / "run"), saved_params(killed / "run")) == 0

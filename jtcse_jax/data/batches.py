@@ -6,15 +6,18 @@ the whole batch from the cached lengths and fills only its own rows.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import Plan, Views
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Hung, UserError
 
 _MEASURED_BATCHES = 256
 _READ_THREADS = 2
@@ -27,7 +30,8 @@ class PackedBatches:
     An item is a sentence with its views, which share a row; `data.views` says what they are.
     Each epoch visits every item once; its last batch may be partial: the views it lacks have
     `mask` False and point to slot 0. A teacher's caches hold the same sentences in the tokens of
-    its members; their rows come with the batch, as `Batch.teacher`.
+    its members; their rows come with the batch, as `Batch.teacher`. Micro-batches are packed each
+    for itself, and stacked.
 
     The batch and each teacher's rows have a usual number of rows; where one is too small, all
     take the number that always fits, one item a row: two shapes at most.
@@ -35,8 +39,8 @@ class PackedBatches:
     Attributes:
         num_items: items of an epoch.
         steps_per_epoch: batches of an epoch, the partial one included.
-        usual_rows: rows (of all shards) of nearly all batches, measured by packing.
-        most_rows: rows (of all shards) that hold any batch.
+        usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing.
+        most_rows: rows (of all shards) that hold any micro-batch.
     """
 
     num_items: int
@@ -52,6 +56,7 @@ class PackedBatches:
         row_length: int,
         slots: int,
         seed: int,
+        micro_batch: int | None = None,
         pairs: str = "same",
         repeat_rate: float = 0.32,
         row_multiple: int = 1,
@@ -67,6 +72,8 @@ class PackedBatches:
                 `max_len`.
             slots: sentences a row holds, even.
             seed: of the shuffling and of repeated words, 0 to 2**32 - 1.
+            micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the batch
+                whole, without the leading axis.
             pairs: what the views of an item are, see `data.views`.
             repeat_rate: largest share of repeated words where `pairs` is "repeat".
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
@@ -94,7 +101,8 @@ class PackedBatches:
         ]
         self.num_items = self._views[0].num_items
         _check_fields(self._views, batch_size, seed)
-        self._batch_size = batch_size
+        self._micro_batch = micro_batch
+        self._starts = range(0, batch_size, micro_batch or batch_size)
         self._shard = shard
         self._items = (
             grain.MapDataset.range(self.num_items)
@@ -106,7 +114,7 @@ class PackedBatches:
         # A generator for each step: repeated words differ from epoch to epoch.
         self._batches = self._items.random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
-        self.most_rows = _round_up(batch_size, row_multiple)
+        self.most_rows = _round_up(self._starts.step, row_multiple)
         self._usual_rows = [
             min(_round_up(rows, row_multiple), self.most_rows) for rows in self._measure_rows()
         ]
@@ -118,16 +126,19 @@ class PackedBatches:
             raise IndexError(f"step {step} is negative")
         return self._batches[step]
 
-    def iterate(self, start_step: int, stop_step: int) -> Iterator[tuple[int, Batch]]:
+    def iterate(
+        self, start_step: int, stop_step: int, *, timeout: float | None = None
+    ) -> Iterator[tuple[int, Batch]]:
         """(step, batch) of the steps from `start_step` to before `stop_step`.
 
-        Threads pack the next batches while the caller works.
+        Threads pack the next batches while the caller works. Raises Hung where one takes more
+        than `timeout` seconds.
         """
         if not 0 <= start_step <= stop_step:
             raise IndexError(f"steps {start_step} to {stop_step} are no range")
         options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_READ_AHEAD)
         ahead = self._batches.slice(slice(start_step, stop_step)).to_iter_dataset(options)
-        yield from zip(range(start_step, stop_step), ahead, strict=True)
+        yield from zip(range(start_step, stop_step), _timed(ahead, timeout), strict=True)
 
     def _measure_rows(self) -> list[int]:
         """The row counts with the least expected work over the first batches.
@@ -141,27 +152,70 @@ class PackedBatches:
         share_fitting = np.arange(1, measured + 1) / measured
         usual = []
         for every in zip(*plans, strict=True):
-            rows = np.sort([plan.packing.num_rows for plan in every])
+            rows = np.sort([max(plan.packing.num_rows for plan in micro) for micro in every])
             work = share_fitting * rows + (1 - share_fitting) * self.most_rows
             usual.append(int(rows[work.argmin()]))
         return usual
 
-    def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[Plan]:
-        return [views.plan(items, rng) for views in self._views]
+    def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[list[Plan]]:
+        """The plans of every micro-batch, for each of the caches."""
+        parts = [items[start : start + self._starts.step] for start in self._starts]
+        return [[views.plan(part, rng) for part in parts] for views in self._views]
 
     def _pack_batch(self, items: np.ndarray, rng: np.random.Generator) -> Batch:
         plans = self._plan(items, rng)
         fits = all(
             plan.packing.num_rows <= usual
-            for plan, usual in zip(plans, self._usual_rows, strict=True)
+            for micro, usual in zip(plans, self._usual_rows, strict=True)
+            for plan in micro
         )
         index, count = self._shard
         batches = []
-        for views, plan, usual in zip(self._views, plans, self._usual_rows, strict=True):
+        for views, micro, usual in zip(self._views, plans, self._usual_rows, strict=True):
             rows = usual if fits else self.most_rows
             mine = range(index * rows // count, (index + 1) * rows // count)
-            batches.append(views.fill(plan, rows, mine, self._batch_size))
+            filled = [views.fill(plan, rows, mine, self._starts.step) for plan in micro]
+            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
+            batches.append(stacked if self._micro_batch else filled[0])
         return batches[0]._replace(teacher=tuple(batches[1:]))
+
+
+def _timed(batches: Iterable[Batch], timeout: float | None) -> Iterator[Batch]:
+    """The same batches, asked for in a thread, which may hang where the caller must not."""
+    if timeout is None:
+        yield from batches
+        return
+    # One worker: an iterator is asked by one thread at a time. The thread is a daemon's, so that a
+    # hung read does not keep the process.
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            waiting = iter(batches)
+            while asked.get():
+                answers.put(next(waiting, None))
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        while True:
+            asked.put(True)
+            try:
+                batch = answers.get(timeout=timeout)
+            except queue.Empty:
+                raise Hung(
+                    f"no batch came for {timeout:g} s (data.timeout): the disk of data.cache_dir "
+                    "may hang, or the machine be overloaded; start again when it answers."
+                ) from None
+            if isinstance(batch, BaseException):
+                raise batch
+            if batch is None:
+                return
+            yield batch
+    finally:
+        asked.put(False)
 
 
 def _check_fields(views: list[Views], batch_size: int, seed: int) -> None:

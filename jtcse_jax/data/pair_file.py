@@ -139,8 +139,10 @@ class PairFile:
             os.replace(unfinished, self._sidecar)
             return
         try:
-            begun_with = dict(json.loads(self._sidecar.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+            begun_with = json.loads(self._sidecar.read_text(encoding="utf-8"))
+            if not isinstance(begun_with, dict):
+                raise ValueError("no object")
+        except (FileNotFoundError, ValueError, RecursionError):
             raise UserError(
                 f"{self._partial}: {self._sidecar.name}, which says how it was made, is absent or "
                 "damaged; remove both to begin anew, or name another output."

@@ -9,30 +9,30 @@
 | `stdlib` | the English documentation that every Python carries |
 
 A SPLIT may be a slice, as in `tfds:wiki_dialog:train[:1000]:passage`.
+
+A source is divided into shards that can be read each for itself, by as many processes: the records
+of TFDS and of the hub and the lines of plain text files anywhere, packed files each as a whole.
 """
 
-import glob
-import gzip
 import hashlib
 import importlib
 import json
-import lzma
-import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain
 from types import ModuleType
-from typing import BinaryIO
 
-from jtcse_jax.data import python_docs
+from jtcse_jax.data import python_docs, text_files
+from jtcse_jax.data.text_files import runs
 from jtcse_jax.errors import UserError
 
 _NAMED = re.compile(r"(?P<name>.+):(?P<split>[^:\[\]]+(\[[^\[\]]*\])?):(?P<field>[^:]+)")
 
 _TFDS_COMMAND = "pip install tensorflow-datasets importlib_resources"
+
+_SHARD_RECORDS = 2**18  # tokenised in seconds: a kill loses no more
 
 
 @dataclass
@@ -42,14 +42,19 @@ class Source:
     Attributes:
         spec: what the user wrote.
         views: 1, or 2 where the sentences come as pairs.
-        blank: blank lines skipped, counted by the latest `read`.
+        blank: blank lines skipped, counted by the latest `read` or `read_shard`.
     """
 
     spec: str
     views: int
-    _lines: Callable[[], Iterable[str]]
+    _shards: Sequence[Callable[[], Iterable[str]]]
     _identity: Callable[[], str]
     blank: int = 0
+
+    @property
+    def num_shards(self) -> int:
+        """Shards there are: a property of the text, not of who reads it."""
+        return len(self._shards)
 
     def read(self) -> Iterator[str]:
         """The sentences in order, stripped, none blank; a pair gives its two, one by one.
@@ -59,19 +64,32 @@ class Source:
         """
         self.blank = 0
         empty = True
-        for line in self._lines():
-            sentence = line.strip()
-            if sentence:
-                empty = False
-                yield sentence
-            else:
-                self.blank += 1
+        for sentence in chain.from_iterable(map(self._read, self._shards)):
+            empty = False
+            yield sentence
         if empty:
-            raise UserError(f"{self.spec} holds no sentence; give a source with text")
+            raise self.without_text()
+
+    def read_shard(self, number: int) -> Iterator[str]:
+        """As `read`, of one shard, which may be without a sentence."""
+        self.blank = 0
+        yield from self._read(self._shards[number])
+
+    def without_text(self) -> UserError:
+        """The error of a source without a sentence."""
+        return UserError(f"{self.spec} holds no sentence; give a source with text")
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the content, equal for equal content under another name."""
         return hashlib.sha256(f"{self.views} {self._identity()}".encode()).hexdigest()
+
+    def _read(self, shard: Callable[[], Iterable[str]]) -> Iterator[str]:
+        for line in shard():
+            sentence = line.strip()
+            if sentence:
+                yield sentence
+            else:
+                self.blank += 1
 
 
 def open_source(spec: str) -> Source:
@@ -82,7 +100,7 @@ def open_source(spec: str) -> Source:
             that has no such field or no random access, a package that is not installed.
     """
     if spec == "stdlib":
-        return Source(spec, 1, python_docs.sentences, python_docs.identity)
+        return Source(spec, 1, [python_docs.sentences], python_docs.identity)
     if spec.startswith("tfds:"):
         return _open_tfds(spec)
     if spec.startswith("hub:"):
@@ -91,93 +109,14 @@ def open_source(spec: str) -> Source:
 
 
 def _open_files(spec: str) -> Source:
-    paths = _find_files(spec)
-    pairs = {_is_tsv(path) for path in paths}
+    paths = text_files.find(spec)
+    pairs = {text_files.holds_pairs(path) for path in paths}
     if len(pairs) == 2:
         raise UserError(f"{spec} matches both .tsv files of pairs and text files; give one kind")
     is_pairs = pairs.pop()
-    lines = partial(_pair_lines if is_pairs else _text_lines, paths)
-    return Source(spec, 2 if is_pairs else 1, lines, partial(_hash_files, paths))
-
-
-def _find_files(spec: str) -> list[Path]:
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        raise UserError(f"{spec} is a folder; name its files, for example {spec.rstrip('/')}/*.txt")
-    # A file whose own name has brackets in it is no glob.
-    if path.exists():
-        paths = [path]
-    else:
-        matches = sorted(glob.glob(str(path), recursive=True))
-        paths = [Path(match) for match in matches if os.path.isfile(match)]
-    if not paths:
-        is_glob = glob.has_magic(spec)
-        problem = "no file matches" if is_glob else "there is no file"
-        raise UserError(f"{problem} {spec}; give a text file, tfds:..., hub:... or stdlib")
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; give a file with one sentence a line")
-    return paths
-
-
-def _is_tsv(path: Path) -> bool:
-    name = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
-    return name.suffix == ".tsv"
-
-
-def _text_lines(paths: list[Path]) -> Iterator[str]:
-    for path in paths:
-        for _, line in _decoded_lines(path):
-            yield line
-
-
-def _pair_lines(paths: list[Path]) -> Iterator[str]:
-    for path in paths:
-        for number, line in _decoded_lines(path):
-            columns = line.split("\t")
-            if not line.strip():
-                yield ""
-            elif len(columns) != 2:
-                raise UserError(
-                    f"{path}:{number}: {len(columns)} tab-separated column"
-                    f"{'s' * (len(columns) > 1)} where a pair has 2; mend or remove the line"
-                )
-            elif not all(column.strip() for column in columns):
-                raise UserError(f"{path}:{number}: an empty column; mend or remove the line")
-            else:
-                yield from columns
-
-
-def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line). Lines end at a newline byte, whatever else Unicode allows."""
-    number = 0
-    try:
-        with _open_bytes(path) as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8 text; convert the "
-            "file to UTF-8 (iconv -t utf-8)"
-        ) from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {number}: {error}") from error
-
-
-def _open_bytes(path: Path) -> BinaryIO:
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rb")
-
-
-def _hash_files(paths: list[Path]) -> str:
-    digests = []
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return " ".join(digests)
+    lines = text_files.pair_lines if is_pairs else text_files.lines
+    shards = [partial(lines, path, part) for path in paths for part in text_files.parts(path)]
+    return Source(spec, 2 if is_pairs else 1, shards, partial(text_files.identity, paths))
 
 
 def _open_tfds(spec: str) -> Source:
@@ -210,9 +149,9 @@ def _open_tfds(spec: str) -> Source:
     except (ValueError, OSError) as error:
         raise UserError(f"{spec}: {_first_line(error)}") from error
 
-    def lines() -> Iterator[str]:
-        for number, record in enumerate(records):
-            text = record[field]
+    def lines(part: range) -> Iterator[str]:
+        for number in part:
+            text = records[number][field]
             try:
                 yield text.decode("utf-8")
             except AttributeError as error:
@@ -222,7 +161,8 @@ def _open_tfds(spec: str) -> Source:
 
     stored = [[key, part.num_examples, part.num_bytes] for key, part in info.splits.items()]
     identity = [info.full_name, stored, len(records), split, field]
-    return Source(spec, 1, lines, partial(json.dumps, identity))
+    shards = [partial(lines, part) for part in runs(len(records), _SHARD_RECORDS)]
+    return Source(spec, 1, shards, partial(json.dumps, identity))
 
 
 def _open_hub(spec: str) -> Source:
@@ -234,14 +174,15 @@ def _open_hub(spec: str) -> Source:
         raise UserError(f"{spec}: {_first_line(error)}") from error
     _check_field(spec, field, dataset.column_names)
 
-    def lines() -> Iterator[str]:
-        for number, text in enumerate(dataset[field]):
+    def lines(part: range) -> Iterator[str]:
+        for number, text in zip(part, dataset.select(part)[field], strict=True):
             if not isinstance(text, str):
                 raise UserError(f"{spec}: {field} of record {number} is not text")
             yield text
 
     identity = [name, split, field, len(dataset), dataset._fingerprint]
-    return Source(spec, 1, lines, partial(json.dumps, identity))
+    shards = [partial(lines, part) for part in runs(len(dataset), _SHARD_RECORDS)]
+    return Source(spec, 1, shards, partial(json.dumps, identity))
 
 
 def _split_spec(spec: str) -> tuple[str, str, str]:

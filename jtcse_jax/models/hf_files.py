@@ -1,0 +1,96 @@
+"""The files of a Hugging Face folder: JSON, and tensors in safetensors alone, never a pickle."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jtcse_jax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a folder; UserError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: no {path.name}: it is no Hugging Face folder.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no JSON object.")
+    return content
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder's `model.safetensors`, whole or sharded, by the file's own names.
+
+    float16 and bfloat16 are widened to float32. Raises UserError for a damaged or absent file, one
+    that lies elsewhere, other number formats, and weights in a pickle.
+    """
+    tensors = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():
+                    dtype = file.get_slice(name).get_dtype()
+                    if dtype in ("F32", "F16", "BF16"):
+                        tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
+                    elif not name.endswith(("_ids", "num_batches_tracked")):
+                        raise UserError(
+                            f"{path}: {name} is {dtype}: only float32, float16 and bfloat16 "
+                            "weights are read."
+                        )
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: damaged, cut short or absent ({error}): fetch it again."
+            ) from error
+    return tensors
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path leads into a folder, or is it, wherever its links go."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a zero byte: no path at all
+        return False
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{folder / INDEX}: no weight_map of file names.")
+        return [_shard(folder, name) for name in sorted(set(names))]
+    if (folder / "pytorch_model.bin").is_file():
+        source, target = (
+            shlex.quote(str(folder / name)) for name in ("pytorch_model.bin", WEIGHTS)
+        )
+        raise UserError(
+            f"{folder}: only pytorch_model.bin, a pickle that is not opened here: convert it once "
+            'where torch is installed: python -c "import sys, torch, safetensors.torch as s; '
+            "t = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+            "s.save_file({k: v.contiguous().clone() for k, v in t.items()}, sys.argv[2], "
+            f"{{'format': 'pt'}})\" {source} {target}"
+        )
+    raise UserError(
+        f"{folder}: no {WEIGHTS} (a repository with pytorch_model.bin alone: save it once where "
+        "torch is installed, with AutoModel.from_pretrained(NAME).save_pretrained(FOLDER))."
+    )
+
+
+def _shard(folder: Path, name: str) -> Path:
+    """A file of the folder itself: the name comes from others, and must not lead elsewhere."""
+    # In the hub's cache a snapshot's files are links to the blobs of its repository.
+    homes = (folder, folder.absolute().parent.parent / "blobs")
+    if Path(name).name != name or not any(lies_in(folder / name, home) for home in homes):
+        raise UserError(f"{folder / INDEX}: {name!r:.200} is no file of this folder.")
+    return folder / name

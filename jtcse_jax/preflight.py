@@ -1,0 +1,262 @@
+"""`python -m jtcse_jax.preflight [--workdir W]`: what a run would stand on, in ten seconds."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich
+import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from jtcse_jax import distributed
+from jtcse_jax.config import Config
+from jtcse_jax.environment import environment
+from jtcse_jax.errors import UserError, one_line_errors
+
+MIB = 2**20
+REDUCED = 16 * MIB  # bytes that each device adds to the all-reduce
+REPEATS = 3  # the same on every process, so no clock may decide it
+BLOCK, MOST_WRITTEN, DISK_SECONDS = 4 * MIB, 128 * MIB, 2.0
+JOINING, REDUCING = 60, 60  # seconds that other processes may take
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Looks at processes, devices, memory, interconnect and the disk of the workdir.
+
+    To be started as training is, by the same launcher with as many processes. Status 0 says that
+    all is well; otherwise one sentence says what is wrong.
+    """
+
+    workdir: str = "runs"
+    """Where a run is going to write; a folder that is not there yet is not made."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one process finds; sizes in bytes, rates in bytes a second, 0 where nothing is known."""
+
+    host: str
+    devices: str
+    device_memory: int
+    memory: int
+    free: int = 0
+    write: float = 0
+    read: float = 0
+    reduced: float = 0
+    problem: str = ""
+
+
+def preflight(workdir: str) -> list[Report]:
+    """The reports of all processes, on every process alike.
+
+    Every process of the cluster has to call it. A problem is in the report of who has it; only a
+    `workdir` that is a URL is a UserError.
+    """
+    folder = Path(Config(workdir=workdir).workdir).expanduser().absolute()
+    mine = jax.local_devices()
+    memories = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mine]
+    report = Report(
+        host=socket.gethostname(),
+        devices=f"{len(mine)} x {mine[0].device_kind}",
+        device_memory=sum(memories),
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    with _deadline(REDUCING):
+        report = dataclasses.replace(report, **_all_reduce())
+        if not report.problem:
+            report = dataclasses.replace(report, **_disk(folder))
+        reports = _gather(report)
+        if len(reports) > 1 and not any(report.problem for report in reports):
+            report = dataclasses.replace(report, problem=_not_shared(_nearest_folder(folder)))
+            reports = _gather(report)
+    return reports
+
+
+def print_table(reports: list[Report], seconds: float) -> None:
+    """Prints one row a process, under the versions and above the interconnect's rate."""
+    versions = environment()
+    table = Table(title=f"jax {versions['jax']}, {versions['devices']}", box=SIMPLE_HEAD)
+    table.add_column("process", justify="right")
+    for name in ("host", "devices"):
+        table.add_column(name, overflow="fold")
+    for name in ("device GB", "memory GB", "free GB", "write MB/s", "read MB/s"):
+        table.add_column(name, justify="right")
+    for number, one in enumerate(reports):
+        sizes = (f"{size / 1e9:.1f}" for size in (one.device_memory, one.memory, one.free))
+        rates = (f"{rate / 1e6:,.0f}" for rate in (one.write, one.read))
+        table.add_row(str(number), Text(one.host), Text(one.devices), *sizes, *rates)
+    rich.print(table)
+    slowest = min(one.reduced for one in reports)
+    if jax.device_count() > 1 and slowest:
+        rate = f"{slowest / 1e9:.2f} GB/s a device, as nccl-tests count bus bandwidth"
+        print(f"all-reduce of {REDUCED // MIB} MiB over {jax.device_count()} devices: {rate}")
+    print(f"looked for {seconds:.1f} s")
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends the process where the body takes longer: a collective cannot be interrupted."""
+
+    def give_up() -> None:
+        print(
+            f"error: process {jax.process_index()} on {socket.gethostname()} waited {seconds:g} s "
+            "for the others: see that their network and devices work, and that none has ended.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _all_reduce() -> dict[str, float | str]:
+    """Adds arrays of all devices over the interconnect: its rate, or what is wrong with the sum."""
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), "all")
+    elements = np.arange(REDUCED // 4, dtype=np.uint32)
+
+    def addend(index: tuple[slice, ...]) -> np.ndarray:
+        return (elements + np.uint32(index[0].start or 0))[None]
+
+    addends = jax.make_array_from_callback(
+        (len(devices), len(elements)), NamedSharding(mesh, PartitionSpec("all")), addend
+    )
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("all"), out_specs=PartitionSpec())
+    def add(block: jax.Array) -> jax.Array:
+        return jax.lax.psum(block[0], "all")
+
+    sums = add(addends).block_until_ready()
+    start = time.monotonic()
+    for _ in range(REPEATS):
+        sums = add(addends).block_until_ready()
+    seconds = (time.monotonic() - start) / REPEATS
+    count = len(devices)
+    # Of unsigned integers, which wrap around alike on every device.
+    expected = elements * np.uint32(count) + np.uint32(count * (count - 1) // 2)
+    for shard in sums.addressable_shards:
+        if not np.array_equal(np.asarray(shard.data), expected):
+            return {
+                "problem": f"an all-reduce over all devices gave a wrong sum on {shard.device}: "
+                "start without its host, and have that looked at"
+            }
+    return {"reduced": 2 * (count - 1) / count * REDUCED / seconds}
+
+
+def _disk(workdir: Path) -> dict[str, float | str]:
+    """Free space, and the rates of a file written, synced and read, or what stops that."""
+    try:
+        folder = _nearest_folder(workdir)
+        free = shutil.disk_usage(folder).free
+        # A file without a name: it goes with the process, however that ends.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return {"free": free, **_write_and_read(file)}
+    except OSError as error:
+        return {
+            "problem": f"the workdir {workdir} cannot be written ({error.strerror}): make room or "
+            "get the right to write there, or name another"
+        }
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def _write_and_read(file) -> dict[str, float | str]:
+    block = os.urandom(BLOCK)
+    blocks = 0
+    start = time.monotonic()
+    while blocks * BLOCK < MOST_WRITTEN and time.monotonic() - start < DISK_SECONDS:
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        blocks += 1
+    written = time.monotonic()
+    if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    same = all(file.read(BLOCK) == block for _ in range(blocks))
+    read = time.monotonic()
+    if not same:
+        return {
+            "problem": "the workdir's disk gave back other bytes than were written: name a workdir "
+            "on another disk"
+        }
+    size = blocks * BLOCK
+    return {"write": size / (written - start), "read": size / (read - written)}
+
+
+def _gather(report: Report) -> list[Report]:
+    """The reports of all processes, in their order."""
+    encoded = json.dumps(dataclasses.asdict(report)).encode()
+    size = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
+    padded = np.frombuffer(encoded.ljust(size), np.uint8)
+    rows = np.reshape(multihost_utils.process_allgather(padded), (-1, size))
+    return [Report(**json.loads(row.tobytes())) for row in rows]
+
+
+def _not_shared(folder: Path) -> str:
+    """What is wrong where this process does not see a file that process 0 makes in the workdir."""
+    name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
+    path = folder / f".preflight-{name.tobytes().hex()}"
+    primary = jax.process_index() == 0
+    try:
+        if primary:
+            path.touch()
+        multihost_utils.sync_global_devices("the file is there")
+        seen = path.exists()
+        multihost_utils.sync_global_devices("all have looked")
+    finally:
+        if primary:
+            path.unlink(missing_ok=True)
+    if seen:
+        return ""
+    return (
+        f"the workdir {folder} is not the folder that process 0 has there: name one on a file "
+        "system that all processes share"
+    )
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.preflight")
+    start = time.monotonic()
+    distributed.initialize(timeout=JOINING)
+    reports = preflight(arguments.workdir)
+    if jax.process_index() == 0:
+        print_table(reports, time.monotonic() - start)
+    # The first process that ends by an error ends the others.
+    multihost_utils.sync_global_devices("the table is printed")
+    for number, report in enumerate(reports):
+        if report.problem:
+            raise UserError(f"process {number} on {report.host}: {report.problem}.")
+
+
+if __name__ == "__main__":
+    main()

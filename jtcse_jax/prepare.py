@@ -1,0 +1,183 @@
+"""`python -m jtcse_jax.prepare tokens|corpus`: text and token caches, before training."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from jtcse_jax.data import beam_corpus
+from jtcse_jax.data.cleaning import KEPT, Rules
+from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.token_parts import lock_byte
+from jtcse_jax.data.tokens import (
+    cache_folder,
+    parts_of,
+    tokenize,
+    truncating_backend,
+)
+from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.models import hf_weights
+
+MANIFEST = "manifest.json"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Makes the token cache of a text, which training makes itself where there is none. Killed and
+    started again it goes on. Started at once on several hosts that see the cache folder, it shares
+    the work among them."""
+
+    source: str
+    """The text, as data.source."""
+    tokenizer: str
+    """Folder or hub name of a model, or of its tokenizer: that of model.towers or
+    model.tokenizer."""
+    max_len: int = 64
+    """Tokens kept of a sentence, as data.max_len."""
+    cache_dir: str = "~/.cache/jtcse_jax"
+    """The folder of caches, as data.cache_dir."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Makes a corpus of documents: splits them into sentences, cleans these, drops duplicates and
+    tokenises what is left, on Apache Beam. Train on it with --data.source 'OUTPUT/*.txt'
+    --data.cache-dir OUTPUT/cache. Started again it goes on after the text; a part of the tokens
+    that is there is not made again."""
+
+    input: str
+    """Documents, one a line (or a paragraph a line), as data.source."""
+    output: str
+    """The folder to make; until the text is whole it is OUTPUT.partial."""
+    tokenizer: str | None = None
+    """As of `tokens`; without it there will be text alone."""
+    max_len: int = 64
+    """Tokens kept of a sentence."""
+    files: int = 16
+    """Files of text; a worker holds the sentences of one in memory."""
+    rules: Rules = Rules()
+    beam: tuple[str, ...] = ("runner=FnApiRunner",)
+    """Options of Beam, without dashes. On all cores of this machine: runner=FnApiRunner
+    direct_running_mode=multi_processing direct_num_workers=0. A cluster's runner needs this package
+    on its workers, and input and output on a file system that they see."""
+
+
+def make_tokens(arguments: Tokens) -> None:
+    """Makes the cache, or this process's share of it. Raises UserError as `tokenize` does."""
+    source = open_source(arguments.source)
+    cache = tokenize(
+        source, _load_tokenizer(arguments.tokenizer), arguments.max_len, arguments.cache_dir
+    )
+    stats = cache.stats
+    print(
+        f"{arguments.source}: {stats['sentences']:,} sentences of "
+        f"{stats['mean_length']:.1f} tokens, {stats['truncated']:,} cut to {arguments.max_len}"
+    )
+
+
+def make_corpus(arguments: Corpus) -> None:
+    """Makes the text, unless it is there, then its token cache.
+
+    Raises UserError for bad input, an output of other settings, and what cannot be written.
+    """
+    if arguments.files < 1:
+        raise UserError(f"--files {arguments.files}: give at least 1.")
+    documents = open_source(arguments.input)
+    if documents.views > 1:
+        raise UserError(f"--input {arguments.input}: lines of two sentences; give documents.")
+    tokenizer = _load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    output = Path(arguments.output).expanduser().absolute()
+    settings = {
+        "input": documents.fingerprint(),
+        "files": arguments.files,
+        **asdict(arguments.rules),
+    }
+    if output.exists():
+        _check_settings(output, settings)
+    else:
+        _write_text(documents, output, settings, arguments)
+    counts = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["counts"]
+    print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if tokenizer is None:
+        return
+    text = open_source(f"{output}/*.txt")
+    backend = truncating_backend(tokenizer, arguments.max_len)
+    folder = cache_folder(text, backend, output / "cache")
+    if not folder.exists():
+        beam_corpus.make_parts(text, parts_of(text, backend, folder), arguments.beam)
+    make_tokens(
+        Tokens(
+            source=text.spec,
+            tokenizer=arguments.tokenizer,
+            max_len=arguments.max_len,
+            cache_dir=str(output / "cache"),
+        )
+    )
+    print(f"to train: --data.source '{text.spec}' --data.cache-dir {output}/cache")
+
+
+def _load_tokenizer(name: str):
+    return hf_weights.load_tokenizer(hf_weights.find_folder(name))
+
+
+def _check_settings(output: Path, settings: dict[str, object]) -> None:
+    try:
+        made = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        different = [name for name in settings if made.get(name) != settings[name]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--output {output}: there, and no corpus of this command; name a new folder."
+        ) from error
+    if different:
+        raise UserError(
+            f"--output {output} was made with another {' and '.join(different)}: name a new folder."
+        )
+
+
+def _write_text(
+    documents: Source,
+    output: Path,
+    settings: dict[str, object],
+    arguments: Corpus,
+) -> None:
+    """Writes the text beside the output, with its manifest, then gives both their name."""
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with open(partial / _LOCK, "ab") as lock:
+            if not lock_byte(lock, 0, wait=False):
+                raise UserError(f"{partial}: another process is writing it; wait for its end.")
+            for path in partial.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            counts = beam_corpus.write_sentences(
+                documents, partial, arguments.rules, arguments.files, arguments.beam
+            )
+            counts["duplicates"] = counts[KEPT] - counts[beam_corpus.DISTINCT]
+            manifest = {"source": documents.spec, "settings": settings, "counts": counts}
+            text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+            (partial / MANIFEST).write_text(text, encoding="utf-8")
+            (partial / _LOCK).unlink()
+            partial.rename(output)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror or error}.") from error
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    # A worker's traceback; what it raised is said by this command.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    arguments = tyro.cli(Tokens | Corpus, prog="python -m jtcse_jax.prepare")
+    if isinstance(arguments, Tokens):
+        make_tokens(arguments)
+    else:
+        make_corpus(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""One run in a workdir at a time."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from jtcse_jax.errors import UserError
+
+FILE = "run.lock"
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Holds the workdir's lock; the kernel releases it when this process ends, however it ends.
+
+    The file stays, with the host and the process id of its last holder. Where the file system has
+    no locks, it says so and goes on. Raises UserError where another process holds it, or the
+    workdir cannot be written.
+    """
+    path = workdir / FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"workdir {workdir} is in use by {holder}: wait for it, stop it, or name another "
+                "--workdir."
+            ) from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start one run in it alone", path, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

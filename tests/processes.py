@@ -1,0 +1,114 @@
+"""Training runs in processes of their own, alone and as a cluster on the loopback."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STEERING = ("JAX_", "SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS")
+
+# What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
+PROGRAM = """
+from pathlib import Path
+from runs import tiny_config
+from jtcse_jax.config import *
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.trainer import set_up_jax, train
+
+@one_line_errors
+def main():
+    config = tiny_config(Path({folder!r}), **dict({fields}))
+{joining}
+    set_up_jax(config.deterministic)
+{before}
+    train(config)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def start(
+    folder: Path, fields: str = "", *, before: str = "", joining: str = "", **environment: str
+):
+    """A run of `tiny_config(folder, FIELDS)` with one device.
+
+    `before` is code run before it, `joining` code run before jax is set up.
+    """
+    program = PROGRAM.format(
+        folder=str(folder),
+        fields=fields,
+        joining=textwrap.indent(joining, "    "),
+        before=textwrap.indent(before, "    "),
+    )
+    return start_python(program, **environment)
+
+
+def start_python(program: str, **environment: str) -> subprocess.Popen:
+    """A program with one device, and with what the tests' own process sees."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
+    ours = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=kept | ours | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_cluster(count: int, folder: Path, fields: str = "", *, present=None, **code: str):
+    """The processes of one run on `count` hosts; of those `present` alone, if given."""
+    hosts = declared_cluster(count)
+    return [start(folder, fields, **code, **hosts[index]) for index in present or range(count)]
+
+
+def declared_cluster(count: int) -> list[dict[str, str]]:
+    """The environment of each process of a cluster on the loopback."""
+    port = free_port()
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        for index in range(count)
+    ]
+
+
+def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
+    """The exit status, the output and what was said on stderr."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Returns when a file matches, or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not any(path.glob(pattern)) and process.poll() is None:
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    # Above the range from which the system hands out ports, so that no other process takes it.
+    while True:
+        port = random.randint(61440, 65535)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port

@@ -1,0 +1,136 @@
+"""An hour of kills: a run that is killed again and again ends bit for bit as one that is not.
+
+    python tests/soak.py [--minutes 60] [--seconds-between 120] [--workdir FOLDER]
+
+Both train the same two small towers at the same time; one in one go, the other under SIGKILL (three
+of four times) and SIGTERM at random moments, saves included. One line at the end; status 1 if the
+two differ, or the memory of the one in one go grew by more than 1 % an hour.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from runs import largest_difference, saved_params  # noqa: E402
+
+from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
+from jtcse_jax.errors import START_AGAIN  # noqa: E402
+from jtcse_jax.saved_model import CHECKPOINTS  # noqa: E402
+
+SETTLED = 0.1  # of the time, before memory is looked at
+
+
+def main() -> None:
+    """Runs it and prints the line."""
+    options = _read_options()
+    folder = Path(options.workdir or tempfile.mkdtemp(prefix="soak-"))
+    for name in ("whole", "killed"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    memory: list[tuple[float, int]] = []
+    whole = start(folder / "whole")
+    kills, stops = kill_again_and_again(folder / "killed", options, whole.pid, memory)
+    whole.terminate()
+    assert whole.wait() == START_AGAIN, f"SIGTERM gave status {whole.returncode}"
+    last = 10 + max(newest(folder / name) for name in ("whole", "killed"))
+    runs = []
+    for name in ("whole", "killed"):
+        process = start(folder / name, steps=last)
+        assert process.wait() == 0, f"{name} ended with status {process.returncode}"
+        runs.append(saved_params(folder / name / "run", last))
+    same, hourly = largest_difference(*runs) == 0, growth(memory)
+    print(
+        f"{kills} kills, {stops} stops by SIGTERM, as many resumes, {last:,} steps, "
+        f"{'bit-identical' if same else 'NOT identical'}, memory {hourly:+.2%} an hour"
+    )
+    sys.exit(not same or hourly > 0.01)
+
+
+def kill_again_and_again(
+    folder: Path, options: argparse.Namespace, pid: int, memory: list[tuple[float, int]]
+) -> tuple[int, int]:
+    """Starts and ends the run in `folder`; returns how often it was killed and how often stopped.
+
+    Meanwhile the memory of process `pid` is noted: (seconds, bytes).
+    """
+    chance = random.Random(options.seed)
+    began = time.monotonic()
+    kills = stops = 0
+    while (age := time.monotonic() - began) < 60 * options.minutes:
+        process = start(folder)
+        ends = age + chance.uniform(0.2, 1.8) * options.seconds_between
+        while (age := time.monotonic() - began) < ends:
+            assert process.poll() is None, f"the run ended by itself: {process.returncode}"
+            memory.append((age, resident(pid)))
+            time.sleep(min(1, max(ends - age, 0)))
+        if chance.random() < 0.25:
+            process.terminate()
+            # Before its first step nothing is saved, and SIGTERM ends it like any process.
+            assert process.wait() in (START_AGAIN, -signal.SIGTERM), process.returncode
+            stops += 1
+        else:
+            process.kill()
+            process.wait()
+            kills += 1
+    return kills, stops
+
+
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seconds-between", type=float, default=120, help="kills, on average")
+    parser.add_argument("--workdir", help="by default a temporary folder")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def start(folder: Path, steps: int = 10_000_000) -> subprocess.Popen:
+    """The run in `folder`, in a process of its own; by default it ends by a signal alone."""
+    program = (
+        "from pathlib import Path\n"
+        "from runs import tiny_config\n"
+        "from jtcse_jax.errors import one_line_errors\n"
+        "from jtcse_jax.trainer import set_up_jax, train\n"
+        f"config = tiny_config(Path({str(folder)!r}), max_steps={steps}, save_every=7, keep=2,\n"
+        "    eval_every=1000, log_every=100)\n"
+        "set_up_jax(False)\n"
+        "one_line_errors(train)(config)\n"
+    )
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "JAX_PLATFORMS": "cpu"},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process."""
+    fields = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()
+    return 1024 * int(fields[0])
+
+
+def growth(memory: list[tuple[float, int]]) -> float:
+    """An hour's growth as a share of the mean, by least squares."""
+    seconds, size = np.array(memory[int(SETTLED * len(memory)) :], float).T
+    return float(np.polyfit(seconds, size, 1)[0] * 3600 / size.mean())
+
+
+def newest(folder: Path) -> int:
+    """The newest whole step of the run in `folder`, 0 if it has none."""
+    with Checkpoints(folder / "run" / CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.newest_step() or 0
+
+
+if __name__ == "__main__":
+    main()

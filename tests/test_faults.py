@@ -1,0 +1,240 @@
+"""What goes wrong in real runs, injected: signals, a second run, another text, NaN, a hung disk."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from processes import end, start, wait_for
+from runs import largest_difference, saved_params, tiny_config
+
+from jtcse_jax import loop, run_lock, saved_model
+from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.errors import Hung, UserError
+from jtcse_jax.train_step import TrainStep
+from jtcse_jax.trainer import train
+
+ONE_DEVICE = jax.devices()[:1]
+LONG = "max_steps=4000, save_every=50, eval_every=5000, log_every=1000, keep=2"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The config of a finished run of ten steps."""
+    config = tiny_config(tmp_path_factory.mktemp("finished"), eval_every=10)
+    train(config, devices=ONE_DEVICE)
+    return config
+
+
+def steps_of(workdir: Path | str) -> list[int]:
+    with Checkpoints(Path(workdir) / saved_model.CHECKPOINTS, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
+    process = start(tmp_path, LONG)
+    checkpoints = tmp_path / "run" / saved_model.CHECKPOINTS
+    wait_for(checkpoints, "50", process)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = end(process)
+    assert status == 75, err
+    last = steps_of(tmp_path / "run")[-1]
+    assert f"stopped by SIGTERM, step {last} is saved" in out and last > 50
+    config = tiny_config(tmp_path, max_steps=last + 2, save_every=1, eval_every=5000)
+    train(config, devices=ONE_DEVICE)
+    assert steps_of(config.workdir)[-1] == last + 2
+
+
+def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_died(tmp_path):
+    process = start(tmp_path, LONG)
+    wait_for(tmp_path / "run" / saved_model.CHECKPOINTS, "50", process)
+    other = tiny_config(tmp_path, max_steps=4000, save_every=50, eval_every=5000)
+    who = f"process {process.pid} on {socket.gethostname()}"
+    with pytest.raises(UserError, match=f"is in use by {who}: wait for it"):
+        train(other, devices=ONE_DEVICE)
+    process.kill()
+    process.wait()
+    train(dataclasses.replace(other, max_steps=1), devices=ONE_DEVICE)
+
+
+def test_lock_of_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    with run_lock.hold(tmp_path / "run"):
+        assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_changed_text_is_refused_and_forced(tmp_path, caplog):
+    config = tiny_config(tmp_path, max_steps=2)
+    train(config, devices=ONE_DEVICE)
+    text = Path(config.data.source)
+    text.write_text(text.read_text().replace("goat", "sheep"))
+    longer = dataclasses.replace(config, max_steps=3)
+    with pytest.raises(UserError, match="data.source: not what the run in .* began with"):
+        train(longer, devices=ONE_DEVICE)
+    train(dataclasses.replace(longer, force=True), devices=ONE_DEVICE)
+    assert "going on with another data.source" in caplog.text
+    train(dataclasses.replace(longer, max_steps=4), devices=ONE_DEVICE)  # it is the run's text now
+
+
+def test_forced_config_goes_on_and_says_what_differs(tmp_path, caplog):
+    config = tiny_config(tmp_path, max_steps=2)
+    train(config, devices=ONE_DEVICE)
+    changed = dataclasses.replace(config, seed=1, max_steps=3)
+    with pytest.raises(UserError, match=r"seed \(was 42, now 1\).* or go on with --force"):
+        train(changed, devices=ONE_DEVICE)
+    train(dataclasses.replace(changed, force=True), devices=ONE_DEVICE)
+    assert "going on with another config: seed (was 42, now 1)" in caplog.text
+    assert steps_of(config.workdir)[-1] == 3
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the given steps of a run not finite, in the jitted step's own arithmetic."""
+
+    def poison(*steps: int) -> None:
+        real = TrainStep.__call__
+
+        def call(self, state, batch, key):
+            if int(state.step) + 1 not in steps:
+                return real(self, state, batch, key)
+            towers = state.params["towers"]
+            norm = towers["embeddings"]["norm"]
+            spoilt = towers["embeddings"] | {"norm": norm | {"bias": norm["bias"] + jnp.nan}}
+            params = state.params | {"towers": towers | {"embeddings": spoilt}}
+            bias = jnp.array(norm["bias"])  # the state is donated
+            state, metrics = real(self, state._replace(params=params), batch, key)
+            assert not metrics["finite"]
+            state.params["towers"]["embeddings"]["norm"]["bias"] = bias
+            return state, metrics
+
+        monkeypatch.setattr(TrainStep, "__call__", call)
+
+    return poison
+
+
+def test_batch_that_is_not_finite_stops_and_is_kept(tmp_path, poisoned):
+    config = tiny_config(tmp_path, eval_every=100)
+    poisoned(7)
+    with pytest.raises(UserError, match=r"step 7 is not finite .* step 6 in") as error:
+        train(config, devices=ONE_DEVICE)
+    (file,) = (Path(config.workdir) / loop.NOT_FINITE).iterdir()
+    assert str(file) in str(error.value)
+    with np.load(file) as saved:  # nothing in it needs pickle
+        assert saved["tokens"].shape[1] == config.data.row_length
+        texts = {line.lower().rstrip(" .") for line in open_source(config.data.source).read()}
+        sentences = {str(sentence).rstrip(" .") for sentence in saved["sentences"]}
+    assert len(sentences) == config.data.batch_size and sentences <= texts
+
+
+def test_batches_that_are_not_finite_are_skipped_if_asked(tmp_path, poisoned, capsys):
+    config = tiny_config(tmp_path, not_finite="skip", eval_every=100)
+    poisoned(3, 4)
+    train(config, devices=ONE_DEVICE)
+    assert capsys.readouterr().out.count("; skipped") == 2
+    lines = (Path(config.workdir) / "metrics.jsonl").read_text()
+    assert "NaN" not in lines and json.loads(lines.splitlines()[-1])["step"] == 10
+    params = saved_params(config.workdir)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert len(list((Path(config.workdir) / loop.NOT_FINITE).iterdir())) == 2
+
+
+def test_skipping_has_an_end(tmp_path, poisoned):
+    config = tiny_config(tmp_path, not_finite="skip", max_steps=30, eval_every=100)
+    poisoned(*range(5, 31))
+    with pytest.raises(UserError, match="step 14 is not finite"):
+        train(config, devices=ONE_DEVICE)
+
+
+def test_hung_disk_is_an_error_with_a_name(tmp_path):
+    """A read that never ends; the process must end although the reading thread does not."""
+    hanging = """
+import threading
+from jtcse_jax.data.tokens import TokenCache
+whole = TokenCache.sentence
+TokenCache.sentence = lambda self, index: (
+    threading.Event().wait() if index == 100 else whole(self, index))
+"""
+    fields = (
+        "max_steps=40, eval_every=100, data=__import__('dataclasses')"
+        f".replace(tiny_config(Path({str(tmp_path)!r})).data, timeout=5.0)"
+    )
+    status, _, err = end(start(tmp_path, fields, before=hanging))
+    assert status == 75, err
+    assert "error: no batch came for 5 s (data.timeout): the disk of data.cache_dir may hang" in err
+    assert "Traceback" not in err
+
+
+def test_batches_within_their_time_are_the_same(finished):
+    source = open_source(finished.data.source)
+    tokenizer = saved_model.load(finished.workdir).tokenizer
+    cache = tokenize(source, tokenizer, 16, finished.data.cache_dir, progress=False)
+    batches = PackedBatches(cache, batch_size=8, row_length=32, slots=12, seed=0)
+    plain, timed = batches.iterate(3, 6), batches.iterate(3, 6, timeout=60)
+    for (step, one), (other_step, other) in zip(plain, timed, strict=True):
+        assert step == other_step
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    with pytest.raises(IndexError, match="no range"):
+        next(batches.iterate(6, 3, timeout=60))
+    assert issubclass(Hung, UserError)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 900 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk_while_saving_leaves_the_earlier_steps(small_disk, tmp_path):
+    config = tiny_config(tmp_path, workdir=str(small_disk / "run"), eval_every=100)
+    with pytest.raises(UserError, match="cannot be written|could not be written"):
+        train(config, devices=ONE_DEVICE)
+    whole = steps_of(config.workdir)
+    assert whole and whole[-1] < 10
+    for step in whole:
+        saved_params(config.workdir, step)
+
+
+def test_full_disk_while_tokenising_is_said_and_leaves_nothing_half(small_disk, tmp_path):
+    config = tiny_config(tmp_path)
+    text = tmp_path / "long.txt"
+    text.write_text("".join(f"The cat number {number} sees me.\n" for number in range(40_000)))
+    data = dataclasses.replace(
+        config.data, source=str(text), cache_dir=str(small_disk / "cache"), dev=None
+    )
+    with pytest.raises(UserError, match="cannot write the token cache"):
+        train(dataclasses.replace(config, data=data), devices=ONE_DEVICE)
+    (small_disk / "room").touch()
+    whole = dataclasses.replace(data, cache_dir=str(tmp_path / "elsewhere"))
+    train(dataclasses.replace(config, data=whole, max_steps=1), devices=ONE_DEVICE)
+
+
+def test_resumed_after_every_kind_of_stop_it_is_the_same_run(finished, tmp_path):
+    """Stopped after steps 3 and 7, and a not finished save in the way."""
+    config = tiny_config(tmp_path, eval_every=10)
+    for stop in (3, 7):
+        train(dataclasses.replace(config, max_steps=stop), devices=ONE_DEVICE)
+        half = Path(config.workdir) / saved_model.CHECKPOINTS / f"{stop + 1}.orbax-checkpoint-tmp"
+        half.mkdir()
+        (half / "manifest.json").write_text("{")
+    train(config, devices=ONE_DEVICE)
+    assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) == 0
