@@ -200,14 +200,14 @@ def _sentence_transformers(
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from jtcse_jax.sum_of_towers import SumOfTowers
+
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    # The sum of towers is a module in the folder.
-    encoder = SentenceTransformer(
-        model,
-        device=device,
-        trust_remote_code=True,
-        model_kwargs={"dtype": getattr(torch, dtype)},
-    )
+    if (Path(model) / "sum_of_towers.py").is_file():
+        encoder = SentenceTransformer(modules=[SumOfTowers.load(model)], device=device)
+    else:
+        encoder = SentenceTransformer(model, device=device)
+    encoder.to(getattr(torch, dtype))
     sentences = _sentences(text)
 
     def encode(sentences: list[str]) -> np.ndarray:

@@ -73,7 +73,7 @@ class Loop:
                 self._speed.pause()
             unread = done, batch, metrics
             last = done == stop
-            stopping = signal.asked(done) and not last
+            stopping = signal.asked() and not last
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
             if evaluate or last or stopping or done % self.config.save_every == 0:
                 # A step is known to be finite before it is saved.

@@ -16,6 +16,8 @@ class StopSignal:
     lets all of them agree on a step.
     """
 
+    _times_asked = 0
+
     def __enter__(self) -> "StopSignal":
         self._asked = False
         self._before: Any = None
@@ -28,10 +30,12 @@ class StopSignal:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop after `step`; every process asks after every step, and gets the same."""
+    def asked(self) -> bool:
+        """Whether to stop after this step; every process asks after each, and gets the same."""
+        # Not the step's own number: jax's must go up, and a pipeline's next stage begins at 0.
+        StopSignal._times_asked += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(StopSignal._times_asked)
         return self._asked
 
     def _take(self, number: int, frame: FrameType | None) -> None:

@@ -271,19 +271,52 @@ def ensemble(folder: Path) -> Made:
     return one_or_two(strategies), lambda: load_members(folder / "outer.json")
 
 
+def manifests(folder: Path) -> Made:
+    """The files of a step and its manifest, also one whose digest fits: what decides on its use."""
+    from jtcse_jax import manifest
+
+    directory, _ = _two_steps(folder)
+
+    def read() -> None:
+        found = manifest.read(directory / "2") or {}
+        assert all(type(score) is float for score in found.get("metrics", {}).values())
+        wanted = {"params": {"pooler.bias": "float32[1, 16]"}}
+        assert all(isinstance(line, str) for line in manifest.misfits(directory / "2", wanted))
+        problem = manifest.problem(directory / "2")
+        assert problem is None or isinstance(problem, str)
+
+    return _damaged_step(folder, directory / "2"), read
+
+
 def checkpoint(folder: Path) -> Made:
-    """A workdir's steps: the manifest, also with a digest that fits, and the files of a step."""
+    """The same, opened and restored by orbax."""
+    from jtcse_jax import manifest
+    from jtcse_jax.checkpoint import Checkpoints
+
+    directory, wanted = _two_steps(folder)
+
+    def read() -> None:
+        with Checkpoints(directory, read_only=True) as checkpoints:
+            checkpoints.best_step()
+            checkpoints.restore(2, params=wanted)
+        assert manifest.problem(directory / "2") is None
+
+    return _damaged_step(folder, directory / "2"), read
+
+
+def _two_steps(folder: Path) -> tuple[Path, Any]:
+    """The checkpoints of a workdir, and the parameters that they hold."""
     from test_encoder import tiny_model
     from test_saved_model import write_run
 
-    from jtcse_jax import manifest, saved_model
-    from jtcse_jax.checkpoint import Checkpoints
+    from jtcse_jax.saved_model import CHECKPOINTS
 
     model = tiny_model(1)
-    directory = write_run(folder / "run", model, {1: 0.5, 2: 0.4}) / saved_model.CHECKPOINTS
-    step = directory / "2"
-    contents = manifest.read(step)
-    wanted = model.bank.abstract()
+    return write_run(folder / "run", model, {1: 0.5, 2: 0.4}) / CHECKPOINTS, model.bank.abstract()
+
+
+def _damaged_step(folder: Path, step: Path) -> st.SearchStrategy[Files]:
+    from jtcse_jax import manifest
 
     def sealed(body: Any) -> bytes:
         """A manifest whose digest fits, whatever it says."""
@@ -297,22 +330,13 @@ def checkpoint(folder: Path) -> Made:
         if path.is_file()
     }
     name = (step / manifest.NAME).relative_to(folder).as_posix()
-    said = changed(contents).map(sealed) | files.pop(name)
-
-    def read() -> None:
-        found = manifest.problem(step)
-        assert found is None or isinstance(found, str)
-        with Checkpoints(directory, read_only=True) as checkpoints:
-            checkpoints.best_step()
-            checkpoints.restore(2, params=wanted)
-        assert found is None
-
-    return one_or_two(files) | one_or_two({name: said}), read
+    said = changed(manifest.read(step)).map(sealed) | files.pop(name)
+    return one_or_two(files) | one_or_two({name: said})
 
 
 TARGETS = {
     target.__name__: target
-    for target in (text, sts, pairs, vectors, config, weights, ensemble, checkpoint)
+    for target in (text, sts, pairs, vectors, config, weights, ensemble, manifests, checkpoint)
 }
 
 

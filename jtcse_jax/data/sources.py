@@ -50,6 +50,7 @@ class Source:
     _shards: Sequence[Callable[[], Iterable[str]]]
     _identity: Callable[[], str]
     blank: int = 0
+    _fingerprint: str | None = None
 
     @property
     def num_shards(self) -> int:
@@ -80,8 +81,11 @@ class Source:
         return UserError(f"{self.spec} holds no sentence; give a source with text")
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the content, equal for equal content under another name."""
-        return hashlib.sha256(f"{self.views} {self._identity()}".encode()).hexdigest()
+        """sha256 (hex) of the content, equal for equal content under another name; read once."""
+        if self._fingerprint is None:
+            whole = f"{self.views} {self._identity()}"
+            self._fingerprint = hashlib.sha256(whole.encode()).hexdigest()
+        return self._fingerprint
 
     def _read(self, shard: Callable[[], Iterable[str]]) -> Iterator[str]:
         for line in shard():
