@@ -44,7 +44,7 @@ class Start(NamedTuple):
 
 
 def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) -> None:
-    """Writes the config into the workdir, if asked to.
+    """Makes the workdir and writes the config into it, if asked to.
 
     Raises UserError where it belongs to a run with another config.
     """
@@ -67,6 +67,7 @@ def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) 
         for change in changed:
             log.warning("going on with another config: %s", change)
     if write:
+        workdir.mkdir(parents=True, exist_ok=True)
         output.replace(path, to_json(config) + "\n")
 
 

@@ -208,7 +208,7 @@ def run(*works) -> list[int]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode is not None
     return [process.exitcode for process in processes]
 

@@ -128,7 +128,12 @@ def test_other_text_tokenizer_or_max_len_gives_another_cache(tmp_path, source, t
     tokenize(source, tokenizer, 17, caches)
     tokenize(source, make_tokenizer(["cats"]), 16, caches)
     (tmp_path / "text.txt").write_text("the cat\n")
-    check(tokenize(source, tokenizer, 16, caches), tokenizer, ["the cat"], 16)
+    check(
+        tokenize(open_source(str(tmp_path / "text.txt")), tokenizer, 16, caches),
+        tokenizer,
+        ["the cat"],
+        16,
+    )
     assert len(list(caches.iterdir())) == 4
 
 
