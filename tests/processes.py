@@ -96,11 +96,16 @@ def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]
     return process.returncode, out, err
 
 
+SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there
+
+
 def wait_for(path: Path, pattern: str, process: subprocess.Popen, seconds: float = 120) -> None:
     """Returns when a file matches, or the process has ended."""
     deadline = time.monotonic() + seconds
     while not any(path.glob(pattern)) and process.poll() is None:
-        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no {pattern} in {path}")
         time.sleep(0.01)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import end, start_cluster, wait_for
+from processes import SAVED, end, start_cluster, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.config import OptimizerConfig
@@ -108,7 +108,7 @@ if jax.process_index() == 0:
 
 def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
     processes = start_cluster(2, tmp_path, LONG)
-    wait_for(tmp_path / "run" / "checkpoints", "50", processes[0])
+    wait_for(tmp_path / "run" / "checkpoints", SAVED, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     ended = [end(process) for process in processes]
     assert [status for status, _, _ in ended] == [75, 75], ended
@@ -119,7 +119,7 @@ def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
 
 def test_a_killed_process_ends_the_others(tmp_path):
     processes = start_cluster(2, tmp_path, LONG)
-    wait_for(tmp_path / "run" / "checkpoints", "50", processes[0])
+    wait_for(tmp_path / "run" / "checkpoints", SAVED, processes[0])
     processes[1].kill()
     status, _, err = end(processes[0], timeout=150)
     assert status not in (0, 2, 75), err

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import end, start, wait_for
+from processes import SAVED, end, start, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax import loop, run_lock, saved_model
@@ -45,12 +45,12 @@ def steps_of(workdir: Path | str) -> list[int]:
 def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
     process = start(tmp_path, LONG)
     checkpoints = tmp_path / "run" / saved_model.CHECKPOINTS
-    wait_for(checkpoints, "50", process)
+    wait_for(checkpoints, SAVED, process)
     process.send_signal(signal.SIGTERM)
     status, out, err = end(process)
     assert status == 75, err
     last = steps_of(tmp_path / "run")[-1]
-    assert f"stopped by SIGTERM, step {last} is saved" in out and last > 50
+    assert f"stopped by SIGTERM, step {last} is saved" in out and last >= 50
     config = tiny_config(tmp_path, max_steps=last + 2, save_every=1, eval_every=5000)
     train(config, devices=ONE_DEVICE)
     assert steps_of(config.workdir)[-1] == last + 2
@@ -58,7 +58,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
 
 def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_died(tmp_path):
     process = start(tmp_path, LONG)
-    wait_for(tmp_path / "run" / saved_model.CHECKPOINTS, "50", process)
+    wait_for(tmp_path / "run" / saved_model.CHECKPOINTS, SAVED, process)
     other = tiny_config(tmp_path, max_steps=4000, save_every=50, eval_every=5000)
     who = f"process {process.pid} on {socket.gethostname()}"
     with pytest.raises(UserError, match=f"is in use by {who}: wait for it"):

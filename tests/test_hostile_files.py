@@ -134,6 +134,12 @@ def test_towers_lie_in_their_folder(tmp_path):
             saved_model.load(tmp_path / "two")
 
 
+@pytest.mark.parametrize("number", ["²", "1" * 5000, "-1", "x", ""])
+def test_what_is_no_number_names_no_tower(number):
+    name = f"model#{number}"
+    assert saved_model.split_name(name) == (name, None)
+
+
 def test_members_lie_below_their_description(tmp_path, folder):
     export(tiny_model(1), tmp_path / "outside")
     (folder.parent / "link").symlink_to(tmp_path / "outside")
