@@ -144,7 +144,14 @@ class Checkpoints:
             for item, leaves in named.items()
             if leaves
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        except Exception as error:  # of many types, orbax's and tensorstore's
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"checkpoint step {step} in {self._directory} does not open ({reason}): its files "
+                "are not a checkpoint of this program; name another step"
+            ) from error
         return step, {
             item: jax.tree.unflatten(
                 jax.tree.structure(tree), [restored[item][name] for name in named[item]]
