@@ -70,10 +70,10 @@ def read_scores(path: str | Path) -> dict[str, Any]:
         isinstance(score, int | float) for score in tasks.values()
     ):
         raise UserError(f"--scores {path}: no STS scores as `evaluate --output` writes them.")
-    members = [
-        {key: value for key, value in member.items() if key != "model"}
-        for member in content.get("members", [])
-    ]
+    members = content.get("members", [])
+    if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
+        raise UserError(f"--scores {path}: its members are not as `evaluate --output` writes them.")
+    members = [{key: value for key, value in one.items() if key != "model"} for one in members]
     return scores | {"members": members, "environment": content.get("environment", {})}
 
 

@@ -147,10 +147,10 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # of many types, orbax's and tensorstore's
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"checkpoint step {step} in {self._directory} does not open ({reason}): its files "
-                "are not a checkpoint of this program; name another step"
+                f"checkpoint step {step} in {self._directory} does not open "
+                f"({_first_line(error)}): its files are not a checkpoint of this program; name "
+                "another step"
             ) from error
         return step, {
             item: jax.tree.unflatten(
@@ -254,10 +254,9 @@ class Checkpoints:
     def _not_written(self, error: Exception) -> UserError:
         # Orbax has already forgotten the steps it meant to delete after this save.
         self._reload()
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return UserError(
             f"checkpoint step {self._saving.get('step')} could not be written to "
-            f"{self._directory} ({reason}): make room or name another directory; "
+            f"{self._directory} ({_first_line(error)}): make room or name another directory; "
             f"whole steps there: {sorted(self._manager.all_steps())}"
         )
 
@@ -296,6 +295,10 @@ def _make_writable(directory: Path) -> None:
         raise UserError(
             f"checkpoint directory {directory} cannot be used ({error.strerror}): name another"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _wait_for_all(moment: str) -> None:

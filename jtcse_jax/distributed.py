@@ -7,7 +7,7 @@ import threading
 import time
 
 import jax
-from jax._src.distributed import global_state
+from jax._src.distributed import global_state  # jax has no public way to its client
 
 from jtcse_jax.errors import START_AGAIN, UserError, share_failures
 

@@ -83,7 +83,9 @@ def _status(error: BaseException) -> int:
 
 def _say(error: BaseException) -> None:
     if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        # A file's or a tensor's name may hold what a terminal acts on.
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        print(f"error: {line}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     else:

@@ -10,7 +10,6 @@ import tyro
 from jtcse_jax.data import beam_corpus
 from jtcse_jax.data.cleaning import KEPT, Rules
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.data.token_parts import lock_byte
 from jtcse_jax.data.tokens import (
     cache_folder,
     parts_of,
@@ -18,6 +17,7 @@ from jtcse_jax.data.tokens import (
     truncating_backend,
 )
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.locks import lock_file
 from jtcse_jax.models import hf_weights
 
 MANIFEST = "manifest.json"
@@ -148,7 +148,7 @@ def _write_text(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with open(partial / _LOCK, "ab") as lock:
-            if not lock_byte(lock, 0, wait=False):
+            if not lock_file(lock):
                 raise UserError(f"{partial}: another process is writing it; wait for its end.")
             for path in partial.iterdir():
                 if path.name != _LOCK:

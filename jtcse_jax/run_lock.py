@@ -1,7 +1,6 @@
 """One run in a workdir at a time."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.locks import lock_file
 
 FILE = "run.lock"
 
@@ -31,16 +31,17 @@ def hold(workdir: Path) -> Iterator[None]:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            ours = lock_file(file)
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start one run in it alone", path, error.strerror)
+            ours = True
+        if not ours:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
                 f"workdir {workdir} is in use by {holder}: wait for it, stop it, or name another "
                 "--workdir."
-            ) from error
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start one run in it alone", path, error.strerror)
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -8,7 +8,6 @@ time, any number of times, with the same result.
 """
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.locks import lock_byte, unlock_byte
 
 VECTORS, SETTINGS, DONE = "vectors.npy", "settings.json", "done"
 
@@ -92,7 +92,7 @@ class VectorFile:
             if not self._is_done(number) and self._lock(number, wait):
                 if not self._is_done(number):
                     yield number
-                fcntl.lockf(self._done, fcntl.LOCK_UN, 1, number)
+                unlock_byte(self._done, number)
 
     def write(self, number: int, vectors: np.ndarray) -> None:
         """Puts the vectors of a claimed block on the disk.
@@ -184,16 +184,12 @@ class VectorFile:
 
     def _lock(self, number: int, wait: bool) -> bool:
         try:
-            mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-            fcntl.lockf(self._done, mode, 1, number)
+            return lock_byte(self._done, number, wait=wait)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
             raise UserError(
                 f"{self.partial}: files cannot be locked there ({error.strerror}): write to a "
                 "local disk."
             ) from error
-        return True
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ transformers' own BERT has no crossed values, so the streams run over its layer 
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers.models.bert.modeling_bert import (
 Pair = Sequence[Tensor]  # one tensor of each tower
 
 
-class Trainer:
+class Trainer(ABC):
     """Two towers and their optimizer; a subclass says how the loss is computed.
 
     Args:
@@ -74,9 +75,9 @@ class Trainer:
         self.optimizer.step()
         return loss.item()
 
+    @abstractmethod
     def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
         """The loss; `flip` as in `total_loss`."""
-        raise NotImplementedError
 
 
 def prepare(

@@ -6,7 +6,6 @@ renamed to OUTPUT: under that name it is always whole.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.locks import lock_file
 
 _ONE_CELL = str.maketrans("\t\n\r", "   ")
 
@@ -122,15 +122,12 @@ class PairFile:
 
     def _lock(self) -> None:
         """The system frees the lock with the process, whatever ends it."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self._partial} is being written by another process; wait for it, or name "
-                "another output."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not lock_file(self._file):
+                raise UserError(
+                    f"{self._partial} is being written by another process; wait for it, or name "
+                    "another output."
+                )
 
     def _check_settings(self) -> None:
         if os.fstat(self._file.fileno()).st_size == 0:

@@ -7,8 +7,6 @@ on many with a common file system; the system drops the lock of a process that e
 ends, and another one takes the shard. Where files cannot be locked, work is done twice.
 """
 
-import errno
-import fcntl
 import json
 import shutil
 import uuid
@@ -16,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import tokenizers
 
 from jtcse_jax.data.sources import Source
+from jtcse_jax.locks import lock_byte
 
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
 _BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
@@ -93,7 +91,11 @@ class TokenParts:
         """Whether a shard is ours alone, while the block runs; `num_shards` locks their joining."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / "lock", "ab") as file:
-            yield lock_byte(file, number, wait=wait)
+            try:
+                ours = lock_byte(file, number, wait=wait)
+            except OSError:  # a file system without locks: work is done twice
+                ours = True
+            yield ours
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
@@ -178,13 +180,3 @@ def publish(unfinished: Path, folder: Path, is_whole: Callable[[], bool]) -> Non
 def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:
     while block := list(islice(sentences, _BLOCK)):
         yield block
-
-
-def lock_byte(file: BinaryIO, number: int, *, wait: bool) -> bool:
-    """Locks a byte of a file until it is closed; False where another process has it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-    except OSError as error:
-        # Any other error: files cannot be locked there.
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True

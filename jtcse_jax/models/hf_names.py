@@ -4,19 +4,15 @@ A tensor that is missing, extra or misshaped is a problem, and all problems are 
 an encoder does not have (heads, position buffers) is passed over.
 """
 
-import dataclasses
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models.bert import Encoder
-from jtcse_jax.models.towers import Params, to_params
+from jtcse_jax.models.towers import Params, tower_shapes
 
 # Our module -> theirs, outside the layers and inside one.
 OUTSIDE = {
@@ -96,14 +92,14 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor, by the table's name."""
     return {
         _their_name(path): leaf.shape[::-1] if _transposed(path) else leaf.shape
-        for path, leaf in _leaves(_abstract(architecture))
+        for path, leaf in _leaves(tower_shapes(architecture))
     }
 
 
 def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params:
     """One tower's nested parameters from tensors that fit (`misfits` found nothing)."""
     params: Params = {}
-    for path, _ in _leaves(_abstract(architecture)):
+    for path, _ in _leaves(tower_shapes(architecture)):
         value = tensors[_their_name(path)]
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
         node = params
@@ -142,14 +138,6 @@ def to_tensors(params: Params) -> dict[str, np.ndarray]:
         value = np.asarray(leaf, np.float32)
         named[_their_name(path)] = np.ascontiguousarray(value.T if _transposed(path) else value)
     return named
-
-
-@functools.lru_cache(maxsize=4)  # asked for twice for a tower, and the towers of a bank are alike
-def _abstract(architecture: Architecture) -> Params:
-    """Shapes by path. Layers are alike: tracing one takes the same time whatever their number."""
-    one = dataclasses.replace(architecture, num_layers=1)
-    params = to_params(nnx.eval_shape(lambda: Encoder(one, rngs=nnx.Rngs(0))))
-    return params | {"layers": dict.fromkeys(range(architecture.num_layers), params["layers"][0])}
 
 
 def _leaves(params: Params) -> Iterable[tuple[str, Any]]:

@@ -6,9 +6,10 @@ where towers share devices, by `shard_map` where each has its own), and packed r
 into one vector per sentence in the batch's own order.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -87,9 +88,9 @@ class Bank:
 
     def abstract(self) -> Params:
         """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
-        tower = nnx.to_pure_dict(self._split[1])
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.num_towers, *leaf.shape), leaf.dtype), tower
+            lambda leaf: jax.ShapeDtypeStruct((self.num_towers, *leaf.shape), leaf.dtype),
+            tower_shapes(self.architecture),
         )
 
     def apply(
@@ -227,6 +228,15 @@ class Bank:
 def _tower_key(key: Array | None) -> Array | None:
     """The tower's own key: one key under vmap would give all towers the same masks, silently."""
     return None if key is None else jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
+
+
+@lru_cache(maxsize=4)  # asked for often, and the towers of a bank are alike
+def tower_shapes(architecture: Architecture) -> Params:
+    """Shapes and dtypes of one tower's parameters, as `jax.ShapeDtypeStruct`."""
+    # Layers are alike: to trace one takes the same time whatever their number.
+    one = dataclasses.replace(architecture, num_layers=1)
+    params = to_params(nnx.eval_shape(lambda: Encoder(one, rngs=nnx.Rngs(0))))
+    return params | {"layers": dict.fromkeys(range(architecture.num_layers), params["layers"][0])}
 
 
 def to_params(encoder: Encoder) -> Params:
