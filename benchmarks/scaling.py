@@ -54,6 +54,7 @@ def main() -> None:
             "sentences": token_ids(options.text, options.max_len, batch, 1)[0],
             "devices": devices,
             "tower_devices": options.tower_devices,
+            "fsdp_devices": options.fsdp_devices,
             "dtype": options.dtype,
         }
         asked = f"--xla_force_host_platform_device_count={devices}"
@@ -84,6 +85,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sentences in all")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
     parser.add_argument("--tower-devices", type=int, default=1, help="groups of devices")
+    parser.add_argument("--fsdp-devices", type=int, default=1, help="that share parameters")
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
@@ -97,12 +99,13 @@ def sharded_step(
     sentences: Sentences,
     devices: int,
     tower_devices: int,
+    fsdp_devices: int,
     dtype: str,
 ) -> Callable[[], dict[str, float]]:
     """A compiled step over that many devices; it also tells its memory and what it moves."""
-    mesh = sharding.make_mesh(tower_devices, jax.devices()[:devices])
+    mesh = sharding.make_mesh(tower_devices, fsdp_devices, devices=jax.devices()[:devices])
     step, state = step_and_state(objective, size, dtype, mesh)
-    columns = mesh.shape["data"]
+    columns = sharding.row_shards(mesh)
     rows = -(-rows_of(sentences) // columns) * columns
     batch = sharding.place_batch(mesh, packed(sentences, rows))
     key = jax.random.key(0)

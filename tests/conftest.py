@@ -1,7 +1,6 @@
 """Every test runs on 8 simulated CPU devices, without network."""
 
 import os
-import socket
 import sys
 import tempfile
 
@@ -31,14 +30,6 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of the loopback that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -8,13 +8,26 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-STEERING = ("JAX_", "SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS")
+STEERING = (
+    "JAX_COORD",
+    "JAX_NUM",
+    "JAX_PROC",
+    "JAX_LOCAL",
+    "SLURM_",
+    "OMPI_",
+    "TPU_",
+    "MEGASCALE_",
+    "CUDA_VISIBLE",
+    "XLA_FLAGS",
+)
 
 # What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
 PROGRAM = """
 from pathlib import Path
+from typing import IO
 from runs import tiny_config
 from jtcse_jax.config import *
 from jtcse_jax.errors import one_line_errors
@@ -34,11 +47,18 @@ if __name__ == "__main__":
 
 
 def start(
-    folder: Path, fields: str = "", *, before: str = "", joining: str = "", **environment: str
-):
+    folder: Path,
+    fields: str = "",
+    *,
+    before: str = "",
+    joining: str = "",
+    log: IO | None = None,
+    **environment: str,
+) -> subprocess.Popen:
     """A run of `tiny_config(folder, FIELDS)` with one device.
 
-    `before` is code run before it, `joining` code run before jax is set up.
+    `before` is code run before it, `joining` code run before jax is set up; `log` takes what it
+    says, where nobody will read it at its end.
     """
     program = PROGRAM.format(
         folder=str(folder),
@@ -46,24 +66,23 @@ def start(
         joining=textwrap.indent(joining, "    "),
         before=textwrap.indent(before, "    "),
     )
-    return start_python(program, **environment)
+    return start_python("-c", program, log=log, **environment)
 
 
-def start_python(program: str, **environment: str) -> subprocess.Popen:
-    """A program with one device, and with what the tests' own process sees."""
+def start_python(*arguments: str, log: IO | None = None, **environment: str) -> subprocess.Popen:
+    """Python with one device, and with what the tests' own process sees."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
     ours = {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, *arguments],
         env=kept | ours | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=log or subprocess.PIPE,
+        stderr=log or subprocess.PIPE,
         text=True,
     )
 

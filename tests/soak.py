@@ -8,7 +8,6 @@ two differ, or the memory of the one in one go grew by more than 1 % an hour.
 """
 
 import argparse
-import os
 import random
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+from processes import start  # noqa: E402
 from runs import largest_difference, saved_params  # noqa: E402
 
 from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
@@ -37,14 +37,14 @@ def main() -> None:
     for name in ("whole", "killed"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     memory: list[tuple[float, int]] = []
-    whole = start(folder / "whole")
+    whole = run(folder / "whole")
     kills, stops = kill_again_and_again(folder / "killed", options, whole.pid, memory)
     whole.terminate()
     assert whole.wait() == START_AGAIN, f"SIGTERM gave status {whole.returncode}"
     last = 10 + max(newest(folder / name) for name in ("whole", "killed"))
     runs = []
     for name in ("whole", "killed"):
-        process = start(folder / name, steps=last)
+        process = run(folder / name, steps=last)
         assert process.wait() == 0, f"{name} ended with status {process.returncode}"
         runs.append(saved_params(folder / name / "run", last))
     same, hourly = largest_difference(*runs) == 0, growth(memory)
@@ -66,7 +66,7 @@ def kill_again_and_again(
     began = time.monotonic()
     kills = stops = 0
     while (age := time.monotonic() - began) < 60 * options.minutes:
-        process = start(folder)
+        process = run(folder)
         ends = age + chance.uniform(0.2, 1.8) * options.seconds_between
         while (age := time.monotonic() - began) < ends:
             assert process.poll() is None, f"the run ended by itself: {process.returncode}"
@@ -93,25 +93,11 @@ def _read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start(folder: Path, steps: int = 10_000_000) -> subprocess.Popen:
+def run(folder: Path, steps: int = 10_000_000) -> subprocess.Popen:
     """The run in `folder`, in a process of its own; by default it ends by a signal alone."""
-    program = (
-        "from pathlib import Path\n"
-        "from runs import tiny_config\n"
-        "from jtcse_jax.errors import one_line_errors\n"
-        "from jtcse_jax.trainer import set_up_jax, train\n"
-        f"config = tiny_config(Path({str(folder)!r}), max_steps={steps}, save_every=7, keep=2,\n"
-        "    eval_every=1000, log_every=100)\n"
-        "set_up_jax(False)\n"
-        "one_line_errors(train)(config)\n"
-    )
+    fields = f"max_steps={steps}, save_every=7, keep=2, eval_every=1000, log_every=100"
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "JAX_PLATFORMS": "cpu"},
-            stdout=log,
-            stderr=log,
-        )
+        return start(folder, fields, log=log)
 
 
 def resident(pid: int) -> int:

@@ -12,6 +12,7 @@ from jtcse_jax.errors import UserError, one_line_errors
     ("error", "status", "said"),
     [
         (UserError("line 3 is bad: mend it."), 2, "error: line 3 is bad: mend it.\n"),
+        (UserError("a\x1b[2J\nb: mend"), 2, "error: a\\x1b[2J\\nb: mend\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

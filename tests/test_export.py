@@ -307,7 +307,11 @@ def test_wrong_arguments_are_refused_before_the_work(tmp_path, fields, message):
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", "[]", '{"sts": 3}', '{"sts": {"spearman": {"STS12": "high"}}}', "{"]
+    "content",
+    [
+        *("{}", "[]", "{", '{"sts": 3}', '{"sts": {"spearman": {"STS12": "high"}}}'),
+        '{"sts": {"spearman": {"STS12": 80.0}}, "members": [3]}',
+    ],
 )
 def test_scores_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "scores.json"

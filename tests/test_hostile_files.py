@@ -10,12 +10,15 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_encoder import tiny_model
 from test_saved_model import write_run
 
 from jtcse_jax import ensemble, manifest, saved_model
+from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.errors import UserError
 from jtcse_jax.exported import export
@@ -239,3 +242,27 @@ def test_a_step_holds_ordinary_files_alone(tmp_path, kind):
     assert "params/odd is no ordinary file" in manifest.problem(step)
     with pytest.raises(UserError, match="no good checkpoint|damaged"):
         saved_model.load(workdir)
+
+
+def test_garbage_under_a_manifest_that_fits_is_one_sentence(tmp_path):
+    """Anyone can make a manifest; what orbax then makes of the files is of many types."""
+    state = {"params": {"w": np.ones(3, np.float32)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    shape = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
+    damaged = 0
+    for path in sorted((tmp_path / "1").rglob("*")):
+        if not path.is_file() or path.name in manifest.UNHASHED:
+            continue
+        whole, contents = path.read_bytes(), manifest.read(tmp_path / "1")
+        path.write_bytes(b"\x80\x04garbage")
+        del contents["files"]
+        manifest.write(tmp_path / "1", contents)
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            try:
+                checkpoints.restore(params=shape)
+            except UserError as error:
+                assert "step 1 in" in str(error) and "does not open" in str(error)
+                damaged += 1
+        path.write_bytes(whole)
+    assert damaged >= 2

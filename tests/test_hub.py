@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from processes import free_port
 from runs import largest_difference
 from test_encoder import tiny_model
 from test_saved_model import relative_files
@@ -183,8 +184,8 @@ def test_push_offline_is_one_line(tmp_path):
         hub.push(tmp_path, NAME)
 
 
-def test_hub_that_does_not_answer_is_one_line(server, tmp_path, monkeypatch, free_port):
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port}")
+def test_hub_that_does_not_answer_is_one_line(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match=f"--push {NAME}: ConnectError: .*refused") as error:
         hub.push(Path(tmp_path), NAME)
     assert "\n" not in str(error.value)

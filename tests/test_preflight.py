@@ -1,17 +1,13 @@
 import errno
 import os
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import jax
 import pytest
+from processes import declared_cluster, end, start_python
 
 from jtcse_jax import preflight
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -91,35 +87,17 @@ def test_a_hanging_collective_ends_the_process(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_no_workdir(free_port, tmp_path):
+def test_two_processes_that_share_no_workdir(tmp_path):
     """Both report, and one of them says what is wrong."""
     processes = []
-    for rank in range(2):
+    for rank, declared in enumerate(declared_cluster(2)):
         (tmp_path / str(rank)).mkdir()
-        declared = {
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(rank),
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        }
-        arguments = ["-m", "jtcse_jax.preflight", "--workdir", tmp_path / str(rank)]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env=os.environ | declared,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        (out, said), (nothing, noise) = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert 2 in [process.returncode for process in processes], said + noise
-    assert 0 not in [process.returncode for process in processes]
+        arguments = ["-m", "jtcse_jax.preflight", "--workdir", str(tmp_path / str(rank))]
+        two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        processes.append(start_python(*arguments, **declared, **two))
+    (status, out, said), (other, nothing, noise) = map(end, processes)
+    assert 2 in (status, other), said + noise
+    assert 0 not in (status, other)
     assert out.count("2 x cpu") == 2 and "over 4 devices" in out and "2 process(es)" in out
     error = f"error: process 1 on {socket.gethostname()}: the workdir {tmp_path}/1 is not"
     assert (said + noise).count(error) == (said + noise).count("error: ") == 1
