@@ -11,23 +11,15 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+# Prefixes of what declares a cluster or devices.
 STEERING = (
-    "JAX_COORD",
-    "JAX_NUM",
-    "JAX_PROC",
-    "JAX_LOCAL",
-    "SLURM_",
-    "OMPI_",
-    "TPU_",
-    "MEGASCALE_",
-    "CUDA_VISIBLE",
-    "XLA_FLAGS",
+    *("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS"),
+    *("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS"),
 )
 
 # What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
 PROGRAM = """
 from pathlib import Path
-from typing import IO
 from runs import tiny_config
 from jtcse_jax.config import *
 from jtcse_jax.errors import one_line_errors

@@ -36,32 +36,36 @@ def write_dev(path: Path) -> Path:
     return path
 
 
+# Two towers of two layers, from scratch.
+MODEL = ModelConfig(
+    towers=("scratch", "scratch"),
+    scratch=Architecture(
+        vocab_size=200,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_positions=32,
+    ),
+    cross=Cross(num_layers=1),
+)
+DATA = DataConfig(max_len=16, row_length=32, batch_size=8)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
+
+
 def tiny_config(folder: Path, **fields) -> Config:
-    """Two towers of two layers from scratch, ten steps of eight sentences; `fields` override."""
+    """Ten steps of eight sentences, on a text and a dev set in `folder`; `fields` override."""
     config = Config(
         workdir=str(folder / "run"),
-        model=ModelConfig(
-            towers=("scratch", "scratch"),
-            scratch=Architecture(
-                vocab_size=200,
-                hidden_size=16,
-                num_layers=2,
-                num_heads=2,
-                intermediate_size=32,
-                max_positions=32,
-            ),
-            cross=Cross(num_layers=1),
-        ),
-        data=DataConfig(
+        model=MODEL,
+        data=dataclasses.replace(
+            DATA,
             source=str(write_text(folder / "text.txt")),
             dev=str(write_dev(folder / "dev.tsv")),
-            max_len=16,
-            row_length=32,
-            batch_size=8,
             cache_dir=str(folder / "cache"),
         ),
         objective=ObjectiveConfig(name="jtcse"),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
+        optimizer=OPTIMIZER,
         max_steps=10,
         eval_every=4,
         save_every=2,

@@ -89,9 +89,8 @@ def test_two_processes_run_the_stages_together(tmp_path, capsys):
     """Each reads what the stage before wrote, and both find the same scores."""
     write_senteval(tmp_path / "STS")
     code = TWO_PROCESSES.format(folder=str(tmp_path))
-    ended = [
-        end(process) for process in [start_python("-c", code, **x) for x in declared_cluster(2)]
-    ]
+    processes = [start_python("-c", code, **declared) for declared in declared_cluster(2)]
+    ended = list(map(end, processes))
     assert [status for status, _, _ in ended] == [0, 0], ended
     first, second = (float(output.splitlines()[-1]) for _, output, _ in ended)
     assert first == pytest.approx(second, abs=1e-6)

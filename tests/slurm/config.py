@@ -1,31 +1,13 @@
-"""Two tiny towers, long enough to be stopped in the middle; tests/slurm/run.sh gives the text."""
+"""The tests' tiny towers, long enough to be stopped in the middle; run.sh gives the text."""
 
-from jtcse_jax.config import (
-    Architecture,
-    Config,
-    Cross,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-)
+from runs import DATA, MODEL, OPTIMIZER  # of tests/, which run.sh puts on the path
+
+from jtcse_jax.config import Config
 
 config = Config(
-    model=ModelConfig(
-        towers=("scratch", "scratch"),
-        scratch=Architecture(
-            vocab_size=200,
-            hidden_size=16,
-            num_layers=2,
-            num_heads=2,
-            intermediate_size=32,
-            max_positions=32,
-        ),
-        cross=Cross(num_layers=1),
-    ),
-    data=DataConfig(max_len=16, row_length=32, batch_size=8),
-    objective=ObjectiveConfig(name="jtcse"),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    model=MODEL,
+    data=DATA,
+    optimizer=OPTIMIZER,
     max_steps=200,
     save_every=10,
     log_every=20,

@@ -10,7 +10,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 folder="$(mktemp -d)"
 host="$(hostname -s)"
 export SLURM_CONF="$folder/slurm.conf" JAX_PLATFORMS=cpu JTCSE_ACCELERATOR=cpu
-export JAX_COMPILATION_CACHE_DIR="$folder/compiled"
+export JAX_COMPILATION_CACHE_DIR="$folder/compiled" PYTHONPATH="$root:$root/tests"
 trap stop EXIT
 
 main() {
@@ -19,7 +19,7 @@ main() {
   start
   [[ "${JTCSE_INSTALL:-yes}" == no ]] || bash launch/install.sh
   export JTCSE_INSTALL=no
-  PYTHONPATH="$root:$root/tests" .venv/bin/python - "$folder/text.txt" <<'PYTHON'
+  .venv/bin/python - "$folder/text.txt" <<'PYTHON'
 import pathlib, sys
 from runs import write_text
 write_text(pathlib.Path(sys.argv[1]))
@@ -138,7 +138,7 @@ expect() { # state, restarts
 }
 
 compare() {
-  PYTHONPATH="$root:$root/tests" .venv/bin/python - "$folder"/{undisturbed,disturbed} <<'PYTHON'
+  .venv/bin/python - "$folder"/{undisturbed,disturbed} <<'PYTHON'
 import sys
 import jax, numpy as np
 from runs import saved_params
