@@ -16,7 +16,7 @@ import pytest
 from processes import SAVED, end, start, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
-from jtcse_jax import loop, run_lock, saved_model
+from jtcse_jax import locks, loop, run_lock, saved_model
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
@@ -72,7 +72,7 @@ def test_lock_of_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch,
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with run_lock.hold(tmp_path / "run"):
         assert "cannot be locked (No locks available)" in caplog.text
 
