@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fuzz import TARGETS, make_check, written
+from fuzz_targets import TARGETS, make_check, written
 
 from jtcse_jax.errors import UserError
 
