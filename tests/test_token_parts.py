@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -120,6 +121,44 @@ def test_processes_share_the_work_and_make_the_same(text, whole, tokenizer, tmp_
     assert len(reads.processes()) > 1
 
 
+@pytest.mark.parametrize("method", ["begin", "locked", "aside"])
+def test_nothing_is_read_again_after_another_finished_in_between(
+    text, whole, tokenizer, tmp_path, reads, monkeypatch, method
+):
+    original = getattr(token_parts.TokenParts, method)
+
+    def late(*arguments, **keywords):
+        monkeypatch.setattr(token_parts.TokenParts, method, original)
+        tokenize(open_source(text), tokenizer, 16, tmp_path / "late")
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(token_parts.TokenParts, method, late)
+    tokenize(open_source(text), tokenizer, 16, tmp_path / "late")
+    assert files_of(tmp_path / "late") == whole
+    assert set(reads.counts().values()) == {1}
+
+
+def test_parts_are_removed_though_another_was_still_writing(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "text.txt").write_text("a cat\n")
+    backend = truncating_backend(tokenizer, 16)
+    parts = token_parts.TokenParts(
+        open_source(str(tmp_path / "text.txt")), backend, tmp_path / "caches" / "parts"
+    )
+    parts.begin()
+    parts.make(0)
+    rmtree, calls = shutil.rmtree, []
+
+    def with_another(folder, **keywords):
+        calls.append(folder)
+        rmtree(folder, **keywords)
+        if len(calls) == 1:
+            folder.mkdir()
+
+    monkeypatch.setattr(shutil, "rmtree", with_another)
+    parts.remove()
+    assert list((tmp_path / "caches").iterdir()) == []
+
+
 def test_after_a_kill_nothing_is_lost_and_only_what_was_at_hand_repeated(
     text, whole, tokenizer, tmp_path, reads
 ):
@@ -153,6 +192,7 @@ def test_others_take_over_from_one_that_is_killed(text, whole, tokenizer, tmp_pa
 def test_a_part_that_a_crash_cut_short_is_made_again(text, tokenizer, tmp_path, name):
     backend = truncating_backend(tokenizer, 16)
     parts = token_parts.TokenParts(open_source(text), backend, tmp_path / "parts")
+    parts.begin()
     parts.make(0)
     (path,) = (tmp_path / "parts").glob(f"*/{name}")
     content = path.read_bytes()

@@ -126,7 +126,9 @@ def write_counts(counts: dict[str, int], path: str) -> None:
 def make_part(number: int, spec: str, backend: str, folder: str) -> None:
     """Makes one part of a token cache, from what can be sent to another machine."""
     tokenizer = tokenizers.Tokenizer.from_str(backend)
-    TokenParts(open_source(spec), tokenizer, Path(folder)).make(number)
+    parts = TokenParts(open_source(spec), tokenizer, Path(folder))
+    parts.begin()
+    parts.make(number)
 
 
 def _hash(sentence: str) -> bytes:

@@ -24,6 +24,7 @@ from jtcse_jax.locks import lock_byte
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
 _BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
 _COPIED = 2**20
+_TRIES = 3  # what another process was about to write may come after a folder was listed
 
 
 class TokenParts:
@@ -43,10 +44,15 @@ class TokenParts:
         self._backend = backend
         self._folder = folder
 
+    def begin(self) -> None:
+        """Makes the folder of all parts: none of the other methods does, once others removed it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
     def make_all(self, advance: Callable[[int], None]) -> None:
         """Makes what is missing, beside others who do the same; returns when nothing is.
 
         First what nobody is at, then what somebody left. `advance` is told of the sentences made.
+        Raises FileNotFoundError where others removed the parts.
         """
         wait = False
         while missing := [n for n in range(self._source.num_shards) if not self._counts(n)]:
@@ -89,7 +95,6 @@ class TokenParts:
     @contextmanager
     def locked(self, number: int, *, wait: bool) -> Iterator[bool]:
         """Whether a shard is ours alone, while the block runs; `num_shards` locks their joining."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / "lock", "ab") as file:
             try:
                 ours = lock_byte(file, number, wait=wait)
@@ -102,7 +107,7 @@ class TokenParts:
         """A new folder beside the parts, removed afterwards unless it was renamed."""
         unfinished = self._folder / f".{uuid.uuid4().hex}"
         try:
-            unfinished.mkdir(parents=True)
+            unfinished.mkdir()
             yield unfinished
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -118,7 +123,10 @@ class TokenParts:
             self._folder.rename(remains)
         except FileNotFoundError:
             return
-        shutil.rmtree(remains, ignore_errors=True)
+        for _ in range(_TRIES):
+            shutil.rmtree(remains, ignore_errors=True)
+            if not remains.exists():
+                return
 
     def _part(self, number: int) -> Path:
         # Their number is in the name: one that a different division left is another's.

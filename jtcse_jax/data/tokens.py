@@ -121,19 +121,23 @@ def tokenize(
         _log.warning("the token cache %s is damaged: tokenising again", folder)
     parts = parts_of(source, backend, folder)
     try:
-        with _shown(source.spec, progress) as advance:
-            parts.make_all(advance)
-        with parts.locked(source.num_shards, wait=True):
-            if _intact(folder) is None:
-                with parts.aside() as unfinished:
-                    _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
-                    publish(unfinished, folder, lambda: _intact(folder) is not None)
+        parts.begin()
+        # Looked for again: another process that finished in between has removed the parts.
+        if _intact(folder) is None:
+            with _shown(source.spec, progress) as advance:
+                parts.make_all(advance)
+            with parts.locked(source.num_shards, wait=True):
+                if _intact(folder) is None:
+                    with parts.aside() as unfinished:
+                        _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
+                        publish(unfinished, folder, lambda: _intact(folder) is not None)
         parts.remove()
     except UserError:
         parts.remove()  # of a text with an error: once mended, it is another text
         raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not parts.exist():
+        removed = not parts.exist() or _intact(folder) is not None
+        if isinstance(error, FileNotFoundError) and removed:
             # Another process has finished, or has found an error in the text: so shall we.
             return tokenize(source, tokenizer, max_len, cache_dir, progress=progress)
         raise UserError(
