@@ -103,3 +103,11 @@ def test_two_processes_that_share_no_workdir(tmp_path):
     assert (said + noise).count(error) == (said + noise).count("error: ") == 1
     assert "GB" not in nothing
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_what_it_does_not_need_is_not_imported():
+    # transformers alone takes seconds, and with torch installed as many again.
+    imported = (
+        "import sys, jtcse_jax.preflight; print({'transformers', 'orbax'} & set(sys.modules))"
+    )
+    assert start_python("-c", imported).communicate()[0].strip() == "set()"
