@@ -4,19 +4,26 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
 from jtcse_jax.errors import UserError
 
 
-def check_choices(section: str, fields: object) -> None:
-    """Raises UserError where a field of a closed set of values has another one.
+def check_fields(section: str, fields: object) -> None:
+    """Raises UserError where the value of a field is none that its type allows.
 
     The command line checks its own arguments; this is for config files.
     """
     for name, kind in get_type_hints(type(fields)).items():
         value = getattr(fields, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            allowed = ", ".join(map(str, get_args(kind)))
-            raise UserError(f"{section}{name} = {value!r}: choose one of {allowed}.")
+        try:
+            check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
+            if get_origin(kind) is Literal:
+                allowed = "choose one of " + ", ".join(map(str, get_args(kind)))
+            else:
+                allowed = f"must be {kind.__name__ if isinstance(kind, type) else kind}"
+            raise UserError(f"{section}{name} = {value!r}: {allowed}.") from error
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Architecture:
     """Padding token; in RoBERTa it also sets the first position."""
 
     def __post_init__(self):
-        check_choices("model.scratch.", self)
+        check_fields("model.scratch.", self)
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name != "pad_token_id")
             if field.type is int and value < least:
@@ -79,7 +86,7 @@ class Cross:
     """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
 
     def __post_init__(self):
-        check_choices("model.cross.", self)
+        check_fields("model.cross.", self)
 
     def interval(self, num_layers: int) -> int | None:
         """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jtcse_jax.architecture import Architecture, Cross, check_choices
+from jtcse_jax.architecture import Architecture, Cross, check_fields
 from jtcse_jax.errors import UserError
 
 SCRATCH = "scratch"
@@ -40,9 +40,9 @@ class ModelConfig:
     """Cross-attention between the towers."""
 
     def __post_init__(self):
-        check_choices("model.", self)
         if isinstance(self.towers, str):
             raise UserError(f'model.towers = {self.towers!r}: write ("{self.towers}",), a tuple.')
+        check_fields("model.", self)
         if not self.towers:
             raise UserError("model.towers is empty: name at least one tower.")
         if SCRATCH in self.towers and set(self.towers) != {SCRATCH}:
@@ -90,7 +90,7 @@ class DataConfig:
     """Seconds to wait for a batch before the run ends with an error: its disk may hang."""
 
     def __post_init__(self):
-        check_choices("data.", self)
+        check_fields("data.", self)
         if self.batch_size < 2:
             raise UserError(
                 f"data.batch_size = {self.batch_size}: a contrastive loss needs other sentences "
@@ -157,7 +157,7 @@ class ObjectiveConfig:
     """mlm: id of the masking token; by default the tokenizer's."""
 
     def __post_init__(self):
-        check_choices("objective.", self)
+        check_fields("objective.", self)
         for name in ("temperature", "student_temperature", "teacher_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")
@@ -194,7 +194,7 @@ class OptimizerConfig:
     """Clip the global gradient norm; None does not clip."""
 
     def __post_init__(self):
-        check_choices("optimizer.", self)
+        check_fields("optimizer.", self)
         # In float32 an update is then finite wherever the gradient is; the step relies on it.
         for name in ("learning_rate", "eps"):
             if not 1e-20 <= getattr(self, name) <= 1e30:
@@ -259,7 +259,7 @@ class Config:
     """On a GPU, forbid operations whose result varies from run to run; CPUs and TPUs have none."""
 
     def __post_init__(self):
-        check_choices("", self)
+        check_fields("", self)
         if "://" in self.workdir:
             raise UserError(f"workdir = {self.workdir}: mount the bucket and name its folder.")
         towers = len(self.model.towers)

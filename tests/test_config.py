@@ -366,6 +366,12 @@ def test_defaults_are_the_published_twin():
         (lambda: DataConfig(pairs="next"), r"data\.pairs = 'next'"),
         (lambda: Config(dropout_generator="philox"), r"^dropout_generator = 'philox'"),
         (lambda: ModelConfig(towers="scratch"), r"model\.towers = 'scratch'.*a tuple"),
+        (lambda: ModelConfig(towers=("a", 3)), r"model\.towers = \('a', 3\): must be tuple\[str"),
+        (lambda: ModelConfig(cross="side"), r"model\.cross = 'side': must be Cross\."),
+        (lambda: DataConfig(dev=3), r"data\.dev = 3: must be str \| None\."),
+        (lambda: DataConfig(batch_size=8.0), r"data\.batch_size = 8\.0: must be int\."),
+        (lambda: OptimizerConfig(learning_rate="1e-5"), r"learning_rate = '1e-5': must be float"),
+        (lambda: Config(max_steps="all"), r"^max_steps = 'all': must be int \| None\."),
         (lambda: Config(workdir="gs://bucket/run"), r"workdir = gs://bucket/run: mount"),
     ],
 )
