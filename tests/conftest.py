@@ -5,6 +5,7 @@ import sys
 import tempfile
 
 import pytest
+from processes import QUICK_COMPILATION
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
+        QUICK_COMPILATION,
     ]
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder

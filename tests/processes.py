@@ -7,10 +7,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):  # later ones have this way alone, and no such flag
+    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 # Prefixes of what declares a cluster or devices.
 STEERING = (
     *("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS"),
@@ -67,7 +71,7 @@ def start_python(*arguments: str, log: IO | None = None, **environment: str) -> 
     ours = {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_COMPILATION,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
     return subprocess.Popen(

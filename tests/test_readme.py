@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import QUICK_COMPILATION
 from runs import write_dev, write_text
 from test_encoder import tiny_model
 from test_sts_data import write_senteval
@@ -89,7 +90,7 @@ def test_every_command_runs(tmp_path):
         **os.environ,
         "JTCSE_INSTALL": "no",
         "HOME": str(tmp_path),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_COMPILATION,
     }
     ran = 0
     for command in [*commands(), *blocks("python")]:
