@@ -1,6 +1,7 @@
 """The shape of an encoder, and how the towers of a bank cross: what a model is, beside weights."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,8 @@ def check_fields(section: str, fields: object) -> None:
             else:
                 allowed = f"must be {kind.__name__ if isinstance(kind, type) else kind}"
             raise UserError(f"{section}{name} = {value!r}: {allowed}.") from error
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{section}{name} = {value}: must be a finite number.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jtcse_jax import manifest
-from jtcse_jax.errors import Stopped, UserError
+from jtcse_jax.errors import Hung, Stopped, UserError
 
 PyTree = Any
 
@@ -65,7 +65,7 @@ class Checkpoints:
         if not read_only:
             _make_writable(self._directory)
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
@@ -164,6 +164,10 @@ class Checkpoints:
         self.wait()
         return sorted(self._manager.all_steps())
 
+    def only_damaged(self) -> bool:
+        """Returns whether there is no step because all that were there are damaged."""
+        return not self.steps() and any((self._directory / manifest.CORRUPT).glob("*"))
+
     def newest_step(self) -> int | None:
         """Returns the newest step, or None if there is none."""
         return max(self.steps(), default=None)
@@ -200,9 +204,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # To close is a joint step, and where one process has failed the others do not join.
-        if kind in (None, Stopped) or jax.process_count() == 1:
+        if kind in (None, Stopped):
             self.close()
+        # To close is a joint step: where one process has failed the others do not join. On a disk
+        # that hangs it would hang too.
+        elif jax.process_count() == 1 and kind is not Hung:
+            try:
+                self.close()
+            except UserError as error:  # the one on its way says more
+                log.warning("%s", error)
 
     def _write_manifest(self) -> None:
         """Called by orbax on process 0, in the background, when all files of a step are written."""
@@ -232,10 +242,13 @@ class Checkpoints:
         _wait_for_all("step chosen")
         if chosen >= 0:
             return chosen
-        if step is None:
+        if step is None and steps:
             raise UserError(
-                f"no {'good ' if steps else ''}checkpoint in {self._directory}: train first"
+                f"no good checkpoint in {self._directory}: all were damaged and are in "
+                f"{manifest.CORRUPT}/ now; train anew in another workdir"
             )
+        if step is None:
+            raise UserError(f"no checkpoint in {self._directory}: train first")
         raise UserError(
             f"checkpoint step {step} in {self._directory} is damaged: {trouble}; "
             "name another step, or none for the newest good one"
@@ -269,6 +282,12 @@ class Checkpoints:
         for step in self._manager.all_steps():
             found = manifest.read(self._directory / str(step)) or {}
             self._metrics[step] = found.get("metrics", {})
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not orbax's to ask: it would put its steps into the count of `stop_signal`."""
+        return False
 
 
 class _KeepStep:

@@ -4,7 +4,6 @@ A file in `configs/` binds the name `config` to a `Config`; any field can be ove
 command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,8 +99,8 @@ class DataConfig:
             raise UserError(f"data.max_len = {self.max_len}: use at least 3 ([CLS], word, [SEP]).")
         if not 0 <= self.repeat_rate <= 1:
             raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
-        if not self.timeout > 0:
-            raise UserError(f"data.timeout = {self.timeout}: must be above 0.")
+        if not 0 < self.timeout <= 1e9:
+            raise UserError(f"data.timeout = {self.timeout}: use seconds above 0, to 1e9.")
         views = 1 if self.pairs == "none" else 2
         if self.row_length < views * self.max_len:
             raise UserError(
@@ -199,9 +198,9 @@ class OptimizerConfig:
         for name in ("learning_rate", "eps"):
             if not 1e-20 <= getattr(self, name) <= 1e30:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 1e-20 to 1e30.")
-        for name in ("warmup_steps", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"optimizer.{name} = {getattr(self, name)}: use at least 0.")
+        for name, most in (("warmup_steps", 10**9), ("weight_decay", 1e6)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 0 to {most:g}.")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) <= 0.999999:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 0 to 0.999999.")

@@ -1,13 +1,17 @@
 """Joins the processes of a declared cluster, and of nothing else; what fails, fails together."""
 
 import atexit
+import hashlib
 import os
+import socket
 import sys
 import threading
 import time
 
 import jax
+import numpy as np
 from jax._src.distributed import global_state  # jax has no public way to its client
+from jax.experimental import multihost_utils
 
 from jtcse_jax.errors import START_AGAIN, UserError, share_failures
 
@@ -78,28 +82,42 @@ def _fail_together() -> None:
     watch.start()
     # A thread inside jax's client when the interpreter ends would abort the process.
     atexit.register(lambda: (ended.set(), watch.join()))
-    share_failures(_is_first_to_fail)
+    share_failures(_tell)
 
 
-def _is_first_to_fail(status: int) -> bool:
-    """Tells the other processes that this one ends by an error, unless one of them has."""
+def _tell(status: int) -> int | None:
+    """Tells the other processes that this one ends by an error; the status of one that told first.
+
+    None too where process 0 is gone, which tells nobody.
+    """
+    first = None
     try:
         global_state.client.key_value_set(_FAILED, f"{global_state.process_id} {status}")
-    except jax.errors.JaxRuntimeError as error:
-        # Anything else is process 0, which is gone and tells nobody.
-        return "ALREADY_EXISTS" not in str(error)
+    except jax.errors.JaxRuntimeError:
+        told = _first_failure()
+        if told is None:
+            return None
+        _, first = told
     _let_others_read()
-    return True
+    return first
+
+
+def _first_failure() -> tuple[int, int] | None:
+    """The process that failed first and its status; None where none has, or process 0 is gone."""
+    try:
+        process, status = global_state.client.key_value_try_get(_FAILED).split()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return int(process), int(status)
 
 
 def _end_with_the_first(ended: threading.Event) -> None:
     """Looks, in a thread, for a process that failed: this one may wait for it in a collective."""
     while not ended.wait(_LOOK_SECONDS):
-        try:
-            failed = global_state.client.key_value_try_get(_FAILED)
-        except jax.errors.JaxRuntimeError:  # none has
+        failure = _first_failure()
+        if failure is None:
             continue
-        process, status = map(int, failed.split())
+        process, status = failure
         if process != global_state.process_id:
             _let_others_read()
             print(f"ended: process {process} failed, its message says why", file=sys.stderr)
@@ -112,6 +130,21 @@ def _let_others_read() -> None:
     """Process 0 holds what all are told, and so ends last."""
     if global_state.process_id == 0:
         time.sleep(_READING_SECONDS)
+
+
+def check_agreement(**values: object) -> None:
+    """Raises UserError where a value is another one than process 0 has; each calls it alike."""
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(repr(value).encode()).digest()[:4] for value in values.values()]
+    ours = np.array([int.from_bytes(digest) for digest in digests], np.uint32)
+    differs = ours != multihost_utils.broadcast_one_to_all(ours)
+    if differs.any():
+        names = ", ".join(np.array(list(values))[differs])
+        raise UserError(
+            f"process {jax.process_index()} on {socket.gethostname()} differs from process 0 in: "
+            f"{names}. Start all with the same command, on files that all of them share."
+        )
 
 
 def _declared_cluster() -> dict[str, object] | None:

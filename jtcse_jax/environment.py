@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 import jtcse_jax
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import writing
 
 FILE = "environment.jsonl"
 LIBRARIES = ("jax", "flax", "optax", "transformers", "tokenizers", "numpy", "scipy")
@@ -37,8 +37,5 @@ def record(workdir: Path, step: int) -> None:
     Raises UserError where it cannot be written.
     """
     line = json.dumps({"step": step, **environment()})
-    try:
-        with (workdir / FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise UserError(f"{workdir / FILE} cannot be written: {error.strerror}.") from error
+    with writing(workdir / FILE), (workdir / FILE).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

@@ -5,13 +5,16 @@ saved, or kept from work (start again: EX_TEMPFAIL of sysexits.h), 130 interrupt
 the output.
 """
 
+import contextlib
 import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
-BAD_INPUT, START_AGAIN, INTERRUPTED, NO_READER = 2, 75, 130, 141
+CRASHED, BAD_INPUT, START_AGAIN, INTERRUPTED, NO_READER = 1, 2, 75, 130, 141
 
 
 class UserError(Exception):
@@ -26,17 +29,26 @@ class Stopped(Exception):
     """The command was asked to stop and has saved what it did; started again it goes on."""
 
 
-_fellows: Callable[[int], bool] | None = None
+@contextlib.contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Turns an OSError of the body (a full disk, a missing right) into a UserError about `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror or error}.") from error
 
 
-def share_failures(first_to_fail: Callable[[int], bool]) -> None:
+_fellows: Callable[[int], int | None] | None = None
+
+
+def share_failures(tell: Callable[[int], int | None]) -> None:
     """Makes an error here the end of fellow processes too.
 
-    `first_to_fail(status)` tells them, and returns whether none of them has told of an error
-    before: if one has, this process's own is a consequence of it, and is not printed.
+    `tell(status)` tells them, and returns the status of one that told before, else None: after
+    another's error this process's own is a consequence of it, and is not printed.
     """
     global _fellows
-    _fellows = first_to_fail
+    _fellows = tell
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
@@ -48,14 +60,13 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             main(*args, **kwargs)
         except Stopped:
             sys.exit(START_AGAIN)
-        except BrokenPipeError:
-            # Whoever read our output has gone, as `head` does; at exit Python would flush into it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(NO_READER)
         except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, BrokenPipeError):
+                # Who read our output has gone, as `head` does; at exit Python would flush into it.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if _fellows is not None or isinstance(error, Hung):
-                _end_at_once(error)
-            if not isinstance(error, UserError | KeyboardInterrupt):
+                end_at_once(error)
+            if _status(error) == CRASHED:
                 raise
             _say(error)
             sys.exit(_status(error))
@@ -63,14 +74,18 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _end_at_once(error: BaseException) -> None:
-    """Without what happens at exit: jax would wait there for processes that wait for this one."""
-    status = _status(error)
-    if _fellows is None or _fellows(status):
+def end_at_once(error: BaseException) -> NoReturn:
+    """Says an error and ends the process, and its fellows, from whatever thread.
+
+    Without what happens at exit: jax would wait there for processes that wait for this one.
+    """
+    first = _fellows(_status(error)) if _fellows else None
+    if first is None:
         _say(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(_status(error) if first is None else first)
 
 
 def _status(error: BaseException) -> int:
@@ -78,7 +93,9 @@ def _status(error: BaseException) -> int:
         return START_AGAIN
     if isinstance(error, UserError):
         return BAD_INPUT
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, BrokenPipeError):
+        return NO_READER
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
 
 
 def _say(error: BaseException) -> None:
@@ -88,5 +105,5 @@ def _say(error: BaseException) -> None:
         print(f"error: {line}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-    else:
+    elif not isinstance(error, BrokenPipeError):
         traceback.print_exception(error)

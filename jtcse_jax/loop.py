@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.errors import Stopped, UserError
+from jtcse_jax.errors import Stopped, UserError, writing
 from jtcse_jax.evaluation.development import Development, DevScore
 from jtcse_jax.inspection import layer_figures
 from jtcse_jax.metrics import MetricsLog, Speed
@@ -28,7 +28,8 @@ from jtcse_jax.saved_model import SavedModel
 from jtcse_jax.stop_signal import StopSignal
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
 
-NOT_FINITE, MOST_SKIPPED = "not_finite", 10  # its folder; batches skipped in a row
+NOT_FINITE = "not_finite"  # the folder of batches
+STOP_AT = 10  # batches in a row that are not finite
 INSPECTED = 32  # dev sentences whose layers are looked at, where config.eval_layers asks for it
 
 
@@ -73,7 +74,7 @@ class Loop:
                 self._speed.pause()
             unread = done, batch, metrics
             last = done == stop
-            stopping = signal.asked() and not last
+            stopping = signal.asked()
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
             if evaluate or last or stopping or done % self.config.save_every == 0:
                 # A step is known to be finite before it is saved.
@@ -83,11 +84,17 @@ class Loop:
                 self.checkpoints.save(done, as_checkpoint(state), scores)
                 self._speed.pause()
             if stopping:
-                self.checkpoints.wait()
-                self.say(f"stopped by SIGTERM, step {done} is saved; started again it goes on")
-                raise Stopped
+                self._stop_here(done)
+        # Or while the last step was evaluated: what follows this run is not to begin.
+        if signal.asked():
+            self._stop_here(stop)
         self.checkpoints.wait()
         return state
+
+    def _stop_here(self, step: int) -> NoReturn:
+        self.checkpoints.wait()
+        self.say(f"stopped by SIGTERM, step {step} is saved; started again it goes on")
+        raise Stopped
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
         """The dev score of a state, logged under `step` and said."""
@@ -157,7 +164,7 @@ class Loop:
         terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
         file = save_batch(Path(self.config.workdir).expanduser(), step, batch, self.tokenizer)
         said = f"step {step} is not finite ({terms}), its batch is saved in {file}"
-        if self.config.not_finite == "skip" and self._skipped < MOST_SKIPPED:
+        if self.config.not_finite == "skip" and self._skipped < STOP_AT:
             self.say(f"{said}; skipped")
             return
         good = self.checkpoints.newest_step()
@@ -189,11 +196,9 @@ def save_batch(workdir: Path, step: int, batch: Batch, tokenizer: Any) -> Path:
     arrays = {
         name: value for name, value in batch._asdict().items() if isinstance(value, np.ndarray)
     }
-    try:
+    with writing(file):
         file.parent.mkdir(exist_ok=True)
         np.savez(file, sentences=np.array(sentences), **arrays)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.") from error
     return file
 
 

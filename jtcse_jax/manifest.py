@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-NAME = "manifest.json"
+NAME, CORRUPT = "manifest.json", "corrupt"
 # Orbax rewrites these two while it commits, after the manifest; nothing in them reaches a restore.
 UNHASHED = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
 
@@ -73,7 +73,7 @@ def problem(folder: Path) -> str | None:
 
 def set_aside(folder: Path) -> str:
     """Moves a damaged folder into `corrupt/` beside it; returns what became of it, in words."""
-    target = folder.parent / "corrupt" / folder.name
+    target = folder.parent / CORRUPT / folder.name
     try:
         target.parent.mkdir(exist_ok=True)
         while target.exists():

@@ -14,9 +14,9 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
 
-JSONL = "metrics.jsonl"
+JSONL, TENSORBOARD = "metrics.jsonl", "tensorboard"
 WANDB_ID = "wandb_id.txt"
 SPEEDS = ("sentences_per_second", "tokens_per_second", "mfu")  # in a line of training metrics
 
@@ -54,7 +54,7 @@ class MetricsLog:
                 self._wandb = _start_wandb(wandb, workdir, config or {})
             # A run without a checkpoint starts anew: it writes the scores of step 0 again.
             keep_until(self._path, start_step or -1)
-            self._tensorboard = Writer(str(workdir / "tensorboard"))
+            self._tensorboard = Writer(str(workdir / TENSORBOARD))
 
     def add(self, metrics: dict[str, float]) -> None:
         """Takes the metrics of one step."""
@@ -79,11 +79,12 @@ class MetricsLog:
         """Writes one line of numbers."""
         if self._tensorboard is None:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+        with writing(self._path.parent / TENSORBOARD):
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.flush()
         if self._wandb is not None:
             self._wandb.log({"step": step, **metrics})
 
@@ -181,5 +182,6 @@ def keep_until(path: Path, step: int) -> None:
         return
     kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= step]
     temporary = path.with_suffix(".new")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
 
 
 def check_replaceable(name: str) -> Path:
@@ -24,8 +24,6 @@ def replace(path: Path, text: str) -> None:
     Raises UserError where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.new")
-    try:
+    with writing(path):
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

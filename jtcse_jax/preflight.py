@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -28,13 +27,13 @@ from rich.text import Text
 from jtcse_jax import distributed
 from jtcse_jax.config import Config
 from jtcse_jax.environment import environment
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError, end_at_once, one_line_errors
 
 MIB = 2**20
 REDUCED = 16 * MIB  # bytes that each device adds to the all-reduce
 REPEATS = 3  # the same on every process, so no clock may decide it
 BLOCK, MOST_WRITTEN, DISK_SECONDS = 4 * MIB, 128 * MIB, 2.0
-JOINING, REDUCING = 60, 60  # seconds that other processes may take
+JOINING, REDUCING, WRITING = 60, 60, 30  # seconds that other processes, and the disk, may take
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,13 @@ def preflight(workdir: str) -> list[Report]:
         device_memory=sum(memories),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     )
-    with _deadline(REDUCING):
+    others = "the others: see that their network and devices work, and that none has ended"
+    with _deadline(REDUCING, others):
         report = dataclasses.replace(report, **_all_reduce())
-        if not report.problem:
+    if not report.problem:
+        with _deadline(WRITING, f"the disk of the workdir {folder}: have it looked at"):
             report = dataclasses.replace(report, **_disk(folder))
+    with _deadline(WRITING + REDUCING, others):
         reports = _gather(report)
         if len(reports) > 1 and not any(report.problem for report in reports):
             report = dataclasses.replace(report, problem=_not_shared(_nearest_folder(folder)))
@@ -112,17 +114,12 @@ def print_table(reports: list[Report], seconds: float) -> None:
 
 
 @contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def _deadline(seconds: float, what: str) -> Iterator[None]:
     """Ends the process where the body takes longer: a collective cannot be interrupted."""
 
     def give_up() -> None:
-        print(
-            f"error: process {jax.process_index()} on {socket.gethostname()} waited {seconds:g} s "
-            "for the others: see that their network and devices work, and that none has ended.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)
+        waiting = f"process {jax.process_index()} on {socket.gethostname()} waited {seconds:g} s"
+        end_at_once(UserError(f"{waiting} for {what}."))
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
 from jtcse_jax.locks import lock_file
 
 FILE = "run.lock"
@@ -24,11 +24,9 @@ def hold(workdir: Path) -> Iterator[None]:
     workdir cannot be written.
     """
     path = workdir / FILE
-    try:
+    with writing(f"workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
     with file:
         try:
             ours = lock_file(file)
@@ -42,7 +40,8 @@ def hold(workdir: Path) -> Iterator[None]:
                 f"workdir {workdir} is in use by {holder}: wait for it, stop it, or name another "
                 "--workdir."
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with writing(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield

@@ -4,6 +4,7 @@ Every stage has its own folder in the workdir. A second start skips what is fini
 what is not; a stage that fails leaves the folders before it as they are.
 """
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from jax.experimental import multihost_utils
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from jtcse_jax import exported, output, saved_model
+from jtcse_jax import exported, output, run_lock, saved_model
+from jtcse_jax.architecture import check_fields
 from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
@@ -25,7 +27,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC, Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.metrics import JSONL, read_jsonl
-from jtcse_jax.start import open_workdir
+from jtcse_jax.start import check_config
 from jtcse_jax.trainer import is_primary, say, train
 
 FINISHED = "finished.json"  # in a stage's folder: its row of the table
@@ -56,6 +58,7 @@ class Pipeline:
     same command started again goes on, until all is finished."""
 
     def __post_init__(self):
+        check_fields("", self)
         for name in self.stages:
             if not name.isidentifier() or name in (MODEL, SUPERSEDED):
                 raise UserError(f"stages: {name!r} cannot name a folder here: choose a plain word.")
@@ -74,6 +77,11 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
     if not pipeline.stages:
         raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
     workdir = _workdir(pipeline)
+    with run_lock.hold(workdir) if is_primary() else contextlib.nullcontext():
+        return _run(pipeline, workdir)
+
+
+def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     configs = stage_configs(pipeline)
     tasks = _load_tasks(pipeline.sts) if pipeline.sts else []
     for name, config in configs.items():
@@ -237,7 +245,7 @@ def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None
 
 def _check_finished(name: str, config: Config, row: dict[str, Any]) -> None:
     """Raises UserError where a stage was finished with another config or length."""
-    open_workdir(Path(config.workdir), config, resuming=True, write=False)
+    check_config(Path(config.workdir), config)
     planned = _planned(config)
     if row["planned"] != planned:
         raise UserError(

@@ -23,6 +23,7 @@ from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
 
 CONFIG = "train_config.json"
+FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
 TEACHER, TEXT = "teacher.sha256", "text.sha256"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
@@ -43,32 +44,37 @@ class Start(NamedTuple):
     mlm_head: Params | None = None  #: likewise, where every tower's folder brings one
 
 
-def open_workdir(workdir: Path, config: Config, *, resuming: bool, write: bool) -> None:
-    """Makes the workdir and writes the config into it, if asked to.
-
-    Raises UserError where it belongs to a run with another config.
-    """
+def check_config(workdir: Path, config: Config) -> None:
+    """Raises UserError where the run in a workdir was begun with another config."""
     path = workdir / CONFIG
-    if resuming and path.is_file():
-        # A field that is younger than the run had its default value then.
-        defaults = _flat(json.loads(to_json(Config())))
-        before = defaults | _flat(saved_model.read_json(path, dict))
-        now = _flat(json.loads(to_json(config)))
-        changed = [
-            f"{name} (was {before.get(name)}, now {now.get(name)})"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in CHANGEABLE
-        ]
-        if changed and not config.force:
-            raise UserError(
-                f"{workdir} holds a run with another config: {'; '.join(changed)}. Name a new "
-                "--workdir, go back to the old values to resume, or go on with --force."
-            )
-        for change in changed:
-            log.warning("going on with another config: %s", change)
-    if write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        output.replace(path, to_json(config) + "\n")
+    if not path.is_file():
+        return
+    # A field that is younger than the run had its default value then.
+    defaults = _flat(json.loads(to_json(Config())))
+    before = defaults | _flat(saved_model.read_json(path, dict))
+    now = _flat(json.loads(to_json(config)))
+    changed = [
+        f"{name} (was {before.get(name)}, now {now.get(name)})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in CHANGEABLE
+    ]
+    if changed and not config.force:
+        raise UserError(
+            f"{workdir} holds a run with another config: {'; '.join(changed)}. Name a new "
+            f"--workdir, go back to the old values to resume, or {FORCE}."
+        )
+    for change in changed:
+        log.warning("going on with another config: %s", change)
+
+
+def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
+    """Writes down what the run goes on with, for the checks of its next start.
+
+    To be called when all of it is known to fit. `fingerprints` are texts by file name.
+    """
+    output.replace(workdir / CONFIG, to_json(config) + "\n")
+    for file, found in fingerprints.items():
+        output.replace(workdir / file, found + "\n")
 
 
 def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool) -> Start:
@@ -103,15 +109,16 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
 
 def load_teacher(
     config: Config, student: Bank, mesh: Mesh, *, resuming: bool
-) -> tuple[Teacher | None, list[Any]]:
-    """The teacher that a config names, a copy on each device, and its banks' tokenizers.
+) -> tuple[Teacher | None, list[Any], dict[str, str]]:
+    """The teacher that a config names, a copy on each device, its banks' tokenizers, and its
+    fingerprint for `keep`.
 
     Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError for a
     teacher that is not there, is not the one that a resumed run began with, reads shorter
     sentences, or has another width than the student where their vectors are compared.
     """
     if config.objective.teacher is None:
-        return None, []
+        return None, [], {}
     try:
         members = load_members(config.objective.teacher)
     except UserError as error:
@@ -119,7 +126,9 @@ def load_teacher(
             f"objective.teacher: {error} (Its pooling and max_len can stand in the JSON of an "
             "ensemble of one.)"
         ) from error
-    check_unchanged(config, TEACHER, "objective.teacher", fingerprint(members), resuming=resuming)
+    found = fingerprint(members)
+    if resuming:
+        check_unchanged(config, TEACHER, "objective.teacher", found)
     width = student.architecture.hidden_size
     banks, params = [], []
     for weight, model in members:
@@ -140,24 +149,22 @@ def load_teacher(
         params.append(sharding.place(model.params, everywhere))
     weights = tuple(member.weight for member in members)
     teacher = Teacher(tuple(banks), weights, tuple(params))
-    return teacher, [member.model.tokenizer for member in members]
+    return teacher, [member.model.tokenizer for member in members], {TEACHER: found}
 
 
-def check_unchanged(config: Config, file: str, what: str, found: str, *, resuming: bool) -> None:
+def check_unchanged(config: Config, file: str, what: str, found: str) -> None:
     """Raises UserError where the `what` that a run resumes with is not the one it began with.
 
-    Its fingerprint `found` is kept in `file` of the workdir; its name may hold something else now.
+    The fingerprint that it had is in `file` of the workdir; its name may hold something else now.
     """
     path = Path(config.workdir).expanduser() / file
-    if resuming and path.is_file() and path.read_text().strip() != found:
+    if path.is_file() and path.read_text().strip() != found:
         if not config.force:
             raise UserError(
                 f"{what}: not what the run in {path.parent} began with, though its name may be the "
-                "same: restore it, name a new --workdir, or go on with --force."
+                f"same: restore it, name a new --workdir, or {FORCE}."
             )
         log.warning("going on with another %s", what)
-    if jax.process_index() == 0:
-        output.replace(path, found + "\n")
 
 
 def _from_scratch(config: Config, source: Source) -> Start:

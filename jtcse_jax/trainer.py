@@ -34,11 +34,13 @@ from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.start import (
+    FORCE,
     TEXT,
     Start,
+    check_config,
     check_unchanged,
+    keep,
     load_teacher,
-    open_workdir,
     start_model,
 )
 from jtcse_jax.train_step import (
@@ -71,14 +73,21 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints,
     ):
         resuming = checkpoints.newest_step() is not None
-        open_workdir(workdir, config, resuming=resuming, write=is_primary())
         text = source.fingerprint()
-        check_unchanged(config, TEXT, "data.source", text, resuming=resuming)
+        distributed.check_agreement(config=config, text=text, checkpoints=resuming)
+        if resuming:
+            check_config(workdir, config)
+            check_unchanged(config, TEXT, "data.source", text)
+        elif checkpoints.only_damaged() and not config.force:
+            raise UserError(
+                f"all checkpoints of the run in {workdir} are damaged, nothing is left to go on "
+                f"from: name a new --workdir, or {FORCE}, from the first step."
+            )
         start = start_model(config, source, workdir, resuming=resuming)
         bank = Bank.from_config(config.model, start.architecture, mesh)
         if not resuming and is_primary():
             saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
-        teacher, teacher_tokenizers = load_teacher(config, bank, mesh, resuming=resuming)
+        teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
         optimizer = make_optimizer(config.optimizer, stop)
@@ -87,7 +96,9 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
         first = int(state.step)
         if is_primary():
+            keep(workdir, config, {TEXT: text} | taught)
             environment.record(workdir, first)
+        say_start(config, batches, mesh, first, stop)
         log = MetricsLog(
             workdir,
             start_step=first,
@@ -95,30 +106,30 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             wandb=config.wandb,
             config=dataclasses.asdict(config),
         )
-        loop = Loop(
-            config=config,
-            mesh=mesh,
-            bank=bank,
-            tokenizer=start.tokenizer,
-            batches=batches,
-            train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
-            checkpoints=checkpoints,
-            dev=dev,
-            log=log,
-            say=say,
-            peak_flops=peak_of_all(config, mesh),
-        )
-        say_start(config, batches, mesh, first, stop)
-        if dev is None:
-            say("no data.dev: nothing selects a best step, the newest is kept")
-        elif first == 0:
-            say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {dev.word_overlap()}")
-            loop.evaluate(state, 0)
-        if first >= stop:
-            say(f"already trained for {first} steps; more with --max-steps")
-        else:
-            loop.run(state, first, stop)
-        log.close()
+        with contextlib.closing(log):
+            loop = Loop(
+                config=config,
+                mesh=mesh,
+                bank=bank,
+                tokenizer=start.tokenizer,
+                batches=batches,
+                train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
+                checkpoints=checkpoints,
+                dev=dev,
+                log=log,
+                say=say,
+                peak_flops=peak_of_all(config, mesh),
+            )
+            if dev is None:
+                say("no data.dev: nothing selects a best step, the newest is kept")
+            elif first == 0:
+                overlap = dev.word_overlap()
+                say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {overlap}")
+                loop.evaluate(state, 0)
+            if first >= stop:
+                say(f"already trained for {first} steps; more with --max-steps")
+            else:
+                loop.run(state, first, stop)
         say_end(config, checkpoints, dev)
 
 
@@ -231,6 +242,9 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
         f"in {batches.usual_rows} rows of {config.data.row_length}{negatives}; "
         f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
     )
+    warmup = config.optimizer.warmup_steps
+    if warmup >= stop:
+        say(f"optimizer.warmup_steps = {warmup}: the run ends before the peak learning rate")
 
 
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:

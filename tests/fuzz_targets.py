@@ -164,7 +164,7 @@ def config(folder: Path) -> Made:
     """Config files: literals of every kind in every field, and text without a letter in it."""
     from jtcse_jax import config as sections
     from jtcse_jax.config_file import load_config_file, to_json
-    from jtcse_jax.start import CONFIG, open_workdir
+    from jtcse_jax.start import CONFIG, check_config
 
     kinds = {
         kind.__name__: [field.name for field in dataclasses.fields(kind)]
@@ -199,7 +199,7 @@ def config(folder: Path) -> Made:
         with contextlib.suppress(_user_error()):
             fields = load_config_file(folder / "config.py")
             to_json(fields)
-        open_workdir(folder, fields, resuming=True, write=False)
+        check_config(folder, fields)
 
     return one_or_two(
         {"config.py": program | marks.map(str.encode), CONFIG: json_bytes(before)}

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jtcse_jax import manifest
 from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Hung, UserError
 
 
 class Tower(NamedTuple):
@@ -214,6 +215,24 @@ def test_damaged_step_is_set_aside_for_the_next_newest(damaged, caplog, words):
         DAMAGE[words](damaged / "200")
         assert checkpoints.restore(params=params)[0] == 100
     assert len(list((damaged / "corrupt").iterdir())) == 2
+
+
+def test_an_error_on_its_way_is_not_replaced_by_that_of_a_save(tmp_path, monkeypatch, caplog):
+    def fail(self):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path):
+        raise ZeroDivisionError
+    assert "could not be written" in caplog.text and "the disk is full" in caplog.text
+
+
+def test_a_hung_disk_is_not_waited_for(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
+    with pytest.raises(Hung), Checkpoints(tmp_path):
+        raise Hung("no batch came")
+    assert not closed
 
 
 def test_no_good_step_left_and_no_step_at_all(damaged, tmp_path):

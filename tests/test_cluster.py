@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -91,6 +92,34 @@ if jax.process_index() == 1:
     assert "Traceback" not in first[2] + second[2]
 
 
+@pytest.mark.parametrize("failing", [{1}, {0, 1, 2}], ids=["one", "all"])
+def test_an_error_in_the_middle_is_said_once_and_its_status_is_that_of_all(tmp_path, failing):
+    bad = f"""
+import jax
+from jtcse_jax.errors import UserError
+from jtcse_jax.loop import Loop
+if jax.process_index() in {failing}:
+    def read(*_):
+        raise UserError("step 7 is not finite: lower the learning rate.")
+    Loop._read = read
+"""
+    ended = [end(process) for process in start_cluster(3, tmp_path, LONG, before=bad)]
+    assert [status for status, _, _ in ended] == [2, 2, 2], ended
+    said = "".join(err for _, _, err in ended)
+    assert said.count("error: ") == 1 and "Traceback" not in said
+
+
+def test_processes_that_do_not_run_the_same_are_refused(tmp_path):
+    other = """
+import dataclasses, jax
+if jax.process_index() == 1:
+    config = dataclasses.replace(config, seed=7)
+"""
+    first, second = map(end, start_cluster(2, tmp_path, LONG, before=other))
+    assert (first[0], second[0]) == (2, 2), (first, second)
+    assert "process 1 on" in second[2] and "differs from process 0 in: config." in second[2]
+
+
 def test_a_crash_in_the_middle_ends_all(tmp_path):
     crash = """
 import jax
@@ -115,6 +144,13 @@ def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
     assert "stopped by SIGTERM, step " in ended[0][1]
     leaves = jax.tree.leaves(saved_params(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
+    (reached,) = re.findall(r"stopped by SIGTERM, step (\d+)", ended[0][1])
+    # Saving after every step, so that a count of its own steps by orbax would be in the way.
+    processes = start_cluster(2, tmp_path, LONG.replace("save_every=50", "save_every=1"))
+    wait_for(tmp_path / "run" / "checkpoints", str(int(reached) + 3), processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    ended = [end(process) for process in processes]
+    assert [status for status, _, _ in ended] == [75, 75], ended
 
 
 def test_a_killed_process_ends_the_others(tmp_path):

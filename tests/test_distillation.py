@@ -24,7 +24,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.exported import export
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.sharding import make_mesh, place_batch
-from jtcse_jax.start import load_teacher
+from jtcse_jax.start import keep, load_teacher
 from jtcse_jax.train_step import init_state, make_train_step
 from jtcse_jax.trainer import make_batches, train
 
@@ -218,7 +218,7 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, distillation="listwise")
     )
-    teacher, tokenizers = load_teacher(config, student, mesh, resuming=False)
+    teacher, tokenizers, _ = load_teacher(config, student, mesh, resuming=False)
     batches = make_batches(
         config, open_source(config.data.source), [*tokenizers[:1], *tokenizers], mesh
     )
@@ -261,8 +261,9 @@ def test_a_run_ends_with_the_teacher_it_began_with(twin, tmp_path):
     config = student_config(twin, tmp_path, twin)
     (tmp_path / "run").mkdir()
     student, mesh = make_bank(1), make_mesh(devices=jax.devices()[:1])
-    for resuming in (False, True):
-        load_teacher(config, student, mesh, resuming=resuming)
+    *_, taught = load_teacher(config, student, mesh, resuming=False)
+    keep(tmp_path / "run", config, taught)
+    load_teacher(config, student, mesh, resuming=True)
     other = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, teacher=f"{twin}#0")
     )

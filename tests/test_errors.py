@@ -1,10 +1,12 @@
-"""What a command line does with the three ways it is made to stop."""
+"""How a command line ends, alone and as one of several."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from jtcse_jax import errors
 from jtcse_jax.errors import UserError, one_line_errors
 
 
@@ -44,3 +46,35 @@ main()
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize(
+    ("error", "told_before", "status", "said"),
+    [
+        (UserError("no such file: name another."), None, 2, "error: no such file: name another.\n"),
+        (UserError("a consequence"), 75, 75, ""),
+        (ZeroDivisionError("a consequence"), 2, 2, ""),
+        (BrokenPipeError(), None, 141, ""),
+    ],
+)
+def test_of_several_processes_the_first_error_is_said_and_decides(
+    error, told_before, status, said, monkeypatch, capfd
+):
+    class Ended(BaseException):
+        pass
+
+    def end(status):
+        raise Ended(status)
+
+    told = []
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    monkeypatch.setattr(errors, "_fellows", lambda status: told.append(status) or told_before)
+
+    @one_line_errors
+    def main():
+        raise error
+
+    with pytest.raises(Ended, match=f"^{status}$"):
+        main()
+    assert len(told) == 1 and capfd.readouterr().err == said

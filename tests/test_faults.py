@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Stopped, UserError
 from jtcse_jax.train_step import TrainStep
 from jtcse_jax.trainer import train
 
@@ -225,6 +226,54 @@ def test_full_disk_while_tokenising_is_said_and_leaves_nothing_half(small_disk, 
     (small_disk / "room").touch()
     whole = dataclasses.replace(data, cache_dir=str(tmp_path / "elsewhere"))
     train(dataclasses.replace(config, data=whole, max_steps=1), devices=ONE_DEVICE)
+
+
+def test_full_disk_under_the_metrics_is_one_sentence(tmp_path):
+    config = tiny_config(tmp_path)
+    Path(config.workdir).mkdir(parents=True)
+    (Path(config.workdir) / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: No space left"):
+        train(config, devices=ONE_DEVICE)
+
+
+def test_a_config_that_does_not_fit_is_not_kept(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    config = dataclasses.replace(finished, workdir=str(workdir), max_steps=11)
+    towers = dataclasses.replace(config.model, towers=("scratch",) * 3)
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        train(dataclasses.replace(config, model=towers, force=True), devices=ONE_DEVICE)
+    train(config, devices=ONE_DEVICE)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    config = dataclasses.replace(finished, workdir=str(workdir))
+    for file in (workdir / saved_model.CHECKPOINTS).glob("*/manifest.json"):
+        file.write_text("{")
+    with pytest.raises(UserError, match="all were damaged and are in corrupt/ now"):
+        train(config, devices=ONE_DEVICE)
+    with pytest.raises(UserError, match="all checkpoints of the run in .* are damaged.*--force"):
+        train(config, devices=ONE_DEVICE)
+    train(dataclasses.replace(config, force=True), devices=ONE_DEVICE)
+    assert largest_difference(saved_params(workdir), saved_params(finished.workdir)) == 0
+
+
+def test_sigterm_while_the_last_step_is_evaluated_lets_nothing_follow(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, max_steps=2, eval_every=2)
+    evaluate = loop.Loop.evaluate
+
+    def interrupted(self, state, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, state, step)
+
+    monkeypatch.setattr(loop.Loop, "evaluate", interrupted)
+    with pytest.raises(Stopped):
+        train(config, devices=ONE_DEVICE)
+    assert steps_of(config.workdir) == [2]
+    train(config, devices=ONE_DEVICE)
 
 
 def test_resumed_after_every_kind_of_stop_it_is_the_same_run(finished, tmp_path):

@@ -86,6 +86,16 @@ def test_a_hanging_collective_ends_the_process(monkeypatch, capsys, tmp_path):
     assert "waited 0.01 s for the others" in capsys.readouterr().err
 
 
+def test_a_hanging_disk_is_not_taken_for_the_network(monkeypatch, capsys, tmp_path):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(preflight, "_disk", lambda folder: ended.wait(60) and {})
+    monkeypatch.setattr(preflight, "WRITING", 0.01)
+    preflight.preflight(str(tmp_path))
+    said = capsys.readouterr().err
+    assert f"waited 0.01 s for the disk of the workdir {tmp_path}" in said and "others" not in said
+
+
 @pytest.mark.slow
 def test_two_processes_that_share_no_workdir(tmp_path):
     """Both report, and one of them says what is wrong."""

@@ -12,7 +12,7 @@ from processes import declared_cluster, end, start_python
 from runs import tiny_config
 from test_sts_data import write_senteval
 
-from jtcse_jax import stages
+from jtcse_jax import run_lock, stages
 from jtcse_jax.card import Card
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import load_config_file
@@ -20,7 +20,7 @@ from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts import StsScore
 from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
-from jtcse_jax.start import open_workdir
+from jtcse_jax.start import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,7 +113,8 @@ class Trainer:
 
     def __call__(self, config):
         workdir = Path(config.workdir)
-        open_workdir(workdir, config, resuming=False, write=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        keep(workdir, config, {})
         if workdir.name == self.fails:
             raise UserError("the disk is full: free space.")
         self.trained.append(workdir.name)
@@ -160,6 +161,15 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
         "sts": {},
     }
     assert rows[0]["dev"] is None and rows[0]["step"] == 2
+
+
+def test_two_pipelines_in_a_workdir_are_refused(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    with run_lock.hold(Path(pipeline.workdir)):
+        with pytest.raises(UserError, match="is in use by process"):
+            run(dataclasses.replace(pipeline, from_stage="twin"))
+    assert trainer.trained == []
+    run(pipeline)
 
 
 def test_from_a_stage_on_all_is_trained_again_and_nothing_is_lost(tmp_path, trainer):

@@ -138,6 +138,26 @@ def test_nothing_is_read_again_after_another_finished_in_between(
     assert set(reads.counts().values()) == {1}
 
 
+def test_an_error_of_the_disk_leaves_what_was_made(
+    text, whole, tokenizer, tmp_path, reads, monkeypatch
+):
+    read_shard = Source.read_shard
+
+    def fail_at_six(self, number):
+        if number == 6:
+            error = OSError(errno.EIO, "Input/output error")
+            raise UserError("one.txt: cannot be read") from error
+        return read_shard(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read_shard", fail_at_six)
+        with pytest.raises(UserError, match="cannot be read"):
+            tokenize(open_source(text), tokenizer, 16, tmp_path / "disk")
+    tokenize(open_source(text), tokenizer, 16, tmp_path / "disk")
+    assert files_of(tmp_path / "disk") == whole
+    assert set(reads.counts().values()) == {1}
+
+
 def test_parts_are_removed_though_another_was_still_writing(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "text.txt").write_text("a cat\n")
     backend = truncating_backend(tokenizer, 16)

@@ -132,8 +132,11 @@ def tokenize(
                         _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
                         publish(unfinished, folder, lambda: _intact(folder) is not None)
         parts.remove()
-    except UserError:
-        parts.remove()  # of a text with an error: once mended, it is another text
+    except UserError as error:
+        # Of a text with an error: once mended, it is another text. After an error of the system,
+        # which has a number, it is the same.
+        if getattr(error.__cause__, "errno", None) is None:
+            parts.remove()
         raise
     except OSError as error:
         removed = not parts.exist() or _intact(folder) is not None
