@@ -16,6 +16,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 from jtcse_jax.saved_model import CHECKPOINTS, SavedModel, read_json
 from jtcse_jax.start import CONFIG
+from jtcse_jax.user_path import user_path
 
 FILE = "jtcse_card.json"
 LOCAL_FIELDS = ("workdir", "cache_dir")  # of a train config: where it ran, of no use elsewhere
@@ -106,7 +107,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
     found = set()
     workdirs = Path(config.get("workdir", "")).parts[:1]
     for name in config.get("model", {}).get("towers", []):
-        folder = Path(name.partition("#")[0]).expanduser()
+        folder = user_path(name.partition("#")[0])
         if not folder.is_dir():
             # `runs/a` of a run in `runs/b` is a workdir that is gone, not a user of the hub.
             local = name == SCRATCH or folder.parts[:1] == workdirs
@@ -123,7 +124,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
 
 def _is_hub_name(name: str) -> bool:
     """Whether a name can be one of the hub; a folder of that form must be told before."""
-    if Path(name).expanduser().exists() or name.startswith(hf_weights.PACKAGE):
+    if user_path(name).exists() or name.startswith(hf_weights.PACKAGE):
         return False
     try:
         validate_repo_id(name)

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from jtcse_jax import manifest
 from jtcse_jax.errors import Hung, Stopped, UserError
+from jtcse_jax.user_path import user_path
 
 PyTree = Any
 
@@ -57,7 +58,7 @@ class Checkpoints:
             )
         if keep < 1:
             raise UserError(f"checkpoints to keep must be at least 1, not {keep}")
-        self._directory = Path(directory).expanduser().resolve()
+        self._directory = user_path(directory).resolve()
         self._best_metric = best_metric
         self._read_only = read_only
         self._saving: dict[str, Any] = {}
@@ -211,7 +212,7 @@ class Checkpoints:
         elif jax.process_count() == 1 and kind is not Hung:
             try:
                 self.close()
-            except UserError as error:  # the one on its way says more
+            except Exception as error:  # what is on its way says more
                 log.warning("%s", error)
 
     def _write_manifest(self) -> None:

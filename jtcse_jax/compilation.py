@@ -1,8 +1,8 @@
 """Compiled programs are kept on disk: a second start does not compile again."""
 
-from pathlib import Path
-
 import jax
+
+from jtcse_jax.user_path import user_path
 
 FOLDER = "~/.cache/jtcse_jax/compiled"
 
@@ -14,4 +14,4 @@ def keep_compiled() -> None:
     nothing.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(FOLDER).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(user_path(FOLDER)))

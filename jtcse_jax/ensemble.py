@@ -13,7 +13,6 @@ they name lies below the file's folder or, by a plain relative path, below the w
 
 import hashlib
 import json
-import math
 import os
 import reprlib
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from jtcse_jax import saved_model
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.hf_files import lies_in
 from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.user_path import user_path
 
 DESCRIPTION = "ensemble.json"
-MOST_MEMBERS = 64
+MOST_MEMBERS, MOST_WEIGHT = 64, 1e6
 OPTIONS = {"pooling": str, "max_len": int, "step": int}
 
 
@@ -99,7 +99,7 @@ def find_description(name: str | Path) -> Path | None:
 
     Raises UserError for a .json file that is not there.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if (path / DESCRIPTION).is_file():
         return path / DESCRIPTION
     if path.suffix != ".json" or path.is_dir():
@@ -197,8 +197,10 @@ def _check_entry(where: str, entry: Any) -> tuple[str, float, dict[str, Any]]:
     name, weight = entry["model"], entry["weight"]
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: model = {reprlib.repr(name)}: give a path or a name.")
-    if type(weight) not in (int, float) or not (math.isfinite(weight) and weight > 0):
-        raise UserError(f"{where}: weight = {reprlib.repr(weight)}: give a number above 0.")
+    if type(weight) not in (int, float) or not 0 < weight <= MOST_WEIGHT:
+        raise UserError(
+            f"{where}: weight = {reprlib.repr(weight)}: give a number above 0, to {MOST_WEIGHT:g}."
+        )
     options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
     for key, value in options.items():
         if type(value) is not OPTIONS[key]:

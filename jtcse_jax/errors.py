@@ -20,9 +20,19 @@ CRASHED, BAD_INPUT, START_AGAIN, INTERRUPTED, NO_READER = 1, 2, 75, 130, 141
 class UserError(Exception):
     """Bad input, said in one sentence: what is wrong, where, and what to do about it."""
 
+    status = BAD_INPUT
+
+
+class InUse(UserError):
+    """Another process has what this one needs, and may leave it."""
+
+    status = START_AGAIN
+
 
 class Hung(UserError):
     """A thread does not answer, so that the process has to end without waiting for it."""
+
+    status = START_AGAIN
 
 
 class Stopped(Exception):
@@ -89,10 +99,8 @@ def end_at_once(error: BaseException) -> NoReturn:
 
 
 def _status(error: BaseException) -> int:
-    if isinstance(error, Hung):
-        return START_AGAIN
     if isinstance(error, UserError):
-        return BAD_INPUT
+        return error.status
     if isinstance(error, BrokenPipeError):
         return NO_READER
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED

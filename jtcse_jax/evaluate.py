@@ -22,6 +22,7 @@ from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.output import check_replaceable, replace
 from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
+from jtcse_jax.user_path import user_path
 
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
 ZERO_SHOT = Path(__file__).resolve().parents[1] / "configs" / "zero_shot_tasks.yaml"
@@ -168,7 +169,7 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
     """Method and model, in order; of a method with several seeds each of them."""
     names: dict[str, list[str]] = {}
     for given in (arguments.model, *arguments.compare):
-        is_path = Path(given).expanduser().exists()  # which may hold both signs
+        is_path = user_path(given).exists()  # which may hold both signs
         method, mark, models = given.partition("=")
         if is_path or not mark or "/" in method:
             method, models = given, given

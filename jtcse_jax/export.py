@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
@@ -12,6 +11,7 @@ from jtcse_jax.card import Card, read_card, read_scores
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def export(arguments: Arguments) -> None:
     exported.export(model, arguments.output, card)
     print(f"{model.source} -> {arguments.output}")
     if arguments.push:
-        folder = Path(arguments.output).expanduser()
+        folder = user_path(arguments.output)
         print(f"pushed: {hub.push(folder, arguments.push, private=arguments.private)}")
 
 

@@ -16,6 +16,7 @@ from jtcse_jax.model_card import write_card
 from jtcse_jax.models import hf_weights
 from jtcse_jax.models.towers import unstack
 from jtcse_jax.saved_model import SavedModel, write_description
+from jtcse_jax.user_path import user_path
 
 MODULE = "sum_of_towers.py"  # copied into the folder of more than one tower
 # How a tokenizer was once called, which transformers keeps and saves.
@@ -37,7 +38,7 @@ def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> N
     Raises:
       UserError: the folder is not empty or cannot be written, or the disk is full.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     check_new(folder)
     card = card or read_card(model)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -55,7 +56,7 @@ def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> N
 
 def check_new(folder: str | Path) -> None:
     """Raises UserError if something is where an export would go."""
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
 

@@ -32,7 +32,8 @@ class ForeignEncoder:
         self.source = name
         folder = name.removeprefix(PREFIX)
         try:
-            self.model = SentenceTransformer(folder)
+            # Without it, weights in a pickle are opened where there are no others.
+            self.model = SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
         except Exception as error:  # many libraries' own; the message is what the user needs
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{name}: sentence-transformers cannot load it: {reason[0]}") from error

@@ -27,6 +27,7 @@ from jtcse_jax.profile import Profile
 from jtcse_jax.saved_model import SavedModel
 from jtcse_jax.stop_signal import StopSignal
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
+from jtcse_jax.user_path import user_path
 
 NOT_FINITE = "not_finite"  # the folder of batches
 STOP_AT = 10  # batches in a row that are not finite
@@ -162,7 +163,7 @@ class Loop:
     def _take_note(self, step: int, batch: Batch, values: dict[str, float]) -> None:
         """Saves the batch of a step that is not finite; raises UserError unless it is skipped."""
         terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        file = save_batch(Path(self.config.workdir).expanduser(), step, batch, self.tokenizer)
+        file = save_batch(user_path(self.config.workdir), step, batch, self.tokenizer)
         said = f"step {step} is not finite ({terms}), its batch is saved in {file}"
         if self.config.not_finite == "skip" and self._skipped < STOP_AT:
             self.say(f"{said}; skipped")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jtcse_jax.errors import UserError, writing
+from jtcse_jax.user_path import user_path
 
 
 def check_replaceable(name: str) -> Path:
@@ -10,7 +11,7 @@ def check_replaceable(name: str) -> Path:
 
     Raises UserError for a folder, and for a file in a folder that is not there.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         raise UserError(f"--output {name}: a folder; name a file in it.")
     if not path.parent.is_dir():

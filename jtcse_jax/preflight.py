@@ -28,6 +28,7 @@ from jtcse_jax import distributed
 from jtcse_jax.config import Config
 from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, end_at_once, one_line_errors
+from jtcse_jax.user_path import user_path
 
 MIB = 2**20
 REDUCED = 16 * MIB  # bytes that each device adds to the all-reduce
@@ -69,7 +70,7 @@ def preflight(workdir: str) -> list[Report]:
     Every process of the cluster has to call it. A problem is in the report of who has it; only a
     `workdir` that is a URL is a UserError.
     """
-    folder = Path(Config(workdir=workdir).workdir).expanduser().absolute()
+    folder = user_path(Config(workdir=workdir).workdir).absolute()
     mine = jax.local_devices()
     memories = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mine]
     report = Report(

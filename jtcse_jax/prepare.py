@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -11,6 +12,7 @@ from jtcse_jax.data import beam_corpus
 from jtcse_jax.data.cleaning import KEPT, Rules
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import (
+    TokenCache,
     cache_folder,
     parts_of,
     tokenize,
@@ -19,6 +21,7 @@ from jtcse_jax.data.tokens import (
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.locks import lock_file
 from jtcse_jax.models import hf_weights
+from jtcse_jax.user_path import user_path
 
 MANIFEST = "manifest.json"
 _LOCK = "lock"
@@ -68,14 +71,8 @@ class Corpus:
 def make_tokens(arguments: Tokens) -> None:
     """Makes the cache, or this process's share of it. Raises UserError as `tokenize` does."""
     source = open_source(arguments.source)
-    cache = tokenize(
-        source, _load_tokenizer(arguments.tokenizer), arguments.max_len, arguments.cache_dir
-    )
-    stats = cache.stats
-    print(
-        f"{arguments.source}: {stats['sentences']:,} sentences of "
-        f"{stats['mean_length']:.1f} tokens, {stats['truncated']:,} cut to {arguments.max_len}"
-    )
+    tokenizer = _load_tokenizer(arguments.tokenizer)
+    _say_stats(tokenize(source, tokenizer, arguments.max_len, arguments.cache_dir))
 
 
 def make_corpus(arguments: Corpus) -> None:
@@ -89,7 +86,7 @@ def make_corpus(arguments: Corpus) -> None:
     if documents.views > 1:
         raise UserError(f"--input {arguments.input}: lines of two sentences; give documents.")
     tokenizer = _load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
-    output = Path(arguments.output).expanduser().absolute()
+    output = user_path(arguments.output).absolute()
     settings = {
         "input": documents.fingerprint(),
         "files": arguments.files,
@@ -99,7 +96,7 @@ def make_corpus(arguments: Corpus) -> None:
         _check_settings(output, settings)
     else:
         _write_text(documents, output, settings, arguments)
-    counts = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["counts"]
+    counts = _read_manifest(output)["counts"]
     print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if tokenizer is None:
         return
@@ -108,15 +105,16 @@ def make_corpus(arguments: Corpus) -> None:
     folder = cache_folder(text, backend, output / "cache")
     if not folder.exists():
         beam_corpus.make_parts(text, parts_of(text, backend, folder), arguments.beam)
-    make_tokens(
-        Tokens(
-            source=text.spec,
-            tokenizer=arguments.tokenizer,
-            max_len=arguments.max_len,
-            cache_dir=str(output / "cache"),
-        )
-    )
+    _say_stats(tokenize(text, tokenizer, arguments.max_len, output / "cache"))
     print(f"to train: --data.source '{text.spec}' --data.cache-dir {output}/cache")
+
+
+def _say_stats(cache: TokenCache) -> None:
+    stats = cache.stats
+    print(
+        f"{stats['source']}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
+        f"tokens, {stats['truncated']:,} cut to {cache.max_len}"
+    )
 
 
 def _load_tokenizer(name: str):
@@ -124,17 +122,27 @@ def _load_tokenizer(name: str):
 
 
 def _check_settings(output: Path, settings: dict[str, object]) -> None:
-    try:
-        made = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["settings"]
-        different = [name for name in settings if made.get(name) != settings[name]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--output {output}: there, and no corpus of this command; name a new folder."
-        ) from error
+    made = _read_manifest(output)["settings"]
+    different = [name for name in settings if made.get(name) != settings[name]]
     if different:
         raise UserError(
             f"--output {output} was made with another {' and '.join(different)}: name a new folder."
         )
+
+
+def _read_manifest(output: Path) -> dict[str, dict[str, Any]]:
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        whole = isinstance(manifest["settings"], dict) and all(
+            type(count) is int for count in manifest["counts"].values()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"--output {output}: there, and no corpus of this command; name a new folder."
+        )
+    return manifest
 
 
 def _write_text(
@@ -160,8 +168,8 @@ def _write_text(
             manifest = {"source": documents.spec, "settings": settings, "counts": counts}
             text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
             (partial / MANIFEST).write_text(text, encoding="utf-8")
-            (partial / _LOCK).unlink()
             partial.rename(output)
+            (output / _LOCK).unlink()
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror or error}.") from error
 

@@ -1,11 +1,11 @@
 """A trace of ten training steps, in the format of TensorBoard's profile plugin and of Perfetto."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jtcse_jax.config import Config
+from jtcse_jax.user_path import user_path
 
 STEPS = 10
 AFTER = 5  # steps that compile and warm up come first
@@ -17,7 +17,7 @@ class Profile:
 
     def __init__(self, config: Config, start: int, stop: int):
         """`config.profile` asks; the run goes from step `start` to `stop`."""
-        self._folder = Path(config.workdir).expanduser() / FOLDER
+        self._folder = user_path(config.workdir) / FOLDER
         self._first = min(start + AFTER, stop - 1)
         self._last = min(self._first + STEPS, stop)
         self._asked = config.profile

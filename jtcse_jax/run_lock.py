@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from jtcse_jax.errors import UserError, writing
+from jtcse_jax.errors import InUse, writing
 from jtcse_jax.locks import lock_file
 
 FILE = "run.lock"
@@ -20,8 +20,8 @@ def hold(workdir: Path) -> Iterator[None]:
     """Holds the workdir's lock; the kernel releases it when this process ends, however it ends.
 
     The file stays, with the host and the process id of its last holder. Where the file system has
-    no locks, it says so and goes on. Raises UserError where another process holds it, or the
-    workdir cannot be written.
+    no locks, it says so and goes on. Raises InUse where another process holds it, UserError where
+    the workdir cannot be written.
     """
     path = workdir / FILE
     with writing(f"workdir {workdir}"):
@@ -36,7 +36,7 @@ def hold(workdir: Path) -> Iterator[None]:
         if not ours:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(
+            raise InUse(
                 f"workdir {workdir} is in use by {holder}: wait for it, stop it, or name another "
                 "--workdir."
             )

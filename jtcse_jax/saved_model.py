@@ -192,6 +192,11 @@ def _tower_folders(folder: Path, names: Any) -> list[Path]:
     """The folders of an exported folder's towers, which lie in it."""
     if not isinstance(names, list) or not names:
         raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)} is no list.")
+    if len(names) > MOST_TOWERS or len(set(map(str, names))) < len(names):
+        raise UserError(
+            f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)}: name each once, and at most "
+            f"{MOST_TOWERS}."
+        )
     for name in names:
         if not isinstance(name, str) or not lies_in(folder / name, folder):
             raise UserError(

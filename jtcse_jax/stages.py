@@ -29,6 +29,7 @@ from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.start import check_config
 from jtcse_jax.trainer import is_primary, say, train
+from jtcse_jax.user_path import user_path
 
 FINISHED = "finished.json"  # in a stage's folder: its row of the table
 MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
@@ -204,7 +205,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def _workdir(pipeline: Pipeline) -> Path:
     """Absolute: stages name each other's folders, however the workdir is spelled."""
-    return Path(pipeline.workdir).expanduser().resolve()
+    return user_path(pipeline.workdir).resolve()
 
 
 def _load_tasks(folder: str) -> list[StsTask]:

@@ -21,6 +21,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.models import hf_weights
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
+from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"
 FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
@@ -157,7 +158,7 @@ def check_unchanged(config: Config, file: str, what: str, found: str) -> None:
 
     The fingerprint that it had is in `file` of the workdir; its name may hold something else now.
     """
-    path = Path(config.workdir).expanduser() / file
+    path = user_path(config.workdir) / file
     if path.is_file() and path.read_text().strip() != found:
         if not config.force:
             raise UserError(

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from jtcse_jax.evaluation.zero_shot import evaluate_mteb
 from jtcse_jax.evaluation.zero_shot_tasks import choose, load_tasks
 from jtcse_jax.foreign import PREFIX, ForeignEncoder
 from jtcse_jax.inspection import diagnose
+from jtcse_jax.user_path import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -187,10 +187,10 @@ class Mteb:
 
         Raises UserError for a wrong list.
         """
-        self.tasks_file = Path(tasks_file).expanduser()
+        self.tasks_file = user_path(tasks_file)
         tasks = choose(load_tasks(self.tasks_file), names)
         self.data = _data(self.tasks_file.name, [map(str, tasks)])
-        self.names, self.folder = names, Path(folder).expanduser()
+        self.names, self.folder = names, user_path(folder)
 
     def score(self, model: Model) -> dict[str, Any]:
         """As `evaluate_mteb`."""

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from jtcse_jax.config import SCRATCH, Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import tokenize
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore
 from jtcse_jax.loop import Loop
 from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
@@ -50,6 +49,7 @@ from jtcse_jax.train_step import (
     init_state,
     make_train_step,
 )
+from jtcse_jax.user_path import user_path
 
 
 def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
@@ -64,7 +64,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         raise UserError("eval_layers = True: layers are looked at on one process; leave it out.")
     if config.eval_layers and not config.data.dev:
         raise UserError("eval_layers = True looks at dev sentences: give them, data.dev.")
-    workdir = Path(config.workdir).expanduser()
+    workdir = user_path(config.workdir)
     source = open_source(config.data.source)
     dev = Development(config.data.dev) if config.data.dev else None
     mesh = sharding.make_mesh(config.tower_devices, config.fsdp_devices, devices=devices)
@@ -86,7 +86,8 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         start = start_model(config, source, workdir, resuming=resuming)
         bank = Bank.from_config(config.model, start.architecture, mesh)
         if not resuming and is_primary():
-            saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
+            with writing(workdir):
+                saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
         teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
@@ -249,7 +250,7 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
 
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
     """Says how the run went, where the model is and how to use it."""
-    workdir = Path(config.workdir).expanduser()
+    workdir = user_path(config.workdir)
     lines = read_jsonl(workdir / JSONL)
     trained = [line for line in lines if "loss" in line]
     if len(trained) > 1:

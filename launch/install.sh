@@ -10,6 +10,11 @@ requirements="$root/${1:-requirements.txt}"
 venv="$root/.venv"
 
 main() {
+  # Two jobs that start at once from one checkout would undo each other's work.
+  if command -v flock >/dev/null; then
+    exec 9>"$root/.venv.lock"
+    flock 9
+  fi
   if ! is_recent "$venv/bin/python"; then
     make_venv
   elif ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then

@@ -22,7 +22,7 @@ the run too.
 Paths in the trainer arguments are paths on the workers, seen from the copied checkout. A VM that
 is made anew has an empty disk, and several workers have a disk each: the workdir is then to be on
 one that outlasts the VM and that all of them see. JTCSE_COMMAND=preflight looks at the workers
-instead of training.
+instead of training; of this machine's other settings (HF_TOKEN, WANDB_API_KEY) none goes there.
 The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
   bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/quickstart.py
@@ -42,16 +42,18 @@ main() {
   # An interrupt ends the loop, however gcloud takes it.
   trap 'exit 130' INT
   make_ready || fail "$name was not made; what gcloud says about it is above"
-  local status crashes=0
+  local status crashes=0 restarts=0
   while true; do
     status=0
     train || status=$?
     # 0: finished; 2: bad input, which another start would find again.
-    [[ "$status" != [02] ]] || exit "$status"
+    [[ "$status" != [02] && "${JTCSE_COMMAND:-}" != preflight ]] || exit "$status"
     echo "launch: it ended with status $status; looking at $name and starting again" >&2
     sleep "$pause"
     # Where spot machines are sold out, making one fails until there is one.
+    # Without a network it cannot even be asked for.
     until make_ready; do sleep "$pause"; done
+    ((++restarts < 100)) || fail "the training was started a hundred times; see its output"
     # 75: saved after a signal. What crashes on a good VM may go on crashing.
     if [[ "$state" == READY && "$status" != 75 ]]; then
       ((++crashes < 10)) || fail "the training ended ten times on a VM that works; see its output"
@@ -114,7 +116,7 @@ pack_checkout() {
 
 # Fails where gcloud could not do it.
 make_ready() {
-  look
+  look || return 1
   case "$state" in
     READY) echo "launch: reusing $name" >&2 ;;
     STOPPED) tpu start "$name" ;;
@@ -130,11 +132,14 @@ make_ready() {
 look() {
   local looks=0
   while true; do
-    state="$(tpu_state)" || exit 1
+    state="$(tpu_state)" || return 1
     case "$state" in
       READY | STOPPED | ABSENT | PREEMPTED | TERMINATED) return ;;
     esac
-    ((++looks < 20)) || fail "$name stays in state $state; wait until it is READY, or delete it"
+    if ((++looks == 20)); then
+      echo "launch: $name stays in state $state; wait until it is READY, or delete it" >&2
+      return 1
+    fi
     echo "launch: $name is in state $state; waiting" >&2
     sleep "$pause"
   done

@@ -14,6 +14,7 @@ from jtcse_jax.data import text_files
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.models import hf_weights
 
@@ -96,11 +97,19 @@ def test_the_text_is_that_of_plain_python_and_its_counts_add_up(documents, corpu
     assert sorted(path.name for path in folder.parent.iterdir()) == ["corpus", "documents"]
 
 
-def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, capsys):
+def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, capsys, monkeypatch):
+    make_all = TokenParts.make_all
+
+    def find_all_made(self, advance):
+        assert all(map(self._counts, range(self._source.num_shards))), "Beam's workers made none"
+        make_all(self, advance)
+
+    monkeypatch.setattr(TokenParts, "make_all", find_all_made)
     folder = corpus("--input", documents, "--tokenizer", tokenizer, "--max-len", 16)
     assert (
         f"--data.source '{folder}/*.txt' --data.cache-dir {folder}/cache" in capsys.readouterr().out
     )
+    monkeypatch.undo()
     loaded = hf_weights.load_tokenizer(tokenizer)
     (made,) = (folder / "cache").iterdir()
     reference = tokenize(open_source(f"{folder}/*.txt"), loaded, 16, folder.parent / "reference")
@@ -155,6 +164,11 @@ def test_bad_input_is_said_in_one_line(documents, corpus, refused, tmp_path):
         ("--input", tmp_path / "pairs.tsv", "--output", new): "lines of two sentences",
         ("--input", tmp_path / "none*", "--output", new): "no file matches",
         ("--input", documents, "--output", new, "--files", 0): "--files 0: give at least 1",
+        (
+            *("--input", documents, "--output", new),
+            *("--beam", "runner=FnApiRunner", "direct_num_worker=0"),
+        ): "--beam direct_num_worker: Beam has no such option",
+        ("--input", documents, "--output", new, "--beam", "runner=Flnk"): "--beam runner=Flnk: ",
         ("--input", documents, "--output", tmp_path / "there"): "no corpus of this command",
         ("--input", documents, "--output", tmp_path / "made", "--files", 3): "another files: name",
         ("--input", tmp_path / "dots.txt", "--output", tmp_path / "made"): "another input: name",

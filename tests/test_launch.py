@@ -158,7 +158,10 @@ def test_slurm_installs_once_and_passes_the_arguments(checkout):
 
 @pytest.mark.parametrize(
     "status, restarts, requeued",
-    [(0, "0", 0), (1, "0", 0), (2, "0", 0), (75, "99", 1), (137, "9", 1), (137, "10", 0)],
+    [
+        *[(0, "0", 0), (1, "0", 0), (2, "0", 0)],
+        *[(75, "99", 1), (75, "100", 0), (137, "9", 1), (137, "10", 0)],
+    ],
 )
 def test_slurm_ends_as_its_training_and_requeues_what_may_go_on(
     checkout, status, restarts, requeued
@@ -169,6 +172,15 @@ def test_slurm_ends_as_its_training_and_requeues_what_may_go_on(
     settings["SLURM_RESTART_COUNT"] = restarts
     assert bash(checkout, "launch/slurm.sbatch", **settings).returncode == status
     assert calls(checkout) == ["requeue 7"] * requeued
+
+
+def test_slurm_looks_at_its_nodes_once(checkout):
+    stand_in(checkout.parent / "bin" / "srun", "exit 75")
+    stand_in(checkout.parent / "bin" / "scontrol", 'echo "$@" >>"$CALLS"')
+    settings = SLURM | {"SLURM_SUBMIT_DIR": str(checkout), "JTCSE_INSTALL": "no"}
+    settings["JTCSE_COMMAND"] = "preflight"
+    assert bash(checkout, "launch/slurm.sbatch", **settings).returncode == 75
+    assert calls(checkout) == []
 
 
 def test_slurm_wants_the_checkout(checkout):

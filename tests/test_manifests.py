@@ -99,7 +99,7 @@ def test_a_pod_trains(jobset, checkout):
     )
     assert done.returncode == 0
     config = "--config jtcse_jax/configs/quickstart.py"
-    assert calls(checkout) == [f"-m jtcse_jax.train {config} --seed 1"]
+    assert calls(checkout) == [f"-m jtcse_jax.train {config} --data.cache-dir cache --seed 1"]
     assert (ROOT / config.split("jtcse_jax/")[1]).exists()
 
 

@@ -6,13 +6,15 @@ import pytest
 from checkouts import bash, calls, make_checkout, stand_in
 
 # Plays the cloud: the workers' home folder is here, and what ssh is told is done. In the home,
-# `states` holds what describe finds, in turn, and COMMAND.statuses how a command ends.
+# `states` holds what describe finds, in turn, `looks` whether it finds anything, and
+# COMMAND.statuses how a command ends.
 GCLOUD = """printf '%s ' "${@:4:2}" "${@: -2}" >>"$CALLS"; echo >>"$CALLS"
 printf '%s\\n' "$@" >>"$CALLS.all"
 next() { head -n 1 "$HOME/$1" && sed -i 1d "$HOME/$1"; }
 case "$4" in
   describe)
     [[ -z "${FAILURE:-}" ]] || { echo "ERROR: $FAILURE" >&2; exit 1; }
+    [[ ! -s "$HOME/looks" ]] || [[ "$(next looks)" == found ]] || exit 1
     if [[ -s "$HOME/states" ]]; then next states; else echo "$STATE"; fi ;;
   scp) cp "$5" "$HOME" ;;
   ssh)
@@ -106,6 +108,25 @@ def test_tpu_is_made_anew_as_soon_as_there_is_one(cloud):
     assert done.returncode == 0, done.stderr
     steps = [call.split()[0] for call in calls(cloud)]
     assert steps.count("create") == 3 and steps.count("ssh") == 2
+
+
+def test_tpu_is_looked_for_until_the_network_is_back(cloud):
+    home = cloud.parent / "home"
+    (home / "looks").write_text("found\nno network\nno network\nfound\n")
+    (home / "ssh.statuses").write_text("255\n")
+    arguments = ["mine", "--zone", "z", "--pause", "0"]
+    done = bash(cloud, "launch/tpu_vm.sh", *arguments, STATE="READY")
+    assert done.returncode == 0, done.stderr
+    steps = " ".join(call.split()[0] for call in calls(cloud))
+    assert steps == "describe scp ssh" + " describe" * 3 + " scp ssh"
+
+
+def test_tpu_preflight_looks_once(cloud):
+    (cloud.parent / "home" / "ssh.statuses").write_text("75\n")
+    settings = {"STATE": "READY", "JTCSE_COMMAND": "preflight"}
+    done = bash(cloud, "launch/tpu_vm.sh", "mine", "--zone", "z", "--pause", "0", **settings)
+    assert done.returncode == 75
+    assert [call.split()[0] for call in calls(cloud)] == ["describe", "scp", "ssh"]
 
 
 def test_tpu_without_trainer_arguments(cloud):

@@ -148,10 +148,17 @@ def _running(beam: Any, options: Sequence[str]) -> Iterator[Any]:
     """A pipeline that runs when the block ends, its errors in one line where they are of a user."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    parsed = PipelineOptions([f"--{option}" for option in options])
+    # Beam only warns of what it does not know.
+    names = {option.partition("=")[0] for option in options}
+    if unknown := sorted(names - parsed.get_all_options().keys()):
+        raise UserError(f"--beam {unknown[0]}: Beam has no such option; correct its name.")
     try:
-        with beam.Pipeline(
-            options=PipelineOptions([f"--{option}" for option in options])
-        ) as pipeline:
+        pipeline = beam.Pipeline(options=parsed)
+    except ValueError as error:  # a runner that is none
+        raise UserError(f"--beam {' '.join(options)}: {error}") from error
+    try:
+        with pipeline:
             yield pipeline
     except RuntimeError as error:
         if raised := _RAISED.findall(str(error)):

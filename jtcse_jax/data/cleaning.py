@@ -24,6 +24,7 @@ _END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[」』”’）]
 _ABBREVIATION = re.compile(
     r"\b(?:e\.g|i\.e|cf|vs|etc|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Fig|No|Vol|pp|ca|[^\W\d_])\.\s+$"
 )
+_LONGEST = 8  # characters of an abbreviation, and one before it; further back would cost squares
 _OPENING = "\"'“‘«([¿¡"
 _REMOVED = dict.fromkeys(
     [*range(0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0)]
@@ -66,7 +67,8 @@ def split(text: str) -> Iterator[str]:
     for end in _END.finditer(text):
         following = text[end.end() : end.end() + 2].lstrip(_OPENING)
         ends = text[end.start()] in "。！？" or not (
-            following[:1].islower() or _ABBREVIATION.search(text, start, end.end())
+            following[:1].islower()
+            or _ABBREVIATION.search(text, max(start, end.start() - _LONGEST), end.end())
         )
         if ends and text[start : end.end()].strip():
             yield text[start : end.end()].strip()

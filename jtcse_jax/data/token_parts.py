@@ -140,7 +140,7 @@ class TokenParts:
             whole = (part / TOKENS).stat().st_size == counts["tokens"] * self.dtype.itemsize and (
                 part / LENGTHS
             ).stat().st_size == counts["sentences"] * 2
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         return counts if whole else None
 
@@ -175,14 +175,12 @@ def publish(unfinished: Path, folder: Path, is_whole: Callable[[], bool]) -> Non
 
     Another's comes in between where files cannot be locked, and holds the same.
     """
-    if is_whole():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         unfinished.rename(folder)
     except OSError:
         if not is_whole():
-            raise
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
 
 
 def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.token_parts import LENGTHS, TOKENS, TokenParts, publish
 from jtcse_jax.errors import UserError
+from jtcse_jax.user_path import user_path
 
 _FORMAT = 2
 _STRIDE = 64  # the start of every 64th sentence is stored; the others follow from lengths
@@ -68,7 +69,7 @@ class TokenCache:
                 and len(self._starts) == math.ceil(len(self.lengths) / _STRIDE)
                 and end == len(self._tokens) == meta["tokens"]
             )
-        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
+        except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError):
             intact = False
         if not intact:
             raise UserError(f"the token cache {folder} is damaged or not finished; delete it")
@@ -154,7 +155,7 @@ def cache_folder(source: Source, backend: tokenizers.Tokenizer, cache_dir: Path 
     """Where the cache of a text is, or will be; `backend` is that of `truncating_backend`."""
     parts = [source.fingerprint(), backend.to_str(), backend.truncation["max_length"], _FORMAT]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    return Path(cache_dir).expanduser() / key
+    return user_path(cache_dir) / key
 
 
 def parts_of(source: Source, backend: tokenizers.Tokenizer, folder: Path) -> TokenParts:

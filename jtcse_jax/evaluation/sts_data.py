@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.user_path import user_path
 
 # The subsets are named, not searched for: a missing or an extra file (SMT of STS13, which has
 # scores but no published sentences) would otherwise change the figure without a word.
@@ -61,7 +62,7 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
     `{task: reason}`. Raises `UserError` where none is there, and for a malformed line, by file and
     line.
     """
-    path = Path(path).expanduser().absolute()  # SICK lies beside `.` too
+    path = user_path(path).absolute()  # SICK lies beside `.` too
     if not path.is_dir():
         return [StsTask(path.stem, {"all": load_pairs(path)})], {}
     root = path if (path / "STS12-en-test").is_dir() else path / "STS"
@@ -98,7 +99,7 @@ def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
     Raises `UserError` for a missing or empty file, a malformed line (by file and line), an unknown
     split, and for pairs that all have the same score: no ranking can be compared with those.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
     if path.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.user_path import user_path
 
 # Below SentEval's `downstream`. One file per class (0, 1), or one per split (train, [dev,] test).
 FILES = {
@@ -61,7 +62,7 @@ def load_transfer(folder: str | Path) -> tuple[list[TransferTask], dict[str, str
 
     Raises `UserError` where no task is there, and for a malformed line, by file and line.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     tasks, missing = [], {}
     for name, files in FILES.items():
         paths = [folder / file for file in files]

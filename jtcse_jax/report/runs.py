@@ -14,6 +14,7 @@ from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.saved_model import CHECKPOINTS, read_json
 from jtcse_jax.stages import FINISHED
 from jtcse_jax.start import CONFIG
+from jtcse_jax.user_path import user_path
 
 # The suites of `evaluate`, and what a result of each has beside its protocol.
 SUITES = {"sts": "spearman", "transfer": "accuracy", "mteb": "failed", "diagnostics": "embeddings"}
@@ -51,7 +52,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     UserError for a folder that is none, a run that has logged nothing, and a damaged line, by file
     and line.
     """
-    found = [run for folder in folders for run in _runs_in(Path(folder).expanduser())]
+    found = [run for folder in folders for run in _runs_in(user_path(folder))]
     if not found:
         raise UserError("There is nothing to report: name a workdir.")
     paths = [run.folder.resolve() for run in found]
@@ -88,7 +89,7 @@ def read_results(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
 
     Raises UserError for anything else.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
     content = read_json(path, dict)
