@@ -13,7 +13,7 @@ import numpy as np
 from jax._src.distributed import global_state  # jax has no public way to its client
 from jax.experimental import multihost_utils
 
-from jtcse_jax.errors import START_AGAIN, UserError, share_failures
+from jtcse_jax.errors import Hung, UserError, end_at_once, share_failures
 
 _FAILED = "jtcse_jax/failed"
 _LOOK_SECONDS = 1
@@ -67,13 +67,12 @@ def initialize(*, timeout: int = 300) -> None:
 
 
 def _end_alone(timeout: int) -> None:
-    print(
-        f"error: the other processes of the declared cluster did not come within {timeout} s: "
-        "start all of them, and let them reach process 0",
-        file=sys.stderr,
-        flush=True,
+    end_at_once(
+        Hung(
+            f"the other processes of the declared cluster did not come within {timeout} s: "
+            "start all of them, and let them reach process 0"
+        )
     )
-    os._exit(START_AGAIN)
 
 
 def _fail_together() -> None:

@@ -30,7 +30,7 @@ class InUse(UserError):
 
 
 class Hung(UserError):
-    """A thread does not answer, so that the process has to end without waiting for it."""
+    """What does not answer may do so later, and cannot be waited for at the process's end."""
 
     status = START_AGAIN
 

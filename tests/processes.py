@@ -23,6 +23,8 @@ STEERING = (
 
 # What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
 PROGRAM = """
+import sys
+sys.modules["torch"] = None  # transformers would import it, for as long as all the rest takes
 from pathlib import Path
 from runs import tiny_config
 from jtcse_jax.config import *
