@@ -1,7 +1,7 @@
 """The shape of an encoder, and how the towers of a bank cross: what a model is, beside weights."""
 
 import dataclasses
-import math
+import reprlib
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -25,8 +25,9 @@ def check_fields(section: str, fields: object) -> None:
             else:
                 allowed = f"must be {kind.__name__ if isinstance(kind, type) else kind}"
             raise UserError(f"{section}{name} = {value!r}: {allowed}.") from error
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{section}{name} = {value}: must be a finite number.")
+        # Neither infinite, nor NaN, nor a whole number that no float holds.
+        if isinstance(value, int | float) and not abs(value) < 1e300:
+            raise UserError(f"{section}{name} = {reprlib.repr(value)}: must be a finite number.")
 
 
 @dataclass(frozen=True)

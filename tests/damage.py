@@ -10,8 +10,40 @@ from hypothesis import strategies as st
 Files = dict[str, bytes | None]  # by path below the target's folder; None: no such file
 
 ODD = [
-    *(None, True, False, -1, 0, 1, 3, 2**16, 2**31, 2**63, 10**30, 0.0, 0.5, 1e308, math.nan),
-    *(math.inf, "", "x", "cls", "mean", ".", "..", "../x", "/", "~nobody/x", "\0", "²", "\ud800"),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        3,
+        2**16,
+        2**31,
+        2**63,
+        10**30,
+        10**400,
+        0.0,
+        0.5,
+        1e308,
+        math.nan,
+    ),
+    *(
+        math.inf,
+        "",
+        "x",
+        "cls",
+        "mean",
+        ".",
+        "..",
+        "../x",
+        "/",
+        "~nobody/x",
+        "~no one/x",
+        "\0",
+        "²",
+        "\ud800",
+    ),
     *([], {}, [[]], ["x"], [None], {"a": 1}, [1, "x"], "x#0", "x#²", "package:x/..", "x" * 300),
 ]
 odd = st.sampled_from(ODD) | st.recursive(

@@ -377,6 +377,7 @@ def test_defaults_are_the_published_twin():
         ),
         (lambda: DataConfig(timeout=float("inf")), r"data\.timeout = inf: must be a finite number"),
         (lambda: ObjectiveConfig(nce_weight=float("nan")), r"nce_weight = nan: must be a finite"),
+        (lambda: ObjectiveConfig(temperature=10**400), r"temperature = 1000.*must be a finite"),
         (lambda: Pipeline(seed="0"), r"^seed = '0': must be int\."),
         (lambda: Pipeline(stages={"a": 3}), r"^stages = \{'a': 3\}: must be dict"),
         (lambda: Config(max_steps="all"), r"^max_steps = 'all': must be int \| None\."),

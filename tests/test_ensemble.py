@@ -143,6 +143,8 @@ WRONG = [
     ('{"members": [{"model": "one", "weight": true}]}', "weight = True"),
     ('{"members": [{"model": "one", "weight": 0}]}', "weight = 0"),
     ('{"members": [{"model": "one", "weight": NaN}]}', "weight = nan"),
+    ('{"members": [{"model": "one", "weight": 1%s}]}' % (400 * "0"), "weight = 1000.*, to 1e"),
+    ('{"members": [{"model": "~no one/x", "weight": 1}]}', "~no one/x"),
     ('{"members": [{"model": "one", "weight": 1, "max_len": "9"}]}', "max_len = '9' is no int"),
     ('{"members": [{"model": "one", "weight": 1, "pooling": "max"}]}', "member 0: .*'max'"),
     ('{"members": [{"model": "none.json", "weight": 1}]}', "none.json: there is no such file"),

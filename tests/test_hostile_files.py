@@ -135,6 +135,10 @@ def test_towers_lie_in_their_folder(tmp_path):
         (tmp_path / "two" / "jtcse.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match="jtcse.json: .* is no folder in this one"):
             saved_model.load(tmp_path / "two")
+    changed = description | {"towers": ["tower_0"] * 1000}
+    (tmp_path / "two" / "jtcse.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"towers = .*: name each once"):
+        saved_model.load(tmp_path / "two")
 
 
 @pytest.mark.parametrize("number", ["²", "1" * 5000, "-1", "x", ""])
