@@ -212,7 +212,7 @@ class Checkpoints:
         elif jax.process_count() == 1 and kind is not Hung:
             try:
                 self.close()
-            except Exception as error:  # what is on its way says more
+            except UserError as error:  # what is on its way says more
                 log.warning("%s", error)
 
     def _write_manifest(self) -> None:

@@ -218,10 +218,13 @@ def test_damaged_step_is_set_aside_for_the_next_newest(damaged, caplog, words):
 
 
 def test_an_error_on_its_way_is_not_replaced_by_that_of_a_save(tmp_path, monkeypatch, caplog):
-    def fail(self):
-        raise OSError("the disk is full")
+    failures = [OSError("the disk is full")]
 
-    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    def fail_once(self):
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail_once)
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path):
         raise ZeroDivisionError
     assert "could not be written" in caplog.text and "the disk is full" in caplog.text
