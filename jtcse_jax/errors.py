@@ -1,8 +1,8 @@
 """How a command ends other than well: in one line where the user can mend it, and in all processes.
 
-Exit statuses: 2 bad input (starting again does not help), 75 stopped on request with everything
-saved, or kept from work (start again: EX_TEMPFAIL of sysexits.h), 130 interrupted, 141 nobody reads
-the output.
+Exit statuses: 1 a crash, with its traceback; 2 bad input (starting again does not help); 75 stopped
+on request with everything saved, or kept from work (start again: EX_TEMPFAIL of sysexits.h); 130
+interrupted; 141 nobody reads the output.
 """
 
 import contextlib

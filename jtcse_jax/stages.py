@@ -105,7 +105,8 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
                 if tasks and config.objective.name != "mlm" and not rows[name]["sts"]:
                     rows[name] = _finish(name, config, tasks)
         except UserError as error:
-            raise UserError(f"stage {name}: {error}") from error
+            # Of its own kind, which decides whether a launcher starts the pipeline again.
+            raise type(error)(f"stage {name}: {error}") from error
     _export(workdir, Path(configs[name].workdir), rows[name])
     if is_primary():
         (workdir / FROM).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from jtcse_jax.card import Card
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import load_config_file
 from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
 from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
 from jtcse_jax.start import keep
@@ -161,6 +161,15 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
         "sts": {},
     }
     assert rows[0]["dev"] is None and rows[0]["step"] == 2
+
+
+def test_what_hung_in_a_stage_may_be_started_again(tmp_path, monkeypatch):
+    def hang(config):
+        raise Hung("no batch came")
+
+    monkeypatch.setattr(stages, "train", hang)
+    with pytest.raises(Hung, match="stage language: no batch came"):
+        run(make_pipeline(tmp_path))
 
 
 def test_two_pipelines_in_a_workdir_are_refused(tmp_path, trainer):
