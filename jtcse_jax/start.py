@@ -71,7 +71,8 @@ def check_config(workdir: Path, config: Config) -> None:
 def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
     """Writes down what the run goes on with, for the checks of its next start.
 
-    To be called when all of it is known to fit. `fingerprints` are texts by file name.
+    To be called when all of it is known to fit. `fingerprints` are texts by file name. Raises
+    UserError where a file cannot be written.
     """
     output.replace(workdir / CONFIG, to_json(config) + "\n")
     for file, found in fingerprints.items():
