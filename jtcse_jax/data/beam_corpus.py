@@ -20,7 +20,7 @@ import tokenizers
 from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.token_parts import TokenParts
-from jtcse_jax.errors import UserError, writing
+from jtcse_jax.errors import UserError
 
 DOCUMENTS, DISTINCT = "documents", "distinct"
 # What a user can mend comes back from a worker as the last line of a traceback.
@@ -127,9 +127,8 @@ def make_part(number: int, spec: str, backend: str, folder: str) -> None:
     """Makes one part of a token cache, from what can be sent to another machine."""
     tokenizer = tokenizers.Tokenizer.from_str(backend)
     parts = TokenParts(open_source(spec), tokenizer, Path(folder))
-    with writing(folder):
-        parts.begin()
-        parts.make(number)
+    parts.begin()
+    parts.make(number)
 
 
 def _hash(sentence: str) -> bytes:
