@@ -70,7 +70,8 @@ def _read_options() -> argparse.Namespace:
         default="cpu" if jax.default_backend() == "cpu" else "cuda",
     )
     parser.add_argument("--dtype", choices=list(_LEAST_COSINE))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="calls that count, of each process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
@@ -107,7 +108,7 @@ def _race(
     for name, size in product(options.against, options.batch_size):
         arguments = shared | {"batch_size": size, "device": options.device}
         contenders[f"{name}, batches of {size}"] = Contender(_OPPONENTS[name], arguments)
-    outcomes = race(contenders, options.rounds)
+    outcomes = race(contenders, options.rounds, turns=options.turns)
     _check_equal(model, options.dtype)
     limit = outcomes[_DEVICE_ONLY].numbers["limit_seconds"]
     ours = outcomes[_TEXT_TO_VECTOR].median

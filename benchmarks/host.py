@@ -61,7 +61,8 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--batches", type=int, default=300, help="batches taken in a round")
     parser.add_argument("--step-ms", type=float, default=13.0, help="the step that is fed")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="calls that count, of each process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
     parser.add_argument("--ours-only", action="store_true", help="leave out the comparisons")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
@@ -144,6 +145,7 @@ def _tokenising_compared(options: argparse.Namespace, text: Path) -> list[dict[s
         {"ours": Contender(_tokenise_anew, arguments), "datasets": Contender(_map, arguments)},
         options.rounds,
         warmup=0,
+        turns=options.turns,
     )
     seconds = {name: outcome.median for name, outcome in outcomes.items()}
     return [
@@ -193,7 +195,7 @@ def _feeding(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         if not options.ours_only:
             collated = common | {"tokenizer": options.tokenizer}
             contenders["torch loader"] = Contender(_collate, collated)
-        for name, outcome in race(contenders, options.rounds).items():
+        for name, outcome in race(contenders, options.rounds, turns=options.turns).items():
             numbers = {"batch": size, **outcome.numbers}
             rows.append({"feeding": name} | {key: numbers.get(key) for key in _FEEDING})
     return rows

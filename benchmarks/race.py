@@ -93,6 +93,8 @@ def _run(name: str, contender: Contender, rounds: int, warmup: int) -> Outcome:
         start = _answer(end, name)
         answers = [_answer(end, name, ask=True) for _ in range(warmup + rounds)]
     finally:
+        end.close()  # it ends by itself when nobody asks any more
+        process.join(10)
         process.kill()
         process.join()
     return Outcome(
@@ -117,7 +119,10 @@ def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
-    Console(width=max(100, Console().width)).print(table)
+    console = Console()
+    # Nothing is folded in a file.
+    console.width = max(console.width, 100 if console.is_terminal else 200)
+    console.print(table)
     if output:
         replace(output, json.dumps(result, indent=1) + "\n")
 

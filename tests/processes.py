@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
@@ -116,10 +117,13 @@ def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]
 SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there
 
 
-def wait_for(path: Path, pattern: str, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(
+    path: Path, pattern: str, process: subprocess.Popen | BaseProcess, seconds: float = 120
+) -> None:
     """Returns when a file matches, or the process has ended."""
     deadline = time.monotonic() + seconds
-    while not any(path.glob(pattern)) and process.poll() is None:
+    alive = process.is_alive if isinstance(process, BaseProcess) else lambda: process.poll() is None
+    while not any(path.glob(pattern)) and alive():
         if time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"no {pattern} in {path}")

@@ -38,7 +38,7 @@ def main() -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     memory: list[tuple[float, int]] = []
     whole = run(folder / "whole")
-    kills, stops = kill_again_and_again(folder / "killed", options, whole.pid, memory)
+    kills, stops = kill_again_and_again(folder / "killed", options, whole, memory)
     whole.terminate()
     assert whole.wait() == START_AGAIN, f"SIGTERM gave status {whole.returncode}"
     last = 10 + max(newest(folder / name) for name in ("whole", "killed"))
@@ -56,21 +56,25 @@ def main() -> None:
 
 
 def kill_again_and_again(
-    folder: Path, options: argparse.Namespace, pid: int, memory: list[tuple[float, int]]
+    folder: Path,
+    options: argparse.Namespace,
+    whole: subprocess.Popen,
+    memory: list[tuple[float, int]],
 ) -> tuple[int, int]:
     """Starts and ends the run in `folder`; returns how often it was killed and how often stopped.
 
-    Meanwhile the memory of process `pid` is noted: (seconds, bytes).
+    Meanwhile the memory of the process `whole` is noted: (seconds, bytes).
     """
     chance = random.Random(options.seed)
     began = time.monotonic()
     kills = stops = 0
     while (age := time.monotonic() - began) < 60 * options.minutes:
         process = run(folder)
-        ends = age + chance.uniform(0.2, 1.8) * options.seconds_between
+        ends = age + chance.uniform(0, 2) * options.seconds_between
         while (age := time.monotonic() - began) < ends:
-            assert process.poll() is None, f"the run ended by itself: {process.returncode}"
-            memory.append((age, resident(pid)))
+            for one in (whole, process):
+                assert one.poll() is None, f"a run ended by itself: status {one.returncode}"
+            memory.append((age, resident(whole.pid)))
             time.sleep(min(1, max(ends - age, 0)))
         if chance.random() < 0.25:
             process.terminate()
@@ -101,7 +105,7 @@ def run(folder: Path, steps: int = 10_000_000) -> subprocess.Popen:
 
 
 def resident(pid: int) -> int:
-    """Resident bytes of a process."""
+    """Resident bytes of a living process."""
     fields = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()
     return 1024 * int(fields[0])
 

@@ -33,8 +33,9 @@ def test_losses_agree(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_host(monkeypatch, tmp_path):
     output = tmp_path / "host.json"
-    sizes = ("--sentences", 400, "--batch", 8, "--batches", 4, "--rounds", 1, "--step-ms", 1)
-    run(host, monkeypatch, *sizes, "--ours-only", "--output", output)
+    sizes = ("--sentences", 400, "--batch", 8, "--batches", 4, "--step-ms", 1)
+    once = ("--rounds", 1, "--turns", 1)
+    run(host, monkeypatch, *sizes, *once, "--ours-only", "--output", output)
     result = json.loads(output.read_text())
     assert result["rows"][0]["batch"] == 8
     (cache,) = (row["value"] for row in result["text"] if row["unit"] == "bytes")
@@ -44,7 +45,7 @@ def test_host(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_encode(monkeypatch, tmp_path):
     output = tmp_path / "encode.json"
-    sizes = ("--size", "small", "--towers", 2, "--sentences", 8, "--rounds", 1)
+    sizes = ("--size", "small", "--towers", 2, "--sentences", 8, "--rounds", 1, "--turns", 1)
     run(encode, monkeypatch, *sizes, "--against", "--output", output)
     rows = json.loads(output.read_text())["rows"]
     assert len(rows) == 2 and all(row["sentences/s"] > 0 for row in rows)

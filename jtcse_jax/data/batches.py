@@ -1,8 +1,8 @@
 """Packed batches by step: a function of (cache, seed, step), the same on any number of shards.
 
-The position in the data is the step alone. Grain shuffles the items without storing a
-permutation, a new order each epoch, and reads ahead; every shard computes the packing plan of
-the whole batch from the cached lengths and fills only its own rows.
+The position in the data is the step alone. Each epoch has an order of its own, of which a batch
+is a part (`data.shuffling`); grain reads ahead; every shard computes the packing plan of the whole
+batch from the cached lengths and fills only its own rows.
 """
 
 import math
@@ -15,11 +15,13 @@ import jax
 import numpy as np
 
 from jtcse_jax.batch import Batch
+from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import Plan, Views
 from jtcse_jax.errors import Hung, UserError
 
 _MEASURED_BATCHES = 256
+_MOST_STEPS = 2**62  # there is a batch for every one
 _READ_THREADS = 2
 _READ_AHEAD = 8
 
@@ -101,18 +103,12 @@ class PackedBatches:
         ]
         self.num_items = self._views[0].num_items
         _check_fields(self._views, batch_size, seed)
+        self._batch_size, self._seed = batch_size, seed
         self._micro_batch = micro_batch
         self._starts = range(0, batch_size, micro_batch or batch_size)
         self._shard = shard
-        self._items = (
-            grain.MapDataset.range(self.num_items)
-            .seed(seed)
-            .shuffle()
-            .batch(batch_size, drop_remainder=False, batch_fn=np.array)
-            .repeat()
-        )
         # A generator for each step: repeated words differ from epoch to epoch.
-        self._batches = self._items.random_map(self._pack_batch)
+        self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
         self.most_rows = _round_up(self._starts.step, row_multiple)
         self._usual_rows = [
@@ -148,7 +144,7 @@ class PackedBatches:
         """
         measured = min(_MEASURED_BATCHES, self.steps_per_epoch)
         rng = np.random.default_rng(0)
-        plans = [self._plan(self._items[step], rng) for step in range(measured)]
+        plans = [self._plan(self._items(step), rng) for step in range(measured)]
         share_fitting = np.arange(1, measured + 1) / measured
         usual = []
         for every in zip(*plans, strict=True):
@@ -157,13 +153,20 @@ class PackedBatches:
             usual.append(int(rows[work.argmin()]))
         return usual
 
+    def _items(self, step: int) -> np.ndarray:
+        """The numbers of the items in the batch of a step."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self._batch_size
+        positions = np.arange(start, min(start + self._batch_size, self.num_items))
+        return shuffled(positions, self.num_items, (self._seed, epoch))
+
     def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[list[Plan]]:
         """The plans of every micro-batch, for each of the caches."""
         parts = [items[start : start + self._starts.step] for start in self._starts]
         return [[views.plan(part, rng) for part in parts] for views in self._views]
 
-    def _pack_batch(self, items: np.ndarray, rng: np.random.Generator) -> Batch:
-        plans = self._plan(items, rng)
+    def _pack_batch(self, step: int, rng: np.random.Generator) -> Batch:
+        plans = self._plan(self._items(int(step)), rng)
         fits = all(
             plan.packing.num_rows <= usual
             for micro, usual in zip(plans, self._usual_rows, strict=True)
