@@ -166,7 +166,7 @@ class PackedBatches:
         return [[views.plan(part, rng) for part in parts] for views in self._views]
 
     def _pack_batch(self, step: int, rng: np.random.Generator) -> Batch:
-        plans = self._plan(self._items(int(step)), rng)
+        plans = self._plan(self._items(step), rng)
         fits = all(
             plan.packing.num_rows <= usual
             for micro, usual in zip(plans, self._usual_rows, strict=True)
