@@ -3,8 +3,10 @@
     python tests/soak.py [--minutes 60] [--seconds-between 120] [--workdir FOLDER]
 
 Both train the same two small towers at the same time; one in one go, the other under SIGKILL (three
-of four times) and SIGTERM at random moments, saves included. One line at the end; status 1 if the
-two differ, or the memory of the one in one go grew by more than 1 % an hour.
+of four times) and SIGTERM at random moments, saves included: it saves about twice a second. The one
+in one go saves about every minute, as real runs do, because TensorStore keeps some 80 kB of each
+save (docs/reliability.md). One line at the end; status 1 if the two differ, or the memory of the
+one in one go grew by more than 1 % an hour.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.saved_model import CHECKPOINTS  # noqa: E402
 
+OFTEN, SELDOM = 7, 1000  # steps between saves
 SETTLED = 0.1  # of the time, before memory is looked at
 
 
@@ -37,14 +40,14 @@ def main() -> None:
     for name in ("whole", "killed"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     memory: list[tuple[float, int]] = []
-    whole = run(folder / "whole")
+    whole = run(folder / "whole", SELDOM)
     kills, stops = kill_again_and_again(folder / "killed", options, whole, memory)
     whole.terminate()
     assert whole.wait() == START_AGAIN, f"SIGTERM gave status {whole.returncode}"
     last = 10 + max(newest(folder / name) for name in ("whole", "killed"))
     runs = []
     for name in ("whole", "killed"):
-        process = run(folder / name, steps=last)
+        process = run(folder / name, SELDOM, steps=last)
         assert process.wait() == 0, f"{name} ended with status {process.returncode}"
         runs.append(saved_params(folder / name / "run", last))
     same, hourly = largest_difference(*runs) == 0, growth(memory)
@@ -69,7 +72,7 @@ def kill_again_and_again(
     began = time.monotonic()
     kills = stops = 0
     while (age := time.monotonic() - began) < 60 * options.minutes:
-        process = run(folder)
+        process = run(folder, OFTEN)
         ends = age + chance.uniform(0, 2) * options.seconds_between
         while (age := time.monotonic() - began) < ends:
             for one in (whole, process):
@@ -97,9 +100,9 @@ def _read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(folder: Path, steps: int = 10_000_000) -> subprocess.Popen:
+def run(folder: Path, save_every: int, steps: int = 10_000_000) -> subprocess.Popen:
     """The run in `folder`, in a process of its own; by default it ends by a signal alone."""
-    fields = f"max_steps={steps}, save_every=7, keep=2, eval_every=1000, log_every=100"
+    fields = f"max_steps={steps}, save_every={save_every}, keep=2, eval_every=1000, log_every=100"
     with (folder / "log.txt").open("a") as log:
         return start(folder, fields, log=log)
 

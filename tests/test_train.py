@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import wait_for
+from processes import ROOT, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax import saved_model
@@ -206,13 +206,15 @@ def train_until_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_path):
+def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     """Starts and saves included; tests/soak.py does it for an hour."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     checkpoints = killed / "run" / saved_model.CHECKPOINTS
-    # Forked from a process that has imported everything, they start at once.
+    # Forked from a process that has imported everything, they start at once. Python 3.11 gives that
+    # process its path by the environment alone, and is silent about what it then cannot import.
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_train"])
     random = np.random.default_rng()
@@ -234,7 +236,8 @@ def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_pat
             newest.append(saved.newest_step() or 0)
     assert newest == sorted(newest) and len(set(newest)) > 2, (moments, newest)
     last = newest[-1] + 3
-    for folder in (whole, killed):
-        train(tiny_config(folder, **KILLED | {"max_steps": last}), devices=one_device())
+    for folder, save_every in ((whole, last), (killed, 1)):
+        fields = KILLED | {"max_steps": last, "save_every": save_every}
+        train(tiny_config(folder, **fields), devices=one_device())
     difference = largest_difference(saved_params(whole / "run"), saved_params(killed / "run"))
     assert difference == 0, (moments, newest)
