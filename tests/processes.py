@@ -22,6 +22,12 @@ STEERING = (
     *("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS"),
 )
 
+WITHOUT_TORCH = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+"""
+
 # What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
 PROGRAM = """
 import sys
@@ -112,6 +118,12 @@ def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]
     finally:
         process.kill()
     return process.returncode, out, err
+
+
+def hide_torch(folder: Path) -> str:
+    """The PYTHONPATH of a Python as where torch is not installed; writes a file in `folder`."""
+    (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    return str(folder)
 
 
 SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there

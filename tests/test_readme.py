@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import QUICK_COMPILATION
+from processes import QUICK_COMPILATION, hide_torch
 from runs import write_dev, write_text
 from test_encoder import tiny_model
 from test_sts_data import write_senteval
@@ -45,12 +45,6 @@ ADDED = {
         *("--rounds", "1", "--turns", "1", "--objective", "jtcse", "--against", "well made"),
     ],
 }
-
-WITHOUT_TORCH = """
-from importlib.machinery import PathFinder
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-"""
 
 
 def blocks(language: str) -> list[str]:
@@ -92,14 +86,12 @@ def test_every_command_runs(tmp_path):
     write_text(checkout / "sentences.txt")
     write_dev(checkout / "dev.tsv")
     write_senteval(checkout / "STS")
-    # As where torch is not installed: transformers would import it in every one of them.
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
     environment = {
         **os.environ,
         "JTCSE_INSTALL": "no",
         "HOME": str(tmp_path),
         "XLA_FLAGS": QUICK_COMPILATION,
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": hide_torch(tmp_path),
     }
     ran = 0
     for command in [*commands(), *blocks("python")]:
