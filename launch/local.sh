@@ -18,4 +18,7 @@ done
 [[ "${JTCSE_INSTALL:-yes}" == no ]] || bash "$root/launch/install.sh"
 # No change of folder: a relative path in an argument is the caller's.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# A step on a CPU takes gigabytes from malloc and gives them back: in huge pages that is a fifth
+# faster (docs/benchmarks.md). The C library reads this at the start of a process alone.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$root/.venv/bin/python" -m "jtcse_jax.$command" ${config[@]+"${config[@]}"} "$@"

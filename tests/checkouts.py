@@ -36,7 +36,7 @@ def stand_in(path: Path, script: str) -> Path:
 
 def environment(checkout: Path, settings: dict[str, str]) -> dict[str, str]:
     """This process's environment without what steers the scripts; calls land in `calls`."""
-    steering = ("JTCSE_", "JAX_", "SLURM_", "PYTHON", "CI")
+    steering = ("JTCSE_", "JAX_", "SLURM_", "PYTHON", "CI", "GLIBC_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
     here = checkout.parent
     return kept | {

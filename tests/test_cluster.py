@@ -69,8 +69,8 @@ def test_processes_equal_one(tmp_path, count, layout):
 
 def test_a_missing_process_is_an_error_within_its_time(tmp_path):
     short = "from jtcse_jax import distributed\ndistributed.initialize(timeout=5)"
-    for index in (0, 1):
-        (process,) = start_cluster(2, tmp_path, present=[index], joining=short)
+    clusters = [start_cluster(2, tmp_path, present=[index], joining=short) for index in (0, 1)]
+    for (process,) in clusters:
         status, _, err = end(process, timeout=60)
         assert status == 75, err
         assert "did not come within 5 s: start all of them, and let them reach process 0" in err

@@ -95,6 +95,14 @@ def test_a_config_of_the_user_replaces_the_quickstart(checkout, config):
     assert calls(checkout) == [" ".join(["-m jtcse_jax.train", *config])]
 
 
+@pytest.mark.parametrize("users", [None, "glibc.malloc.check=1"])
+def test_memory_comes_in_huge_pages_unless_the_user_says_otherwise(checkout, users):
+    stand_in(checkout / ".venv" / "bin" / "python", 'echo "$GLIBC_TUNABLES"')
+    settings = {"JTCSE_INSTALL": "no"} | ({"GLIBC_TUNABLES": users} if users else {})
+    done = bash(checkout, "launch/local.sh", **settings)
+    assert done.stdout == f"{users or 'glibc.malloc.hugetlb=1'}\n"
+
+
 def test_cpu_asks_for_no_extra(checkout):
     bash(checkout, "launch/install.sh", JTCSE_ACCELERATOR="cpu")
     assert calls(checkout)[0].endswith(f"-r {checkout}/requirements.txt")
