@@ -3,8 +3,8 @@
     python tests/soak.py [--minutes 60] [--seconds-between 120] [--workdir FOLDER]
 
 Both train the same two small towers at the same time; one in one go, the other under SIGKILL (three
-of four times) and SIGTERM at random moments, saves included: it saves about twice a second. The one
-in one go saves about every minute, as real runs do, because TensorStore keeps some 80 kB of each
+of four times) and SIGTERM at random moments, saves included: it saves several times a second. The
+one in one go saves every few minutes, as real runs do, because TensorStore keeps some 80 kB of each
 save (docs/reliability.md). One line at the end; status 1 if the two differ, or the memory of the
 one in one go grew by more than 1 % an hour.
 """
@@ -29,7 +29,7 @@ from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.saved_model import CHECKPOINTS  # noqa: E402
 
-OFTEN, SELDOM = 7, 1000  # steps between saves
+OFTEN, SELDOM = 7, 5000  # steps between saves
 SETTLED = 0.1  # of the time, before memory is looked at
 
 
@@ -102,7 +102,8 @@ def _read_options() -> argparse.Namespace:
 
 def run(folder: Path, save_every: int, steps: int = 10_000_000) -> subprocess.Popen:
     """The run in `folder`, in a process of its own; by default it ends by a signal alone."""
-    fields = f"max_steps={steps}, save_every={save_every}, keep=2, eval_every=1000, log_every=100"
+    often = f"save_every={save_every}, eval_every={max(save_every, 1000)}, log_every=100"
+    fields = f"max_steps={steps}, keep=2, {often}"
     with (folder / "log.txt").open("a") as log:
         return start(folder, fields, log=log)
 
