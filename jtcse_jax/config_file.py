@@ -13,6 +13,7 @@ import tyro
 
 from jtcse_jax.config import Config
 from jtcse_jax.errors import UserError
+from jtcse_jax.user_path import user_path
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, overrides = first.parse_known_args(arguments)
-    default = load_config_file(Path(known.config), kind) if known.config else kind()
+    default = load_config_file(user_path(known.config), kind) if known.config else kind()
     description = f"{kind.__doc__} --config FILE first, then any field as an override."
     return tyro.cli(
         kind,

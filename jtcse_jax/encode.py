@@ -5,7 +5,6 @@ import logging
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import tyro
 from rich.progress import Progress
@@ -22,6 +21,7 @@ from jtcse_jax.encoder import (
 )
 from jtcse_jax.ensemble import ModelArguments
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.user_path import user_path
 from jtcse_jax.vector_file import VectorFile, check_output
 
 
@@ -51,7 +51,7 @@ def encode(arguments: Arguments) -> None:
     Raises UserError for an output that cannot be written, and for a text with errors, pairs or
     blank lines (row n would not be line n): all found before any work.
     """
-    output = Path(arguments.output)
+    output = user_path(arguments.output)
     check_output(output)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: give at least 1.")

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jtcse_jax import errors
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.user_path import user_path
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,15 @@ def test_of_several_processes_the_first_error_is_said_and_decides(
     with pytest.raises(Ended, match=f"^{status}$"):
         main()
     assert len(told) == 1 and capfd.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x" * 300, "too long"), ("circle/model", "symbolic links"), ("nul\0", "null")],
+)
+def test_a_path_that_cannot_even_be_looked_for_is_bad_input(tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    with pytest.raises(UserError, match=f"cannot be used .*{reason}.*name another"):
+        user_path(name)
+    assert user_path("absent/model") == Path("absent/model")
