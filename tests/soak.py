@@ -3,7 +3,7 @@
     python tests/soak.py [--minutes 60] [--seconds-between 120] [--workdir FOLDER]
 
 Both train the same two small towers at the same time; one in one go, the other under SIGKILL (three
-of four times) and SIGTERM at random moments, saves included: it saves several times a second. The
+of four times) and SIGTERM at random moments, saves included: it saves about every second. The
 one in one go saves every few minutes, as real runs do, because TensorStore keeps some 80 kB of each
 save (docs/reliability.md). One line at the end; status 1 if the two differ, or the memory of the
 one in one go grew by more than 1 % an hour.
@@ -29,7 +29,7 @@ from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.saved_model import CHECKPOINTS  # noqa: E402
 
-OFTEN, SELDOM = 7, 5000  # steps between saves
+OFTEN, SELDOM = 50, 5000  # steps between saves; oftener, and the killed one falls far behind
 SETTLED = 0.1  # of the time, before memory is looked at
 
 
