@@ -130,18 +130,26 @@ def ours(objective: str, size: str, batches: list[Sentences], dtype: str) -> Cal
 
 
 def step_and_state(
-    objective: str, size: str, dtype: str, mesh: Mesh
+    objective: str, size: str, dtype: str, mesh: Mesh, *, abstract: bool = False
 ) -> tuple[TrainStep, TrainState]:
-    """The trainer's step of two towers from random weights, every second layer crossed."""
+    """The trainer's step of two towers from random weights, every second layer crossed.
+
+    `abstract`: the state's shapes alone, to compile the step and not to run it.
+    """
     architecture = SIZES[size]
     towers = ("scratch", "scratch")
     config = ModelConfig(towers=towers, compute_dtype=dtype, cross=half(architecture))
     bank = Bank.from_config(config, architecture, mesh)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    state = init_state({"towers": bank.init(0)}, optimizer)
+    if abstract:
+        state = jax.eval_shape(
+            lambda bank: init_state({"towers": bank}, optimizer), bank.abstract()
+        )
+    else:
+        state = init_state({"towers": bank.init(0)}, optimizer)
     shardings = sharding.state_shardings(mesh, state)
     step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
-    return step, sharding.place(state, shardings)
+    return step, (sharding.abstract if abstract else sharding.place)(state, shardings)
 
 
 def half(architecture: Architecture) -> Cross:

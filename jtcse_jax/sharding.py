@@ -103,6 +103,15 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(place_leaf, tree, shardings)
 
 
+def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes and dtypes of a tree of arrays as `place` places them, as `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings,
+    )
+
+
 def batch_shardings(mesh: Mesh, *, micro_batches: bool = False) -> Batch:
     """Rows over the devices; the order and the mask, of the whole batch, everywhere."""
     leading = (None,) if micro_batches else ()

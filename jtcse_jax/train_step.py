@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
+from jtcse_jax.compilation import STEP_OPTIONS
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.flops import Work, step_flops
 from jtcse_jax.gradients import loss_and_gradient
@@ -93,7 +94,12 @@ def make_train_step(
         metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite, **work}
         return TrainState(state.step + 1, *kept), metrics
 
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(state_shardings, None),
+        compiler_options=STEP_OPTIONS.get(jax.default_backend()),
+    )
     return TrainStep(jitted, teacher.params if teacher else ())
 
 

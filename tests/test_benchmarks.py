@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from processes import hide_torch
 
-from benchmarks import encode, host, limits, losses, scaling, train_step
+from benchmarks import cold_start, encode, host, limits, losses, scaling, train_step
 from benchmarks.race import Contender, race
 from jtcse_jax.errors import UserError
 from jtcse_jax.flops import Work
@@ -69,6 +69,16 @@ def test_scaling(monkeypatch, tmp_path):
     run(scaling, monkeypatch, *sizes, "--output", output)
     (row,) = json.loads(output.read_text())["rows"]
     assert row["collectives"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torch_hidden")
+def test_cold_start(monkeypatch, tmp_path):
+    output = tmp_path / "cold_start.json"
+    sizes = ("--size", "small", "--batch", 2, "--turns", 1)
+    run(cold_start, monkeypatch, *sizes, "--output", output)
+    first, again = json.loads(output.read_text())["rows"]
+    assert first["imports s"] > 0 and first["compiling s"] > 0 and again["compiling s"] > 0
 
 
 def test_floor_by_hand():

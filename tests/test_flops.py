@@ -80,6 +80,7 @@ def test_the_compiled_step_does_what_the_arithmetic_says(case):
     memory = compiled.memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= size
+    assert "copy(%state_" not in compiled.as_text()
 
 
 def test_crossed_streams_are_counted_from_the_first_crossed_layer_on():
