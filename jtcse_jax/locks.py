@@ -2,18 +2,24 @@
 
 import errno
 import fcntl
+import logging
 from typing import IO
+
+_log = logging.getLogger(__name__)
 
 
 def lock_file(file: IO) -> bool:
     """Locks a file until it is closed; False where another process has it.
 
-    Raises OSError where files cannot be locked.
+    Where the file system has no locks, it says so and goes on: True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        reason = error.strerror or error
+        _log.warning("%s cannot be locked (%s): let one process be at it alone", file.name, reason)
     return True
 
 

@@ -1,7 +1,6 @@
 """One run in a workdir at a time."""
 
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,28 +11,20 @@ from jtcse_jax.locks import lock_file
 
 FILE = "run.lock"
 
-log = logging.getLogger(__name__)
-
 
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
     """Holds the workdir's lock; the kernel releases it when this process ends, however it ends.
 
-    The file stays, with the host and the process id of its last holder. Where the file system has
-    no locks, it says so and goes on. Raises InUse where another process holds it, UserError where
-    the workdir cannot be written.
+    The file stays, with the host and the process id of its last holder. Raises InUse where another
+    process holds it, UserError where the workdir cannot be written.
     """
     path = workdir / FILE
     with writing(f"workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     with file:
-        try:
-            ours = lock_file(file)
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start one run in it alone", path, error.strerror)
-            ours = True
-        if not ours:
+        if not lock_file(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise InUse(

@@ -179,6 +179,17 @@ def test_parts_are_removed_though_another_was_still_writing(tmp_path, tokenizer,
     assert list((tmp_path / "caches").iterdir()) == []
 
 
+def test_what_a_killed_removal_left_is_removed_by_the_next_text(tmp_path, tokenizer, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"a {name}\n")
+    with monkeypatch.context() as killed:
+        killed.setattr(token_parts, "_remove", lambda folder: None)
+        tokenize(open_source(str(tmp_path / "one.txt")), tokenizer, 16, tmp_path / "caches")
+    assert len(list((tmp_path / "caches").iterdir())) == 2
+    tokenize(open_source(str(tmp_path / "two.txt")), tokenizer, 16, tmp_path / "caches")
+    assert all(len(path.name) == 32 for path in (tmp_path / "caches").iterdir())
+
+
 def test_after_a_kill_nothing_is_lost_and_only_what_was_at_hand_repeated(
     text, whole, tokenizer, tmp_path, reads
 ):

@@ -122,12 +122,11 @@ class PairFile:
 
     def _lock(self) -> None:
         """The system frees the lock with the process, whatever ends it."""
-        with contextlib.suppress(OSError):  # a file system without locks
-            if not lock_file(self._file):
-                raise UserError(
-                    f"{self._partial} is being written by another process; wait for it, or name "
-                    "another output."
-                )
+        if not lock_file(self._file):
+            raise UserError(
+                f"{self._partial} is being written by another process; wait for it, or name "
+                "another output."
+            )
 
     def _check_settings(self) -> None:
         if os.fstat(self._file.fileno()).st_size == 0:

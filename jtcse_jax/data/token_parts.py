@@ -24,6 +24,7 @@ from jtcse_jax.locks import lock_byte
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
 _BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
 _COPIED = 2**20
+_REMAINS = ".removed."  # in the name of a folder of parts that nobody wants any more
 _TRIES = 3  # what another process was about to write may come after a folder was listed
 
 
@@ -47,6 +48,9 @@ class TokenParts:
     def begin(self) -> None:
         """Makes the folder of all parts: none of the other methods does, once others removed it."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Of parts, of whatever text, whose removal was killed.
+        for remains in self._folder.parent.glob(f"*{_REMAINS}*"):
+            _remove(remains)
 
     def make_all(self, advance: Callable[[int], None]) -> None:
         """Makes what is missing, beside others who do the same; returns when nothing is.
@@ -118,15 +122,12 @@ class TokenParts:
 
     def remove(self) -> None:
         """Removes all parts, in one piece: whoever comes now begins anew."""
-        remains = self._folder.with_name(f".{uuid.uuid4().hex}")
+        remains = self._folder.with_name(f"{self._folder.name}{_REMAINS}{uuid.uuid4().hex}")
         try:
             self._folder.rename(remains)
         except FileNotFoundError:
             return
-        for _ in range(_TRIES):
-            shutil.rmtree(remains, ignore_errors=True)
-            if not remains.exists():
-                return
+        _remove(remains)
 
     def _part(self, number: int) -> Path:
         # Their number is in the name: one that a different division left is another's.
@@ -181,6 +182,13 @@ def publish(unfinished: Path, folder: Path, is_whole: Callable[[], bool]) -> Non
         if not is_whole():
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _blocks(sentences: Iterator[str]) -> Iterator[list[str]]:
