@@ -97,7 +97,8 @@ def test_objectives_stand_on_models_and_losses_and_the_step_on_objectives():
     assert ours("jtcse_jax.objectives") <= below
     assert ours("jtcse_jax.flops") <= below
     assert ours("jtcse_jax.gradients") <= below | {"objectives", "sharding"}
-    assert ours("jtcse_jax.train_step") <= below | {"objectives", "gradients", "flops", "sharding"}
+    gradients = {"objectives", "gradients", "sharding"}
+    assert ours("jtcse_jax.train_step") <= below | gradients | {"flops", "compilation"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) in LEAVES])
