@@ -28,7 +28,6 @@ from jtcse_jax.output import check_replaceable
 
 _MB = 2**20
 _RANDOM_SENTENCES = 10_000
-_ROW_LENGTH, _SLOTS = 128, 12  # the trainer's own
 _MAPPED_AT_ONCE = 1000  # the default of `datasets.map`
 
 Numbers = dict[str, float]
@@ -219,8 +218,6 @@ def _feed(folder: str, size: int, count: int, step: float) -> Callable[[], Numbe
     batches = PackedBatches(
         cache,
         batch_size=size,
-        row_length=_ROW_LENGTH,
-        slots=_SLOTS,
         seed=0,
         row_multiple=sharding.row_shards(mesh),
     )

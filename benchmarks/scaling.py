@@ -1,10 +1,12 @@
 """A training step on more devices and on larger batches: time, memory, and what travels.
 
     python -m benchmarks.scaling --batch 64 256 1024 --devices 1 2 4 8 --output scaling.json
+    python -m benchmarks.scaling --batch 65536 --micro-batch 64 --plan
 
 Every device count gets `--batch` sentences in all: negatives are global, so that more devices do
 not change the step, only who does it. On a CPU the devices are simulated on the same cores: memory
-and collectives are real there, speed-up is not.
+and collectives are real there, speed-up is not. Memory is what the compiler plans; with `--plan`
+the step is compiled and not run, so that it may be larger than the machine.
 """
 
 import argparse
@@ -16,12 +18,14 @@ from itertools import product
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from benchmarks.limits import SIZES
 from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import token_ids
 from benchmarks.train_step import Sentences, packed, rows_of, step_and_state, work_of
 from jtcse_jax import sharding
+from jtcse_jax.batch import Batch
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.output import check_replaceable
 
@@ -55,7 +59,9 @@ def main() -> None:
             "devices": devices,
             "tower_devices": options.tower_devices,
             "fsdp_devices": options.fsdp_devices,
+            "micro_batch": options.micro_batch,
             "dtype": options.dtype,
+            "plan": options.plan,
         }
         asked = f"--xla_force_host_platform_device_count={devices}"
         flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {asked}"}
@@ -63,15 +69,12 @@ def main() -> None:
         name = f"{batch} sentences, {devices} devices"
         outcome = race({name: contender}, options.rounds, turns=1)[name]
         outcomes[name] = outcome_fields(outcome)
-        rows.append(
-            {
-                f"{options.size}, {options.objective}": name,
-                "s a step": outcome.median,
-                "sentences/s": batch / outcome.median,
-                "real tokens/s": work_of(arguments["sentences"]).tokens / outcome.median,
-                **outcome.numbers,
-            }
-        )
+        row = {f"{options.size}, {options.objective}": name}
+        if not options.plan:
+            row["s a step"] = outcome.median
+            row["sentences/s"] = batch / outcome.median
+            row["real tokens/s"] = work_of(arguments["sentences"]).tokens / outcome.median
+        rows.append(row | outcome.numbers)
     fields = {key: value for key, value in vars(options).items() if key != "output"}
     report("scaling", rows, options.output, options=fields, outcomes=outcomes)
 
@@ -86,11 +89,16 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
     parser.add_argument("--tower-devices", type=int, default=1, help="groups of devices")
     parser.add_argument("--fsdp-devices", type=int, default=1, help="that share parameters")
+    parser.add_argument("--micro-batch", type=int, help="sentences at a time, else all")
+    parser.add_argument("--plan", action="store_true", help="compile the step, do not run it")
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.micro_batch and any(batch % options.micro_batch for batch in options.batch):
+        parser.error(f"--micro-batch {options.micro_batch} does not divide every --batch")
+    return options
 
 
 def sharded_step(
@@ -100,14 +108,17 @@ def sharded_step(
     devices: int,
     tower_devices: int,
     fsdp_devices: int,
+    micro_batch: int | None,
     dtype: str,
+    plan: bool,
 ) -> Callable[[], dict[str, float]]:
-    """A compiled step over that many devices; it also tells its memory and what it moves."""
+    """A compiled step over that many devices; it also tells its memory and what it moves.
+
+    `plan`: it tells that alone, and does nothing.
+    """
     mesh = sharding.make_mesh(tower_devices, fsdp_devices, devices=jax.devices()[:devices])
-    step, state = step_and_state(objective, size, dtype, mesh)
-    columns = sharding.row_shards(mesh)
-    rows = -(-rows_of(sentences) // columns) * columns
-    batch = sharding.place_batch(mesh, packed(sentences, rows))
+    step, state = step_and_state(objective, size, dtype, mesh, abstract=plan)
+    batch = sharding.place_batch(mesh, _packed(sentences, micro_batch, sharding.row_shards(mesh)))
     key = jax.random.key(0)
     compiled = step.lower(state, batch, key).compile()
     memory, travelling = compiled.memory_analysis(), collectives(compiled.as_text())
@@ -120,11 +131,21 @@ def sharded_step(
 
     def work() -> dict[str, float]:
         nonlocal state
-        state, metrics = step(state, batch, key)
-        jax.block_until_ready(metrics)
+        if not plan:
+            state, metrics = step(state, batch, key)
+            jax.block_until_ready(metrics)
         return moved
 
     return work
+
+
+def _packed(sentences: Sentences, micro_batch: int | None, columns: int) -> Batch:
+    """Both views of all sentences, in micro-batches of one number of rows, a multiple."""
+    count = micro_batch or len(sentences)
+    parts = [sentences[start : start + count] for start in range(0, len(sentences), count)]
+    rows = -(-max(map(rows_of, parts)) // columns) * columns
+    batches = [packed(part, rows) for part in parts]
+    return jax.tree.map(lambda *each: np.stack(each), *batches) if micro_batch else batches[0]
 
 
 def collectives(program: str) -> list[Collective]:

@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks.limits import SIZES
 from benchmarks.race import report
 from benchmarks.text import MINILM, write_text
-from benchmarks.train_step import ROW_LENGTH, SLOTS, half
+from benchmarks.train_step import half
 from jtcse_jax.config import ModelConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
@@ -178,8 +178,6 @@ def measure_packing(cache: TokenCache, batch: int, cluster: Cluster) -> tuple[fl
     batches = PackedBatches(
         cache,
         batch_size=batch,
-        row_length=ROW_LENGTH,
-        slots=SLOTS,
         seed=0,
         row_multiple=cluster.devices,
         shard=(0, cluster.hosts),

@@ -23,7 +23,7 @@ from jtcse_jax import sharding
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
-from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.data.packing import fill, pack, usual_row_length, usual_slots
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.flops import Work, crossed_layers
 from jtcse_jax.models.towers import Bank
@@ -32,7 +32,8 @@ from jtcse_jax.output import check_replaceable
 from jtcse_jax.train_step import TrainState, TrainStep, init_state, make_train_step
 
 OURS = "ours"
-ROW_LENGTH, SLOTS = 128, 12  # the trainer's own
+ROW_LENGTH = usual_row_length(64)
+SLOTS = usual_slots(ROW_LENGTH)
 Sentences = list[list[int]]
 
 
@@ -159,13 +160,13 @@ def half(architecture: Architecture) -> Cross:
 
 def rows_of(sentences: Sentences) -> int:
     """Rows that both views of the sentences need."""
-    return pack(_lengths(sentences), ROW_LENGTH, SLOTS, group=2).num_rows
+    return pack(_lengths(sentences), ROW_LENGTH, SLOTS).num_rows
 
 
 def packed(sentences: Sentences, num_rows: int) -> Batch:
     """Both views of each sentence, in rows as the trainer has them."""
     lengths = _lengths(sentences)
-    plan = pack(lengths, ROW_LENGTH, SLOTS, group=2)
+    plan = pack(lengths, ROW_LENGTH, SLOTS)
     arrays = fill(
         plan,
         lambda view: np.asarray(sentences[view // 2], np.int32),

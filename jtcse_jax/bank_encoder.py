@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.data.packing import Packing, fill, pack
+from jtcse_jax.data.packing import Packing, fill, pack, usual_row_length
 from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
@@ -24,11 +24,6 @@ PART = 1024  # sentences of a device that are packed together
 # the cache for the next.
 CALL = {"cpu": 512}
 USUAL_CALL = 8192
-
-# The tokens in a row, unless sentences can be longer. A short row leaves more of itself empty, a
-# long one computes more attention only to mask it, which costs a CPU more.
-ROW_LENGTH = {"cpu": 64}
-USUAL_ROW_LENGTH = 128
 
 
 class Encoded(NamedTuple):
@@ -73,9 +68,9 @@ class BankEncoder:
             # An empty sentence would have no token, and no sentence a [CLS].
             raise UserError("The tokenizer adds no special tokens: use that of this model.")
         platform = self.mesh.devices.flat[0].platform
-        self.row_length = max(ROW_LENGTH.get(platform, USUAL_ROW_LENGTH), max_len)
+        self.row_length = usual_row_length(max_len)
         self.most_rows = max(1, CALL.get(platform, USUAL_CALL) // self.row_length)
-        self._slots = self.row_length // 4
+        self._slots = self.row_length // 4  # more than in training: any text may come
 
     @classmethod
     def of(cls, model: SavedModel) -> "BankEncoder":

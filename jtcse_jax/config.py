@@ -72,14 +72,14 @@ class DataConfig:
     """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
-    row_length: int = 128
-    """Tokens in a packed row (P); at least 2 * max_len, since both views share a row (mlm: one)."""
+    row_length: int | None = None
+    """Tokens in a packed row (P), at least max_len; by default 64, or max_len where it is more."""
     micro_batch: int | None = None
     """Sentences, over all devices, whose activations a step holds at a time; a divisor of
     batch_size. The loss and its gradient are those of the whole batch, for a second forward pass;
     None takes the batch at once."""
-    slots: int = 12
-    """Most sentence views in a row (C); even."""
+    slots: int | None = None
+    """Most sentence views in a row (C); by default one for every ten tokens of it."""
     dev: str | None = None
     """Development set: FILE with sentence1<TAB>sentence2<TAB>score, an STS-B file or folder, or
     `builtin`. Without one nothing selects a best step and the newest is kept."""
@@ -101,11 +101,10 @@ class DataConfig:
             raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
         if not 0 < self.timeout <= 1e9:
             raise UserError(f"data.timeout = {self.timeout}: use seconds above 0, to 1e9.")
-        views = 1 if self.pairs == "none" else 2
-        if self.row_length < views * self.max_len:
+        if self.row_length is not None and self.row_length < self.max_len:
             raise UserError(
-                f"data.row_length = {self.row_length} is below {views} * data.max_len = "
-                f"{views * self.max_len}: the views of a sentence share a row."
+                f"data.row_length = {self.row_length} is below data.max_len = {self.max_len}: a "
+                "row must hold the longest sentence."
             )
         if self.micro_batch is not None and (
             self.micro_batch < 1 or self.batch_size % self.micro_batch
@@ -114,8 +113,8 @@ class DataConfig:
                 f"data.micro_batch = {self.micro_batch} does not divide data.batch_size = "
                 f"{self.batch_size}: choose a divisor, or None."
             )
-        if self.slots < 2 or self.slots % 2:
-            raise UserError(f"data.slots = {self.slots}: use an even number of at least 2.")
+        if self.slots is not None and self.slots < 1:
+            raise UserError(f"data.slots = {self.slots}: use at least 1.")
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
         f"{config.objective.name}, {len(config.model.towers)} tower(s) in "
         f"{config.model.compute_dtype} on {devices.size} {devices.flat[0].device_kind} device(s) "
         f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch{micro} "
-        f"in {batches.usual_rows} rows of {config.data.row_length}{negatives}; "
+        f"in {batches.usual_rows} rows of {batches.row_length}{negatives}; "
         f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
     )
     warmup = config.optimizer.warmup_steps

@@ -73,6 +73,30 @@ def test_scaling(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("torch_hidden")
+def test_plan_of_a_large_batch(monkeypatch, tmp_path):
+    temporary = []
+    for sizes in ((), ("--micro-batch", 4)):
+        output = tmp_path / "scaling.json"
+        run(
+            scaling,
+            monkeypatch,
+            "--size",
+            "small",
+            "--batch",
+            32,
+            "--plan",
+            *sizes,
+            "--output",
+            output,
+        )
+        (row,) = json.loads(output.read_text())["rows"]
+        assert "s a step" not in row
+        temporary.append(row["temporary MB a device"])
+    assert temporary[1] < temporary[0] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torch_hidden")
 def test_cold_start(monkeypatch, tmp_path):
     output = tmp_path / "cold_start.json"
     sizes = ("--size", "small", "--batch", 2, "--turns", 1)

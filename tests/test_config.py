@@ -160,8 +160,7 @@ TWO = ("a", "b")
         (lambda: ModelConfig(attention_dropout=2), "model.attention_dropout = 2"),
         (lambda: DataConfig(batch_size=1), "data.batch_size = 1"),
         (lambda: DataConfig(max_len=2), "data.max_len = 2"),
-        (lambda: DataConfig(row_length=127), "data.row_length = 127 .*data.max_len = 128"),
-        (lambda: DataConfig(slots=5), "data.slots = 5"),
+        (lambda: DataConfig(row_length=63), "data.row_length = 63 .*data.max_len = 64"),
         (lambda: DataConfig(slots=0), "data.slots = 0"),
         (lambda: DataConfig(micro_batch=12), "data.micro_batch = 12 .*data.batch_size = 64"),
         (lambda: DataConfig(micro_batch=0), "data.micro_batch = 0"),
@@ -198,7 +197,7 @@ def test_refusal_names_field_and_value(make, named):
 def test_values_at_the_bounds_are_taken():
     Architecture(num_heads=1)
     ModelConfig(towers=("scratch", "scratch"), dropout=0.0, attention_dropout=0.0)
-    DataConfig(batch_size=2, max_len=3, row_length=6, slots=2)
+    DataConfig(batch_size=2, max_len=3, row_length=3, slots=1)
     OptimizerConfig(max_grad_norm=None, warmup_steps=0, b1=0.0)
     Config(seed=0, tower_devices=2, keep=1)
     Config(model=ModelConfig(towers=("a",)), objective=ObjectiveConfig(name="simcse"))

@@ -5,40 +5,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.data.packing import fill, most_rows, pack, usual_row_length, usual_slots
 
 PAD = 99
 
 
-def best_fit_by_loop(lengths, row_length, slots, group):
-    """[(row, start, slot)] of each sentence: every row is looked at for every group."""
-    sizes = [sum(lengths[i : i + group]) for i in range(0, len(lengths), group)]
+def best_fit_by_loop(lengths, row_length, slots):
+    """[(row, start, slot)] of each sentence: every row is looked at for every sentence."""
     rows = []  # dicts of room, sentences in the row, time of the last change
     where = [None] * len(lengths)
-    for time, g in enumerate(sorted(range(len(sizes)), key=lambda g: (-sizes[g], g))):
-        fits = [r for r in rows if r["room"] >= sizes[g] and r["used"] + group <= slots]
+    for time, i in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
+        fits = [r for r in rows if r["room"] >= lengths[i] and r["used"] < slots]
         if fits:
-            row = min(fits, key=lambda r: (r["room"], -r["time"]))
+            row = min(fits, key=lambda r: (r["room"], -r["used"], -r["time"]))
         else:
             row = {"index": len(rows), "room": row_length, "used": 0}
             rows.append(row)
-        for i in range(g * group, (g + 1) * group):
-            where[i] = (row["index"], row_length - row["room"], row["used"])
-            row["room"] -= lengths[i]
-            row["used"] += 1
+        where[i] = (row["index"], row_length - row["room"], row["used"])
+        row["room"] -= lengths[i]
+        row["used"] += 1
         row["time"] = time
     return where, len(rows)
 
 
 @st.composite
 def problems(draw):
-    group = draw(st.integers(1, 3))
-    row_length = draw(st.integers(6 * group, 60))
-    slots = draw(st.integers(group, 9))
-    longest = row_length // group
-    count = group * draw(st.integers(0, 40))
-    lengths = draw(st.lists(st.integers(1, longest), min_size=count, max_size=count))
-    return lengths, row_length, slots, group
+    row_length = draw(st.integers(6, 60))
+    longest = draw(st.integers(1, row_length))
+    lengths = draw(st.lists(st.integers(1, longest), max_size=120))
+    return lengths, row_length, draw(st.integers(1, 9))
 
 
 @settings(deadline=None)
@@ -52,9 +47,9 @@ def test_equals_the_plain_loop(problem):
 
 @settings(deadline=None)
 @given(problems())
-def test_every_sentence_lies_alone_in_its_place_and_groups_stay_together(problem):
-    lengths, row_length, slots, group = problem
-    packing = pack(np.array(lengths), row_length, slots, group)
+def test_every_sentence_lies_alone_in_its_place(problem):
+    lengths, row_length, slots = problem
+    packing = pack(np.array(lengths), row_length, slots)
     owner = np.full((packing.num_rows, row_length), -1)
     for i, (row, start) in enumerate(zip(packing.rows, packing.starts, strict=True)):
         assert 0 <= start and start + lengths[i] <= row_length
@@ -63,15 +58,33 @@ def test_every_sentence_lies_alone_in_its_place_and_groups_stay_together(problem
     assert (packing.slot_of < slots).all()
     assert len(set(packing.order.tolist())) == len(lengths)
     assert np.array_equal(packing.order, packing.rows * slots + packing.slot_of)
-    assert (packing.rows.reshape(-1, group) == packing.rows.reshape(-1, group)[:, :1]).all()
     assert set(packing.rows.tolist()) == set(range(packing.num_rows))
 
 
-def test_pairs_of_usual_sentences_fill_their_rows():
+@settings(deadline=None)
+@given(problems())
+def test_no_batch_needs_more_than_the_most_rows(problem):
+    lengths, row_length, slots = problem
+    longest = max(lengths, default=1)
+    assert pack(np.array(lengths), *problem[1:]).num_rows <= most_rows(
+        len(lengths), longest, row_length, slots
+    )
+    # and of the longest alone all of them are needed
+    alike = pack(np.full(len(lengths), longest), row_length, slots)
+    assert alike.num_rows == most_rows(len(lengths), longest, row_length, slots)
+
+
+def test_views_of_usual_sentences_fill_their_rows():
     rng = np.random.default_rng(0)
     lengths = np.repeat(np.clip(rng.lognormal(3.3, 0.6, 64), 5, 64).astype(int), 2)
-    packing = pack(lengths, 128, 12, group=2)
-    assert packing.num_rows <= 1.08 * lengths.sum() / 128
+    row_length = usual_row_length(64)
+    packing = pack(lengths, row_length, usual_slots(row_length))
+    assert packing.num_rows <= 1.05 * lengths.sum() / row_length
+
+
+def test_what_nobody_chooses_holds_the_longest_sentence():
+    assert [usual_row_length(longest) for longest in (3, 64, 65, 512)] == [64, 64, 65, 512]
+    assert [usual_slots(row_length) for row_length in (5, 64, 128)] == [1, 6, 12]
 
 
 def fill_by_loop(packing, sentences, num_rows, row_length, slots):
@@ -93,7 +106,7 @@ def packed():
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 13, 30)
     sentences = [rng.integers(100, 1000, length) for length in lengths]
-    return pack(lengths, 24, 6, group=2), sentences, lengths
+    return pack(lengths, 24, 6), sentences, lengths
 
 
 def test_filled_rows_equal_the_plain_loop(packed):
@@ -138,18 +151,16 @@ def test_no_rows_asked_gives_no_rows(packed):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "group", "problem"),
+    ("lengths", "slots", "problem"),
     [
-        ([3, 3, 3], 2, "not whole groups"),
-        ([3, 0], 1, "sentence 1 has no tokens"),
-        ([3, 11], 1, "group 1 has 11 tokens"),
-        ([6, 5], 2, "group 0 has 11 tokens"),
-        ([1] * 5, 5, "cannot hold a group"),
+        ([3, 0], 4, "sentence 1 has no tokens"),
+        ([3, 11], 4, "sentence 1 has 11 tokens"),
+        ([3, 3], 0, "0 slots holds no sentence"),
     ],
 )
-def test_what_fits_no_row_is_refused(lengths, group, problem):
+def test_what_fits_no_row_is_refused(lengths, slots, problem):
     with pytest.raises(ValueError, match=problem):
-        pack(np.array(lengths), 10, 4, group)
+        pack(np.array(lengths), 10, slots)
 
 
 def test_a_grid_too_small_and_a_sentence_of_another_length_are_refused(packed):

@@ -111,7 +111,7 @@ def test_own_language_then_own_domain_then_distilled_for_serving(tmp_path, monke
             domain,
             workdir=str(tmp_path / "domain"),
             data=dataclasses.replace(
-                tiny_config(tmp_path).data, pairs="none", max_len=32, row_length=64, dev=None
+                tiny_config(tmp_path).data, pairs="none", max_len=32, row_length=None, dev=None
             ),
         ),
         towers=(model,),

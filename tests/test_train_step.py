@@ -43,7 +43,7 @@ def make_batch() -> Batch:
     sentences = [random.integers(5, 60, length) for length in (3, 7, 5, 4)]
     views = [sentence for sentence in sentences for _ in range(2)]
     lengths = np.array([len(view) for view in views])
-    packing = pack(lengths, 16, 4, group=2)
+    packing = pack(lengths, 16, 4)
     arrays = fill(packing, lambda view: views[view], lengths, 4, 16, 4, pad_id=0)
     return Batch(*arrays, order=packing.order, mask=np.ones(8, bool))
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jtcse_jax.batch import Batch
+from jtcse_jax.data.packing import most_rows, usual_row_length, usual_slots
 from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import Plan, Views
@@ -29,34 +30,36 @@ _READ_AHEAD = 8
 class PackedBatches:
     """The batches of a token cache, each at its step: `batches[step]` is a numpy `Batch`.
 
-    An item is a sentence with its views, which share a row; `data.views` says what they are.
+    An item is a sentence with its views; `data.views` says what they are.
     Each epoch visits every item once; its last batch may be partial: the views it lacks have
     `mask` False and point to slot 0. A teacher's caches hold the same sentences in the tokens of
     its members; their rows come with the batch, as `Batch.teacher`. Micro-batches are packed each
     for itself, and stacked.
 
     The batch and each teacher's rows have a usual number of rows; where one is too small, all
-    take the number that always fits, one item a row: two shapes at most.
+    take the number that always fits: two shapes at most.
 
     Attributes:
         num_items: items of an epoch.
         steps_per_epoch: batches of an epoch, the partial one included.
         usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing.
         most_rows: rows (of all shards) that hold any micro-batch.
+        row_length: tokens of a row.
     """
 
     num_items: int
     steps_per_epoch: int
     usual_rows: int
     most_rows: int
+    row_length: int
 
     def __init__(
         self,
         cache: TokenCache,
         *,
         batch_size: int,
-        row_length: int,
-        slots: int,
+        row_length: int | None = None,
+        slots: int | None = None,
         seed: int,
         micro_batch: int | None = None,
         pairs: str = "same",
@@ -70,9 +73,8 @@ class PackedBatches:
         Args:
             cache: the tokenised sentences.
             batch_size: items in a batch, over all shards.
-            row_length: tokens a row holds, at least the views of an item at the cache's
-                `max_len`.
-            slots: sentences a row holds, even.
+            row_length: tokens a row holds, at least the `max_len` of every cache.
+            slots: sentences a row holds; both chosen in `data.packing` where they are None.
             seed: of the shuffling and of repeated words, 0 to 2**32 - 1.
             micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the batch
                 whole, without the leading axis.
@@ -87,6 +89,10 @@ class PackedBatches:
             UserError: a field that cannot work, by its name in the config.
             ValueError: a shard that is none, or a count that does not divide `row_multiple`.
         """
+        caches = (cache, *teachers)
+        max_len = max(each.max_len for each in caches)
+        row_length = usual_row_length(max_len) if row_length is None else row_length
+        slots = usual_slots(row_length) if slots is None else slots
         index, count = shard
         if not 0 <= index < count or row_multiple % count:
             raise ValueError(f"shard {shard} does not divide rows in multiples of {row_multiple}")
@@ -99,8 +105,9 @@ class PackedBatches:
                 repeat_rate=repeat_rate,
                 once=number > 0,
             )
-            for number, each in enumerate((cache, *teachers))
+            for number, each in enumerate(caches)
         ]
+        self.row_length = row_length
         self.num_items = self._views[0].num_items
         _check_fields(self._views, batch_size, seed)
         self._batch_size, self._seed = batch_size, seed
@@ -110,7 +117,8 @@ class PackedBatches:
         # A generator for each step: repeated words differ from epoch to epoch.
         self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
-        self.most_rows = _round_up(self._starts.step, row_multiple)
+        most_views = max(views.per_item for views in self._views) * self._starts.step
+        self.most_rows = _round_up(most_rows(most_views, max_len, row_length, slots), row_multiple)
         self._usual_rows = [
             min(_round_up(rows, row_multiple), self.most_rows) for rows in self._measure_rows()
         ]

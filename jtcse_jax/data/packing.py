@@ -26,44 +26,54 @@ class Packing:
         return self.rows * np.int32(self.slots) + self.slot_of
 
 
-def pack(lengths: np.ndarray, row_length: int, slots: int, group: int = 1) -> Packing:
-    """Best-fit-decreasing packing of groups of `group` consecutive sentences, each in one row.
+def usual_row_length(max_len: int) -> int:
+    """Tokens in a row where nobody chooses them, for sentences of at most `max_len`.
 
-    The longest group goes first, each into the row where it leaves the least room, into a new
+    Few: a longer row is hardly fuller, and computes more attention only to mask it.
+    """
+    return max(64, max_len)
+
+
+def usual_slots(row_length: int) -> int:
+    """Sentences that a row holds where nobody chooses: one for every ten tokens."""
+    return max(1, row_length // 10)
+
+
+def most_rows(count: int, max_len: int, row_length: int, slots: int) -> int:
+    """Rows that hold any `count` sentences of at most `max_len` tokens, however long they are.
+
+    A new row is begun only where no other has room, when all of them hold at least this many.
+    """
+    return -(-count // min(row_length // max_len, slots))
+
+
+def pack(lengths: np.ndarray, row_length: int, slots: int) -> Packing:
+    """Best-fit-decreasing packing.
+
+    The longest sentence goes first, each into the row where it leaves the least room, into a new
     row where none has room; a row is full when its tokens or its slots are used. Ties go to the
-    lower sentence and the row touched last, so that the plan is a function of the arguments.
+    lower sentence, the fuller slots and the row touched last, so that the plan is a function of
+    the arguments.
 
     Args:
-        lengths: [n] tokens of each sentence, at least 1; n is a multiple of `group`.
+        lengths: [n] tokens of each sentence, at least 1.
         row_length: tokens a row holds.
-        slots: sentences a row holds.
-        group: sentences that must stay together.
+        slots: sentences a row holds, at least 1.
 
     Raises:
-        ValueError: a length below 1, a group that fits no row, or n no multiple of `group`.
+        ValueError: a length below 1 or above `row_length`, or no slots.
     """
     lengths = np.asarray(lengths, np.int64)
-    if len(lengths) % group:
-        raise ValueError(f"{len(lengths)} sentences are not whole groups of {group}")
-    if slots < group:
-        raise ValueError(f"a row of {slots} slots cannot hold a group of {group} sentences")
-    grouped = lengths.reshape(-1, group)
-    sizes = grouped.sum(axis=1)
+    if slots < 1:
+        raise ValueError(f"a row of {slots} slots holds no sentence")
     if len(lengths) and lengths.min() < 1:
         raise ValueError(f"sentence {lengths.argmin()} has no tokens")
-    if len(sizes) and sizes.max() > row_length:
+    if len(lengths) and lengths.max() > row_length:
         raise ValueError(
-            f"group {sizes.argmax()} has {sizes.max()} tokens, more than a row of {row_length}"
+            f"sentence {lengths.argmax()} has {lengths.max()} tokens, more than a row of "
+            f"{row_length}"
         )
-    rows, starts, places, num_rows = _best_fit_decreasing(sizes, row_length, slots // group)
-    inside = np.cumsum(grouped, axis=1) - grouped
-    return Packing(
-        rows=np.repeat(rows, group),
-        starts=(starts[:, None] + inside).reshape(-1).astype(np.int32),
-        slot_of=(places[:, None] * group + np.arange(group)).reshape(-1).astype(np.int32),
-        num_rows=num_rows,
-        slots=slots,
-    )
+    return Packing(*_best_fit_decreasing(lengths, row_length, slots), slots)
 
 
 def fill(
@@ -130,33 +140,54 @@ def fill(
 
 
 def _best_fit_decreasing(
-    sizes: np.ndarray, row_length: int, per_row: int
+    lengths: np.ndarray, row_length: int, slots: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Row, start and place in the row (each [len(sizes)] int32) of every group; rows used."""
-    rows, starts, places = np.zeros((3, len(sizes)), np.int32)
-    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
-    # Bit f says that by_room[f] is not empty: the tightest row is then one shift and one lowest
+    """Row, start and slot (each [len(lengths)] int32) of every sentence; rows used.
+
+    Sentences of one length go at once into all rows that are alike, so that a batch of any size
+    takes as many steps as there are lengths and kinds of rows. A row is of the kind
+    `room * slots + free - 1`: its tokens and its slots left.
+    """
+    of_kind: list[list[int]] = [[] for _ in range((row_length + 1) * slots)]
+    # Bit k says that of_kind[k] is not empty: the tightest rows are then one shift and one lowest
     # set bit away, whatever the number of rows.
-    rooms = 0
-    count: list[int] = []
-    by_size = np.argsort(-sizes, kind="stable")
-    placed = []
-    for size in sizes[by_size].tolist():
-        fitting = rooms >> size
-        if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, row = row_length, len(count)
-            count.append(0)
-        placed.append((row, row_length - room, count[row]))
-        count[row] += 1
-        room -= size
-        if count[row] < per_row:
-            by_room[room].append(row)
-            rooms |= 1 << room
-    if placed:
-        rows[by_size], starts[by_size], places[by_size] = np.array(placed, np.int32).T
-    return rows, starts, places, len(count)
+    kinds = 0
+    num_rows = 0
+    touched: list[int] = []  # rows, of all steps one after the other
+    steps = []  # rows touched, start, slot, sentences for each row, their length
+    how_many = np.bincount(lengths)
+    for length in np.flatnonzero(how_many)[::-1].tolist():
+        left = int(how_many[length])
+        while left:
+            fitting = kinds >> length * slots
+            if fitting:
+                kind = length * slots + (fitting & -fitting).bit_length() - 1
+                room, free = kind // slots, kind % slots + 1
+            else:
+                room, free = row_length, slots
+            count = min(room // length, free, left)
+            if fitting:
+                rows = of_kind[kind][: -(left // count) - 1 : -1]  # those touched last
+                del of_kind[kind][-len(rows) :]
+                if not of_kind[kind]:
+                    kinds ^= 1 << kind
+            else:
+                rows = range(num_rows, num_rows + left // count)
+                num_rows = rows.stop
+            touched += rows
+            steps.append((len(rows), row_length - room, slots - free, count, length))
+            left -= len(rows) * count
+            if free > count:
+                kind = (room - count * length) * slots + free - count - 1
+                of_kind[kind] += rows
+                kinds |= 1 << kind
+    rows, starts, slot_of = np.zeros((3, len(lengths)), np.int32)
+    if steps:
+        by_length = np.argsort(-lengths, kind="stable")
+        each, *others = np.array(steps, np.int32).T
+        start, slot, count, length = (np.repeat(other, each) for other in others)
+        nth = np.arange(len(lengths), dtype=np.int32) - np.repeat(np.cumsum(count) - count, count)
+        rows[by_length] = np.repeat(touched, count)
+        starts[by_length] = np.repeat(start, count) + nth * np.repeat(length, count)
+        slot_of[by_length] = np.repeat(slot, count) + nth
+    return rows, starts, slot_of, num_rows

@@ -60,13 +60,12 @@ class Views:
 
         Args:
             cache: the tokenised sentences.
-            row_length: tokens a row holds, at least the views of an item.
-            slots: sentences a row holds, a multiple of the views of an item.
+            row_length: tokens a row holds, at least the longest sentence.
+            slots: sentences a row holds.
             pairs: see the module.
             repeat_rate: largest share of repeated words.
             once: pack each distinct sentence of a batch once, unchanged, and let its views share
-                the slot: for an encoder without dropout. Otherwise the views of an item are
-                packed into one row.
+                the slot: for an encoder without dropout.
 
         Raises:
             UserError: a field that cannot work, by its name in the config.
@@ -104,8 +103,7 @@ class Views:
             for view in range(1, len(sentences), 2):
                 repeated[view] = self._repeat(lengths[view], rng)
                 lengths[view] = len(repeated[view])
-        group = 1 if self._once else self.per_item
-        packing = pack(lengths, self._row_length, self._slots, group=group)
+        packing = pack(lengths, self._row_length, self._slots)
         return Plan(sentences, repeated, lengths, packing, packing.order[inverse])
 
     def fill(self, plan: Plan, num_rows: int, rows: range, batch_size: int) -> Batch:
@@ -129,19 +127,13 @@ class Views:
         return Batch(*arrays, order, np.arange(len(order)) < len(plan.order))
 
     def _check_row(self) -> None:
-        needed = self.per_item * self._cache.max_len
-        both = "both views of a sentence" if self.per_item == 2 else "a sentence"
-        if self._row_length < needed:
-            factor = "2 * " if self.per_item == 2 else ""
+        if self._row_length < self._cache.max_len:
             raise UserError(
-                f"data.row_length is {self._row_length}; a row must hold {both}, at least "
-                f"{factor}data.max_len = {needed} tokens"
+                f"data.row_length is {self._row_length}; a row must hold a sentence, at least "
+                f"data.max_len = {self._cache.max_len} tokens"
             )
-        if self._slots < self.per_item or self._slots % self.per_item:
-            raise UserError(
-                f"data.slots is {self._slots}; it must be even and at least 2, for whole pairs "
-                "share a row"
-            )
+        if self._slots < 1:
+            raise UserError(f"data.slots is {self._slots}; it must be at least 1")
 
     def _repeat(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words, [CLS] and [SEP] left alone."""
