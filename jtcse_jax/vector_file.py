@@ -51,7 +51,7 @@ class VectorFile:
         if not self.partial.is_dir():
             self._begin(settings)
             if output.exists():  # another process finished between the first look and now
-                shutil.rmtree(self.partial, ignore_errors=True)
+                self._remove_folder()
                 check_output(output)
         try:
             self._check_settings(settings)
@@ -126,10 +126,17 @@ class VectorFile:
             raise UserError(f"--output {self.output}: appeared meanwhile; ours is {unfinished}.")
         with self._disk_errors():
             unfinished.rename(self.output)
-            # In one piece: a process that starts now must not find half a folder.
-            remains = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        """In one piece: a process that starts now must not find half a folder."""
+        remains = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
+        try:
             self.partial.rename(remains / self.partial.name)
-        shutil.rmtree(remains, ignore_errors=True)
+        except FileNotFoundError:
+            pass  # another process, which found the output finished, has removed it
+        finally:
+            shutil.rmtree(remains, ignore_errors=True)
 
     def _begin(self, settings: dict[str, Any]) -> None:
         """Makes the folder whole elsewhere, then gives it its name: the first process wins."""

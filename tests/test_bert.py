@@ -333,6 +333,18 @@ def test_random_bits_of_one_draw_are_uniform_and_independent():
     assert dropout.random_bits(None, 1, *shapes) == [None] * 3
 
 
+@pytest.mark.parametrize("streams", [(), (2,)])
+def test_random_bits_of_a_row_do_not_depend_on_the_rows_after_it(streams):
+    """The number of devices decides how many fillers a batch ends in."""
+    few, more = (
+        dropout.random_bits(jax.random.key(0), len(streams) + 1, (*streams, rows, 7, 3))[0]
+        for rows in (6, 8)
+    )
+    np.testing.assert_array_equal(few, more[..., :6, :, :])
+    if streams:
+        assert (few[0] != few[1]).mean() > 0.99
+
+
 def rows_of_two():
     tokens = np.random.default_rng(0).integers(0, 30, (2, 12)).astype(np.int32)
     positions = np.tile(np.arange(6, dtype=np.int32), (2, 2))

@@ -4,7 +4,9 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -124,6 +126,21 @@ def test_many_processes_at_once_write_every_block_once(tmp_path):
     assert list(counts) == [1] * 5
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), VECTORS)
     assert {path.name for path in tmp_path.iterdir()} == {"out.npy"}
+
+
+def test_a_process_that_comes_at_the_end_may_remove_the_folder_first(tmp_path, monkeypatch):
+    real = tempfile.mkdtemp
+
+    def mkdtemp(**place):
+        shutil.rmtree(tmp_path / "out.npy.partial")
+        return real(**place)
+
+    with begin(tmp_path) as file:
+        write_blocks(file)
+        monkeypatch.setattr(vector_file.tempfile, "mkdtemp", mkdtemp)
+        file.finish()
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), VECTORS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
 
 
 def test_full_disk_keeps_and_names_what_is_done(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,17 @@ def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> li
     """Random uint16 of each shape, all from one draw; None for each where there is no key.
 
     One draw, because each takes a CPU time to compile; 16 bits decide as well as 32 would. The
-    shapes have their first `leading` axes in common, over which rows may be sharded.
+    shapes have their first `leading` axes in common: streams, if any, and rows, which may be
+    sharded. The bits of a row are the same whatever rows come after it: fillers must not decide.
     """
     if key is None:
         return [None] * len(shapes)
-    rows = shapes[0][:leading]
+    *streams, rows = shapes[0][:leading]
     sizes = [math.prod(shape[leading:]) for shape in shapes]
-    pairs = jax.random.bits(key, (*rows, -(-sum(sizes) // 2)))
-    bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*rows, -1)
+    draw = partial(jax.random.bits, shape=(rows, -(-sum(sizes) // 2)))
+    if streams:
+        key, draw = jax.random.split(key, *streams), jax.vmap(draw)
+    bits = jax.lax.bitcast_convert_type(draw(key), jnp.uint16).reshape(*streams, rows, -1)
     ends = itertools.accumulate(sizes)
     return [
         bits[..., end - size : end].reshape(shape)
