@@ -78,7 +78,7 @@ def kill_again_and_again(
         while (age := time.monotonic() - began) < ends:
             for one in (whole, process):
                 assert one.poll() is None, f"a run ended by itself: status {one.returncode}"
-            memory.append((age, resident(whole.pid)))
+            memory.append((age, taken(whole.pid)))
             time.sleep(min(1, max(ends - age, 0)))
         if chance.random() < 0.25:
             process.terminate()
@@ -109,10 +109,13 @@ def run(folder: Path, save_every: int, steps: int = 10_000_000) -> subprocess.Po
         return start(folder, fields, log=log)
 
 
-def resident(pid: int) -> int:
-    """Resident bytes of a living process."""
-    fields = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()
-    return 1024 * int(fields[0])
+def taken(pid: int) -> int:
+    """Bytes that a living process has taken for itself, in memory or swapped out.
+
+    Pages of files are left out: the system drops those and reads them again as it likes.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * sum(int(status.split(f"{name}:")[1].split()[0]) for name in ("RssAnon", "VmSwap"))
 
 
 def growth(memory: list[tuple[float, int]]) -> float:
