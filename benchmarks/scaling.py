@@ -96,8 +96,9 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     options = parser.parse_args()
-    if options.micro_batch and any(batch % options.micro_batch for batch in options.batch):
-        parser.error(f"--micro-batch {options.micro_batch} does not divide every --batch")
+    micro = options.micro_batch
+    if micro is not None and (micro < 1 or any(batch % micro for batch in options.batch)):
+        parser.error(f"--micro-batch {micro}: it must divide every --batch")
     return options
 
 

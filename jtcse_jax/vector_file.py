@@ -51,7 +51,8 @@ class VectorFile:
         if not self.partial.is_dir():
             self._begin(settings)
             if output.exists():  # another process finished between the first look and now
-                self._remove_folder()
+                with self._disk_errors():
+                    self._remove_folder()
                 check_output(output)
         try:
             self._check_settings(settings)

@@ -74,21 +74,10 @@ def test_scaling(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("torch_hidden")
 def test_plan_of_a_large_batch(monkeypatch, tmp_path):
-    temporary = []
+    temporary, planned = [], ("--plan", "--output")
     for sizes in ((), ("--micro-batch", 4)):
         output = tmp_path / "scaling.json"
-        run(
-            scaling,
-            monkeypatch,
-            "--size",
-            "small",
-            "--batch",
-            32,
-            "--plan",
-            *sizes,
-            "--output",
-            output,
-        )
+        run(scaling, monkeypatch, "--size", "small", "--batch", 32, *sizes, *planned, output)
         (row,) = json.loads(output.read_text())["rows"]
         assert "s a step" not in row
         temporary.append(row["temporary MB a device"])

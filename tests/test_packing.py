@@ -1,5 +1,7 @@
 """Packing against a plain loop, and the invariants that the model relies on."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +74,15 @@ def test_no_batch_needs_more_than_the_most_rows(problem):
     # and of the longest alone all of them are needed
     alike = pack(np.full(len(lengths), longest), row_length, slots)
     assert alike.num_rows == most_rows(len(lengths), longest, row_length, slots)
+
+
+def test_long_rows_take_no_memory_of_their_own():
+    lengths = np.random.default_rng(0).integers(1, 8193, 100)
+    tracemalloc.start()
+    pack(lengths, 8192, 2048)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_views_of_usual_sentences_fill_their_rows():

@@ -4,6 +4,7 @@ The plan needs the lengths alone, so every process computes the plan of the whol
 only the rows it owns.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -145,13 +146,11 @@ def _best_fit_decreasing(
     """Row, start and slot (each [len(lengths)] int32) of every sentence; rows used.
 
     Sentences of one length go at once into all rows that are alike, so that a batch of any size
-    takes as many steps as there are lengths and kinds of rows. A row is of the kind
-    `room * slots + free - 1`: its tokens and its slots left.
+    takes as many steps as there are lengths and kinds of rows. A row's kind is (tokens, slots) that
+    it has left.
     """
-    of_kind: list[list[int]] = [[] for _ in range((row_length + 1) * slots)]
-    # Bit k says that of_kind[k] is not empty: the tightest rows are then one shift and one lowest
-    # set bit away, whatever the number of rows.
-    kinds = 0
+    of_kind: dict[tuple[int, int], list[int]] = {}
+    kinds: list[tuple[int, int]] = []  # of the rows with a slot left, the tightest first
     num_rows = 0
     touched: list[int] = []  # rows, of all steps one after the other
     steps = []  # rows touched, start, slot, sentences for each row, their length
@@ -159,18 +158,14 @@ def _best_fit_decreasing(
     for length in np.flatnonzero(how_many)[::-1].tolist():
         left = int(how_many[length])
         while left:
-            fitting = kinds >> length * slots
-            if fitting:
-                kind = length * slots + (fitting & -fitting).bit_length() - 1
-                room, free = kind // slots, kind % slots + 1
-            else:
-                room, free = row_length, slots
+            at = bisect_left(kinds, (length, 0))
+            kind = room, free = kinds[at] if at < len(kinds) else (row_length, slots)
             count = min(room // length, free, left)
-            if fitting:
+            if at < len(kinds):
                 rows = of_kind[kind][: -(left // count) - 1 : -1]  # those touched last
                 del of_kind[kind][-len(rows) :]
                 if not of_kind[kind]:
-                    kinds ^= 1 << kind
+                    del of_kind[kind], kinds[at]
             else:
                 rows = range(num_rows, num_rows + left // count)
                 num_rows = rows.stop
@@ -178,9 +173,11 @@ def _best_fit_decreasing(
             steps.append((len(rows), row_length - room, slots - free, count, length))
             left -= len(rows) * count
             if free > count:
-                kind = (room - count * length) * slots + free - count - 1
+                kind = room - count * length, free - count
+                if kind not in of_kind:
+                    of_kind[kind] = []
+                    insort(kinds, kind)
                 of_kind[kind] += rows
-                kinds |= 1 << kind
     rows, starts, slot_of = np.zeros((3, len(lengths)), np.int32)
     if steps:
         by_length = np.argsort(-lengths, kind="stable")
