@@ -23,7 +23,7 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_tokenizer
 from jtcse_jax.output import check_replaceable
 
 _MB = 2**20
@@ -85,7 +85,7 @@ def _tokenising(options: argparse.Namespace, text: Path, cache: Path) -> list[di
 
 def _tokenise(text: str, cache: str, tokenizer: str, max_len: int) -> Callable[[], Numbers]:
     source = open_source(text)
-    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    loaded = hf_tokenizer.find_tokenizer(tokenizer)
 
     def work() -> Numbers:
         before, used = memory("VmRSS"), time.process_time()
@@ -155,7 +155,7 @@ def _tokenising_compared(options: argparse.Namespace, text: Path) -> list[dict[s
 
 
 def _tokenise_anew(text: str, tokenizer: str, max_len: int) -> Callable[[], None]:
-    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    loaded = hf_tokenizer.find_tokenizer(tokenizer)
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as cache:
@@ -168,7 +168,7 @@ def _map(text: str, tokenizer: str, max_len: int) -> Callable[[], None]:
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    loaded = hf_tokenizer.find_tokenizer(tokenizer)
 
     def encode(block: dict[str, list[str]]) -> dict[str, Any]:
         return loaded(block["text"], truncation=True, max_length=max_len)
@@ -271,7 +271,7 @@ def _collate(folder: str, size: int, count: int, tokenizer: str) -> Callable[[],
     from transformers import DataCollatorWithPadding
 
     cache = TokenCache(folder)
-    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    loaded = hf_tokenizer.find_tokenizer(tokenizer)
     count = min(count, len(cache) // size)
     sentences = [{"input_ids": cache.sentence(i).tolist()} for i in range(count * size)]
     pad = DataCollatorWithPadding(loaded)

@@ -40,7 +40,7 @@ from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.flops import Work, crossed_layers, forward_flops
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_tokenizer
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.output import check_replaceable
 
@@ -74,7 +74,7 @@ def main() -> None:
         folder = Path(name)
         count = max(options.sentences, 2 * largest)
         text = write_text(options.text, MINILM, folder / "text.txt", count)
-        tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(MINILM))
+        tokenizer = hf_tokenizer.find_tokenizer(MINILM)
         cache = tokenize(open_source(str(text)), tokenizer, options.max_len, folder / "cache")
         rows = [_row(options, cache, cluster) for cluster in clusters]
     fields = {key: value for key, value in vars(options).items() if key != "output"}

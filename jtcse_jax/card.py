@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import SCRATCH
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_files
 from jtcse_jax.saved_model import CHECKPOINTS, SavedModel, read_json
 from jtcse_jax.start import CONFIG
 from jtcse_jax.user_path import user_path
@@ -124,7 +124,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
 
 def _is_hub_name(name: str) -> bool:
     """Whether a name can be one of the hub; a folder of that form must be told before."""
-    if user_path(name).exists() or name.startswith(hf_weights.PACKAGE):
+    if user_path(name).exists() or name.startswith(hf_files.PACKAGE):
         return False
     try:
         validate_repo_id(name)

@@ -13,7 +13,7 @@ import numpy as np
 from jtcse_jax.card import Card, read_card
 from jtcse_jax.errors import UserError
 from jtcse_jax.model_card import write_card
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_config, hf_files, hf_weights
 from jtcse_jax.models.towers import unstack
 from jtcse_jax.saved_model import SavedModel, write_description
 from jtcse_jax.user_path import user_path
@@ -77,8 +77,8 @@ def _write(model: SavedModel, folder: Path, card: Card) -> None:
     for name, params in zip(names, towers, strict=True):
         hf_weights.write_tower(folder / name, model.bank.architecture, params, tokenizer=tokenizer)
         # safetensors lets the owner alone read what it writes.
-        mode = (folder / name / hf_weights.CONFIG).stat().st_mode
-        (folder / name / hf_weights.WEIGHTS).chmod(mode)
+        mode = (folder / name / hf_config.CONFIG).stat().st_mode
+        (folder / name / hf_files.WEIGHTS).chmod(mode)
     if len(towers) == 1:
         modules = _one_tower(folder, model)
     else:

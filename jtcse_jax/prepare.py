@@ -20,7 +20,7 @@ from jtcse_jax.data.tokens import (
 )
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.locks import lock_file
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models.hf_tokenizer import find_tokenizer
 from jtcse_jax.user_path import user_path
 
 MANIFEST = "manifest.json"
@@ -71,7 +71,7 @@ class Corpus:
 def make_tokens(arguments: Tokens) -> None:
     """Makes the cache, or this process's share of it. Raises UserError as `tokenize` does."""
     source = open_source(arguments.source)
-    tokenizer = _load_tokenizer(arguments.tokenizer)
+    tokenizer = find_tokenizer(arguments.tokenizer)
     _say_stats(tokenize(source, tokenizer, arguments.max_len, arguments.cache_dir))
 
 
@@ -85,7 +85,7 @@ def make_corpus(arguments: Corpus) -> None:
     documents = open_source(arguments.input)
     if documents.views > 1:
         raise UserError(f"--input {arguments.input}: lines of two sentences; give documents.")
-    tokenizer = _load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    tokenizer = find_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     output = user_path(arguments.output).absolute()
     settings = {
         "input": documents.fingerprint(),
@@ -115,10 +115,6 @@ def _say_stats(cache: TokenCache) -> None:
         f"{stats['source']}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
         f"tokens, {stats['truncated']:,} cut to {cache.max_len}"
     )
-
-
-def _load_tokenizer(name: str):
-    return hf_weights.load_tokenizer(hf_weights.find_folder(name))
 
 
 def _check_settings(output: Path, settings: dict[str, object]) -> None:

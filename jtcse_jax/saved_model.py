@@ -18,7 +18,7 @@ import jax
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.models.hf_files import lies_in
 from jtcse_jax.models.towers import Bank, Params, stack
 
@@ -64,8 +64,8 @@ def load(
         steps.
     """
     name, tower = split_name(str(name))
-    folder = hf_weights.find_folder(name)
-    known = any((folder / file).is_file() for file in (DESCRIPTION, hf_weights.CONFIG))
+    folder = hf_files.find_folder(name)
+    known = any((folder / file).is_file() for file in (DESCRIPTION, hf_config.CONFIG))
     if not known and (folder / PIPELINE_MODEL).is_dir():
         raise UserError(f"{name}: a pipeline's workdir; its model is {folder / PIPELINE_MODEL}.")
     description = read_description(folder)
@@ -85,14 +85,14 @@ def load(
         if step is not None:
             raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
         towers = _tower_folders(folder, description.get("towers", ["."]))
-        architecture = hf_weights.read_architecture(towers[0])
+        architecture = hf_config.read_architecture(towers[0])
         params = stack(
             [
                 hf_weights.read_tower(tower, architecture, key=jax.random.key(seed + number))
                 for number, tower in enumerate(towers)
             ]
         )
-        tokenizer = hf_weights.load_tokenizer(towers[0])
+        tokenizer = hf_tokenizer.load_tokenizer(towers[0])
         source = str(name)
     if max_len is None:
         max_len = description.get("max_len") or min(128, architecture.longest_sentence)
@@ -103,7 +103,7 @@ def load(
             f"{name}: max_len = {max_len} is above the {architecture.longest_sentence} positions "
             "of the model."
         )
-    hf_weights.check_tokenizer(tokenizer, architecture)
+    hf_tokenizer.check_tokenizer(tokenizer, architecture)
     if tower is not None:
         params, source = _pick(params, tower, name), f"{source}, tower {tower}"
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
@@ -143,7 +143,7 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
     try:
         shape, num_towers = dict(description["architecture"]), description["num_towers"]
         sizes = {name: value for name, value in shape.items() if name != "family"}
-        hf_weights.check_shape(path, sizes)
+        hf_config.check_shape(path, sizes)
         architecture = Architecture(**shape)
         bank = Bank(architecture, num_towers, pooling=description["pooling"])
     except (KeyError, TypeError, ValueError) as error:
@@ -151,7 +151,7 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
     if type(num_towers) is not int or not 1 <= num_towers <= MOST_TOWERS:
         found = reprlib.repr(num_towers)
         raise UserError(f"{path}: num_towers = {found}: it is from 1 to {MOST_TOWERS}.")
-    return bank, hf_weights.load_tokenizer(workdir / TOKENIZER)
+    return bank, hf_tokenizer.load_tokenizer(workdir / TOKENIZER)
 
 
 def read_json(path: Path, kind: type) -> Any:

@@ -18,7 +18,7 @@ from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.ensemble import fingerprint, load_members
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.user_path import user_path
@@ -103,7 +103,7 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
             f"data.max_len = {config.data.max_len} is above the {architecture.longest_sentence} "
             "positions of the model."
         )
-    hf_weights.check_tokenizer(start.tokenizer, architecture)
+    hf_tokenizer.check_tokenizer(start.tokenizer, architecture)
     if config.objective.name == "jtcse":
         config.model.cross.interval(architecture.num_layers)
     return start
@@ -172,7 +172,7 @@ def check_unchanged(config: Config, file: str, what: str, found: str) -> None:
 def _from_scratch(config: Config, source: Source) -> Start:
     architecture = config.model.scratch
     if config.model.tokenizer:
-        tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.model.tokenizer))
+        tokenizer = hf_tokenizer.find_tokenizer(config.model.tokenizer)
         _check_scratch_tokenizer(tokenizer, config.model)
     else:
         tokenizer = train_tokenizer(
@@ -230,7 +230,7 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
             )
     tokenizer = first.tokenizer
     if config.tokenizer:
-        tokenizer = hf_weights.load_tokenizer(hf_weights.find_folder(config.tokenizer))
+        tokenizer = hf_tokenizer.find_tokenizer(config.tokenizer)
     towers = stack([jax.tree.map(lambda leaf: leaf[0], model.params) for model in loaded])
     return Start(first.bank.architecture, tokenizer, towers)
 
@@ -239,8 +239,8 @@ def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | N
     """The towers' heads [K, ...], or None where one has none: workdirs and exports do not."""
     heads = []
     for name in names:
-        folder = hf_weights.find_folder(saved_model.split_name(name)[0])
-        plain = (folder / hf_weights.CONFIG).is_file()
+        folder = hf_files.find_folder(saved_model.split_name(name)[0])
+        plain = (folder / hf_config.CONFIG).is_file()
         heads.append(hf_weights.read_mlm_head(folder, architecture) if plain else None)
     if None in heads:
         log.info("the head of masked language modelling starts from random weights")

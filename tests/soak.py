@@ -29,7 +29,7 @@ from jtcse_jax.checkpoint import Checkpoints  # noqa: E402
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.saved_model import CHECKPOINTS  # noqa: E402
 
-OFTEN, SELDOM = 50, 5000  # steps between saves; oftener, and the killed one falls far behind
+OFTEN, SELDOM = 50, 10_000  # steps between saves; oftener, and the killed one falls far behind
 SETTLED = 0.3  # of the time, before memory is looked at: pools and caches have filled by then
 
 

@@ -1,12 +1,8 @@
 """Second views of sentences: repeated words, and round trips through tiny Marian models."""
 
-import functools
-import io
 import itertools
-import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marian import copy_without, reference, write_marian
 from runs import write_text
 
 from jtcse_jax import augment
@@ -187,57 +184,6 @@ def test_repeat_words_refuses(refused, text, output, tmp_path, options, reason):
     assert sorted(os.listdir(tmp_path)) == ["text.txt", "two.tsv"]
 
 
-def write_marian(folder: Path, seed: int, *, end: float = 8.0) -> Path:
-    """A random Marian model with a sentencepiece tokenizer trained on the tests' sentences.
-
-    `end` is what makes a sentence's end likelier: 8 ends some, 1e4 all at once.
-    """
-    torch = pytest.importorskip("torch", reason="Marian models run on torch")
-    sentencepiece = pytest.importorskip("sentencepiece", reason="Marian's tokenizer")
-    import transformers
-
-    torch.set_num_threads(1)  # threads that wait for each other cost more than these models
-    folder.mkdir()
-    trained = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(write_text(folder / "text.txt").read_text().splitlines()),
-        model_writer=trained,
-        vocab_size=120,
-        model_type="bpe",
-        minloglevel=2,
-    )
-    for name in ("source.spm", "target.spm"):
-        (folder / name).write_bytes(trained.getvalue())
-    spm = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
-    pieces = [spm.id_to_piece(i) for i in range(3, len(spm))]
-    vocab = ["</s>", "<unk>", *pieces, ">>x<<", ">>y<<", "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocab)}))
-    # The largest initial weights let a random model write different words of different sentences.
-    config = transformers.MarianConfig(
-        vocab_size=len(vocab),
-        max_position_embeddings=64,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        init_std=1.0,
-        pad_token_id=len(vocab) - 1,
-        decoder_start_token_id=len(vocab) - 1,
-        eos_token_id=0,
-        forced_eos_token_id=0,
-    )
-    torch.manual_seed(seed)
-    model = transformers.MarianMTModel(config)
-    model.generation_config.bad_words_ids = [[len(vocab) - 1]]
-    model.final_logits_bias[0, 0] = end
-    model.save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text('{"source_lang": "en", "target_lang": "fr"}')
-    return folder
-
-
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
     """Folders of three models: there, back, and one that writes empty translations."""
@@ -247,25 +193,6 @@ def marian(tmp_path_factory):
         "back": write_marian(folder / "back", 1),
         "mute": write_marian(folder / "mute", 2, end=1e4),
     }
-
-
-@functools.cache
-def opened(folder: Path):
-    """The tokenizer and the model as transformers opens them."""
-    import transformers
-
-    return (
-        transformers.MarianTokenizer.from_pretrained(folder),
-        transformers.MarianMTModel.from_pretrained(folder),
-    )
-
-
-def reference(folder: Path, text: str, max_len: int = 12) -> str:
-    """The translation by transformers' own calls, one text at a time, without our code."""
-    tokenizer, model = opened(folder)
-    tokens = tokenizer(text, truncation=True, max_length=max_len, return_tensors="pt")
-    written = model.generate(**tokens, num_beams=2, max_new_tokens=max_len)
-    return tokenizer.decode(written[0], skip_special_tokens=True)
 
 
 def some_texts(text: Path, count: int = 6) -> list[str]:
@@ -451,15 +378,3 @@ def test_what_is_no_marian_model_is_refused(refused, marian, text, output, tmp_p
     assert "the weights have no model.encoder.layers.0.fc1.bias" in said(incomplete)
     with pytest.raises(UserError, match="--max-len 65 is above its 64 positions"):
         Translator(str(marian["there"]), **SIZES | {"max_len": 65})
-
-
-def copy_without(folder: Path, copy: Path, left_out: str) -> Path:
-    """A copy of a model without the tensors of some name."""
-    from safetensors.numpy import load_file, save_file
-
-    shutil.copytree(folder, copy)
-    tensors = load_file(copy / "model.safetensors")
-    kept = {name: value for name, value in tensors.items() if left_out not in name}
-    assert len(kept) < len(tensors)
-    save_file(kept, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy

@@ -16,7 +16,7 @@ from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.data.tokens import TokenCache, tokenize
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_tokenizer
 
 DOCUMENTS = [
     "A cat sat on the mat. Two dogs saw it from far away! Then they ran.",
@@ -110,7 +110,7 @@ def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, c
         f"--data.source '{folder}/*.txt' --data.cache-dir {folder}/cache" in capsys.readouterr().out
     )
     monkeypatch.undo()
-    loaded = hf_weights.load_tokenizer(tokenizer)
+    loaded = hf_tokenizer.load_tokenizer(tokenizer)
     (made,) = (folder / "cache").iterdir()
     reference = tokenize(open_source(f"{folder}/*.txt"), loaded, 16, folder.parent / "reference")
     (whole,) = (folder.parent / "reference").iterdir()
@@ -189,5 +189,7 @@ def test_tokens_makes_the_cache_of_training(documents, command, tokenizer, tmp_p
     command(prepare, "tokens", "--source", documents, "--tokenizer", tokenizer, *arguments)
     assert "46 sentences of" in capsys.readouterr().out
     (folder,) = (tmp_path / "caches").iterdir()
-    tokenize(open_source(documents), hf_weights.load_tokenizer(tokenizer), 16, tmp_path / "caches")
+    tokenize(
+        open_source(documents), hf_tokenizer.load_tokenizer(tokenizer), 16, tmp_path / "caches"
+    )
     assert list((tmp_path / "caches").iterdir()) == [folder]

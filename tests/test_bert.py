@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models import bert, dropout, hf_weights
+from jtcse_jax.models import bert, dropout, hf_config, hf_tokenizer, hf_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "bert.npz"
 NO_TORCH = "compares with torch (requirements-dev.txt)"
@@ -134,7 +134,7 @@ SIZES = [
 @pytest.mark.parametrize(("family", "sizes"), [("bert", SIZES[0]), ("roberta", SIZES[1])])
 def test_every_module_equals_torch(tmp_path, family, sizes):
     model = torch_model(tmp_path, family, seed=1, **sizes)
-    architecture = hf_weights.read_architecture(tmp_path)
+    architecture = hf_config.read_architecture(tmp_path)
     encoder = build(architecture, hf_weights.read_tower(tmp_path, architecture))
     tokens, mask = random_rows(sizes["vocab_size"], architecture.pad_token_id, seed=2)
     theirs = torch_outputs(model, tokens, mask)
@@ -194,7 +194,7 @@ def torch_outputs(model, tokens, mask):
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_packed_rows_equal_torch_on_single_sentences(tmp_path, family, dtype, bound):
     model = torch_model(tmp_path, family, seed=3, **SIZES[0])
-    architecture = hf_weights.read_architecture(tmp_path)
+    architecture = hf_config.read_architecture(tmp_path)
     encoder = build(architecture, hf_weights.read_tower(tmp_path, architecture), dtype)
     sentences, mask = random_rows(SIZES[0]["vocab_size"], architecture.pad_token_id, seed=4)
     theirs = torch_outputs(model, sentences, mask)[
@@ -226,9 +226,9 @@ def test_real_minilm_equals_torch(dtype, bound):
     from transformers import AutoModel
 
     folder = package.get_model_path()
-    architecture = hf_weights.read_architecture(folder)
-    tokenizer = hf_weights.load_tokenizer(folder)
-    hf_weights.check_tokenizer(tokenizer, architecture)
+    architecture = hf_config.read_architecture(folder)
+    tokenizer = hf_tokenizer.load_tokenizer(folder)
+    hf_tokenizer.check_tokenizer(tokenizer, architecture)
     encoder = build(architecture, hf_weights.read_tower(folder, architecture), dtype)
     sentences = [
         "A man is playing a guitar.",

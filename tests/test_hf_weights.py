@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -14,12 +13,10 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_config, hf_weights
 from jtcse_jax.models.bert import Encoder
 from jtcse_jax.models.towers import to_params
 
@@ -285,7 +282,7 @@ def test_written_folder_reads_back_and_writes_the_same_bytes(tmp_path, tensors, 
     params = hf_weights.read_tower(save(tmp_path / "made", tensors), architecture)
     once, again = tmp_path / "new" / "once", tmp_path / "again"
     hf_weights.write_tower(once, architecture, params)
-    assert hf_weights.read_architecture(once) == architecture
+    assert hf_config.read_architecture(once) == architecture
     read = hf_weights.read_tower(once, architecture)
     assert_equal(read, params)
     hf_weights.write_tower(again, architecture, jax.tree.map(jax.numpy.asarray, read))
@@ -319,7 +316,7 @@ def test_transformers_opens_the_written_folder(tmp_path, tensors, family):
     from transformers import AutoModel
 
     folder = save(tmp_path / "made", tensors, model_type=family, pad_token_id=1)
-    architecture = hf_weights.read_architecture(folder)
+    architecture = hf_config.read_architecture(folder)
     hf_weights.write_tower(
         tmp_path / "new", architecture, hf_weights.read_tower(folder, architecture)
     )
@@ -331,132 +328,3 @@ def test_transformers_opens_the_written_folder(tmp_path, tensors, family):
         assert torch.equal(state[name], torch.tensor(value)), name
     assert model.config.hidden_act == "gelu" and model.dtype == torch.float32
     assert model.config.layer_norm_eps == 1e-12 and model.config.pad_token_id == 1
-
-
-def test_read_architecture(tmp_path):
-    def read(**config):
-        (tmp_path / "config.json").write_text(json.dumps(CONFIG | config))
-        return hf_weights.read_architecture(tmp_path)
-
-    assert read() == ARCHITECTURE
-    roberta = read(model_type="roberta", type_vocab_size=1, layer_norm_eps=1e-5)
-    assert (roberta.family, roberta.pad_token_id, roberta.type_vocab_size) == ("roberta", 1, 1)
-    assert roberta.layer_norm_eps == 1e-5
-    assert read(model_type="xlm-roberta", pad_token_id=1).family == "roberta"
-    assert read(model_type="camembert").family == "roberta"
-    assert read(pad_token_id=7).pad_token_id == 7
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("model_type", "distilbert"),
-        ("hidden_act", "gelu_new"),
-        ("position_embedding_type", "relative_key"),
-        ("is_decoder", True),
-        ("num_hidden_layers", None),
-        ("hidden_size", "8"),
-        ("vocab_size", 0),
-        ("type_vocab_size", 0),
-        ("layer_norm_eps", None),
-        ("num_attention_heads", 3),
-    ],
-)
-def test_architectures_that_are_refused(tmp_path, field, value):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {field: value}))
-    with pytest.raises(UserError, match=f"config.json: {field} = {value!r}"):
-        hf_weights.read_architecture(tmp_path)
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"model_type": "\\ud800'])
-def test_unreadable_config(tmp_path, text):
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="config.json"):
-        hf_weights.read_architecture(tmp_path)
-
-
-def small_tokenizer(size=10):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += [f"word{number}" for number in range(size - len(words))]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
-    special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def test_tokenizer_is_written_and_loaded(tmp_path, tensors):
-    params = hf_weights.read_tower(save(tmp_path / "made", tensors), ARCHITECTURE)
-    hf_weights.write_tower(tmp_path / "new", ARCHITECTURE, params, small_tokenizer())
-    tokenizer = hf_weights.load_tokenizer(tmp_path / "new")
-    assert tokenizer.is_fast
-    assert tokenizer("word1 word4 unheard")["input_ids"] == [6, 9, 1]
-    assert tokenizer.pad_token_id == 0
-
-
-def test_folders_without_a_tokenizer(tmp_path):
-    # From config.json alone transformers would make one of five special tokens, silently.
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(UserError, match="no tokenizer"):
-        hf_weights.load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="its tokenizer does not open"):
-        hf_weights.load_tokenizer(tmp_path)
-
-
-def test_check_tokenizer():
-    hf_weights.check_tokenizer(small_tokenizer(VOCAB), ARCHITECTURE)
-    with pytest.raises(UserError, match=f"ids up to {VOCAB},.*vocab_size = {VOCAB}"):
-        hf_weights.check_tokenizer(small_tokenizer(VOCAB + 1), ARCHITECTURE)
-    tokenizer = small_tokenizer()
-    tokenizer.pad_token = "word0"
-    with pytest.raises(UserError, match="pads with id 5, the model with pad_token_id = 0"):
-        hf_weights.check_tokenizer(tokenizer, ARCHITECTURE)
-
-
-def test_find_folder(tmp_path, monkeypatch):
-    asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(tmp_path / "cache")
-
-    assert hf_weights.find_folder(str(tmp_path)) == tmp_path
-    monkeypatch.setenv("HOME", str(tmp_path.parent))
-    assert hf_weights.find_folder(f"~/{tmp_path.name}") == tmp_path
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hf_weights.find_folder("owner/name") == tmp_path / "cache"
-    assert asked == [("owner/name", ["*.json", "*.txt", "*.safetensors"])]
-
-
-@pytest.mark.parametrize("name", ["/no/such/folder", "nobody/has-this-model", "two words"])
-def test_find_folder_offline(name):
-    with pytest.raises(UserError, match=f"{name} is neither a folder nor a reachable") as error:
-        hf_weights.find_folder(name)
-    assert "\n" not in str(error.value)
-
-
-def test_a_hub_error_of_many_lines_becomes_one(monkeypatch):
-    def snapshot_download(name, allow_patterns):
-        raise OSError("401 Client Error.\n\nCannot access gated repo.\nPlease log in.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(UserError, match=r"OSError: 401 Client Error\.\)") as error:
-        hf_weights.find_folder("owner/name")
-    assert "\n" not in str(error.value)
-
-
-def test_find_folder_in_an_installed_package(tmp_path, monkeypatch):
-    (tmp_path / "some_weights" / "model").mkdir(parents=True)
-    (tmp_path / "some_weights" / "__init__.py").write_text("raise ImportError")  # not imported
-    (tmp_path / "some_module.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = hf_weights.find_folder("package:some_weights/model")
-    assert found == tmp_path / "some_weights" / "model"
-    with pytest.raises(UserError, match="the package has no folder 'other'"):
-        hf_weights.find_folder("package:some_weights/other")
-    for name in ("not_there", "some_module", "../some_weights"):
-        with pytest.raises(UserError, match="no Python package .* is installed"):
-            hf_weights.find_folder(f"package:{name}/model")

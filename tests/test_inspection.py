@@ -20,7 +20,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.sts import Pairs
 from jtcse_jax.inspection import default_cross, diagnose, diagnose_towers, find_punctuation, inspect
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_config, hf_weights
 from jtcse_jax.models.towers import Bank, stack
 from jtcse_jax.saved_model import SavedModel
 
@@ -79,7 +79,7 @@ def test_states_and_attention_are_those_of_transformers(tmp_path, monkeypatch):
     }
     torch_model(tmp_path, "bert", seed=1, **sizes)
     theirs = BertModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    architecture = hf_weights.read_architecture(tmp_path)
+    architecture = hf_config.read_architecture(tmp_path)
     params = stack([hf_weights.read_tower(tmp_path, architecture)])
     model = SavedModel(Bank(architecture, 1), params, tiny_model().tokenizer, 16, "torch")
     before = model.tokenizer.backend_tokenizer.to_str()

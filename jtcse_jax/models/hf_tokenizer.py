@@ -1,0 +1,54 @@
+"""The tokenizer of a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from jtcse_jax.architecture import Architecture
+from jtcse_jax.errors import UserError
+from jtcse_jax.models.hf_files import find_folder
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def find_tokenizer(name: str) -> Any:
+    """The fast tokenizer of what `find_folder` finds by this name; UserError when there is none."""
+    return load_tokenizer(find_folder(name))
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The folder's fast transformers tokenizer; UserError when there is none."""
+    folder = Path(folder)
+    advice = "save one there with `tokenizer.save_pretrained`, or name another folder."
+    # Without this, transformers makes a tokenizer of the five special tokens from config.json.
+    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise UserError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}): {advice}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of many types, from transformers and tokenizers
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder}: its tokenizer does not open ({reason}): {advice}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: its tokenizer is no fast one (tokenizer.json): {advice}")
+    # transformers keeps how it was loaded among what it saves.
+    for name in ("local_files_only", "is_local", "trust_remote_code"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
+    """Raises UserError if the tokenizer's ids, or its padding id, are not those of the model."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= architecture.vocab_size:
+        raise UserError(
+            f"The tokenizer has ids up to {largest}, the model embeds vocab_size = "
+            f"{architecture.vocab_size}: use the tokenizer of this model."
+        )
+    if tokenizer.pad_token_id != architecture.pad_token_id:
+        raise UserError(
+            f"The tokenizer pads with id {tokenizer.pad_token_id}, the model with pad_token_id = "
+            f"{architecture.pad_token_id}: use the tokenizer of this model."
+        )
