@@ -6,9 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from loop_encoder import attend, embed, finish
 from test_bert import NO_TORCH, torch_model
 from test_encoder import ENTRIES, some_sentences, tiny_model
-from test_towers import attend, embed, finish
 
 from jtcse_jax import inspection
 from jtcse_jax.architecture import Cross
