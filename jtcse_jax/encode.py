@@ -19,18 +19,19 @@ from jtcse_jax.encoder import (
     progress_bar,
     warn_of_truncation,
 )
-from jtcse_jax.ensemble import ModelArguments
+from jtcse_jax.ensemble import EncoderArguments
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.user_path import user_path
 from jtcse_jax.vector_file import VectorFile, check_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(ModelArguments):
+class Arguments(EncoderArguments):
     """Encodes sentences into a .npy file of float32 vectors: row n is line n.
 
-    Memory does not grow with the text. Killed and started again it goes on where it was. Started
-    several times at once (one process for each GPU, say), the processes share the work.
+    Memory does not grow with the text. Killed and started again it goes on where it was. A process
+    uses all devices of its machine; started on several machines at once, that see the output's
+    folder, the processes share the work.
     """
 
     input: str

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from jtcse_jax.bank_encoder import BankEncoder
-from jtcse_jax.ensemble import Member, load_members
+from jtcse_jax.ensemble import Member, computed_in, load_members
 from jtcse_jax.errors import UserError
 from jtcse_jax.index import make_index
 from jtcse_jax.mteb_encoder import MtebEncoder, MtebTexts
@@ -66,12 +66,15 @@ class SentenceEncoder(MtebEncoder):
         step: int | None = None,
         pooling: str | None = None,
         max_len: int | None = None,
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "SentenceEncoder":
         """The encoder in a workdir, an exported or Hugging Face folder, hub name, or ensemble.
 
-        Arguments and errors as `ensemble.load_members`.
+        `compute_dtype` is that of the products, whatever the model was trained in. The other
+        arguments, and errors, as `ensemble.load_members`.
         """
-        return cls.of(load_members(name, step=step, pooling=pooling, max_len=max_len))
+        members = load_members(name, step=step, pooling=pooling, max_len=max_len)
+        return cls.of(computed_in(compute_dtype, members))
 
     @classmethod
     def of(cls, model: SavedModel | Sequence[Member]) -> "SentenceEncoder":

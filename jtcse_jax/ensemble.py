@@ -11,6 +11,7 @@ description; `pooling`, `max_len` and `step` are optional and mean what they mea
 they name lies below the file's folder or, by a plain relative path, below the working directory.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -59,6 +60,18 @@ class ModelArguments:
         return load_members(self.model, step=self.step, pooling=self.pooling, max_len=self.max_len)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderArguments(ModelArguments):
+    """The arguments of every command that encodes with a model."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the products, whatever a model was trained in; the vectors are float32."""
+
+    def load_members(self) -> tuple[Member, ...]:
+        """The model that is meant; errors as the function `load_members`."""
+        return computed_in(self.compute_dtype, super().load_members())
+
+
 def load_members(
     name: str | Path,
     *,
@@ -94,6 +107,17 @@ def load_members(
     return members
 
 
+def computed_in(dtype: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
+    """The members with products in "float32" or "bfloat16"."""
+    return tuple(
+        Member(
+            weight,
+            dataclasses.replace(model, bank=dataclasses.replace(model.bank, compute_dtype=dtype)),
+        )
+        for weight, model in members
+    )
+
+
 def find_description(name: str | Path) -> Path | None:
     """The JSON file that describes the ensemble `name`, or None where `name` is another model.
 
@@ -117,11 +141,16 @@ def source(members: tuple[Member, ...]) -> str:
 
 
 def fingerprint(members: tuple[Member, ...]) -> str:
-    """sha256 (hex) of all that decides the vectors: weights, tokenizers, pooling, lengths."""
+    """sha256 (hex) of all that decides the vectors.
+
+    That is weights, tokenizers, pooling, lengths, and the dtype of products.
+    """
     digest = hashlib.sha256()
     for weight, model in members:
         bank = model.bank
         shape = [weight, str(bank.architecture), bank.num_towers, bank.pooling, model.max_len]
+        if bank.compute_dtype != "float32":  # so that without a choice the hash is the old one
+            shape.append(bank.compute_dtype)
         digest.update(json.dumps(shape).encode())
         digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
         for path, leaf in jax.tree.leaves_with_path(model.params):

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jtcse_jax.compilation import keep_compiled
-from jtcse_jax.ensemble import ModelArguments
+from jtcse_jax.ensemble import EncoderArguments
 from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.output import check_replaceable, replace
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(ModelArguments):
+class Arguments(EncoderArguments):
     """Scores a model, with the protocol beside each score.
 
     A model is whatever `--model` takes, or `sentence-transformers:NAME`. Several seeds of one
     method are given with commas, and may have a name: `jtcse=runs/0,runs/1`. --step, --pooling and
-    --max-len are those of --model.
+    --max-len are those of --model, --compute-dtype is that of all models of ours.
     """
 
     suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
@@ -88,7 +88,9 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         result = {"method": method} if several else {}
         results.append(result)
         try:
-            model = load_model(name, **(options if method == names[0][0] else {}))
+            model = load_model(
+                name, arguments.compute_dtype, **(options if method == names[0][0] else {})
+            )
         except UserError as error:
             if not several:
                 raise
@@ -118,7 +120,8 @@ def print_tables(result: dict[str, Any]) -> None:
     for one in results:
         for member in one.get("members", ()):
             line = "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}"
-            rich.print(Text(line.format(**member)))  # a path may look like markup
+            dtype = f", {member['compute_dtype']}" if "compute_dtype" in member else ""
+            rich.print(Text(line.format(**member) + dtype))  # a path may look like markup
     for suite, scorer in SUITES.items():
         scored = [one for one in results if "protocol" in one.get(suite, {})]
         if not scored:

@@ -14,12 +14,12 @@ from rich.text import Text
 from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import Hit, SentenceEncoder
-from jtcse_jax.ensemble import ModelArguments
+from jtcse_jax.ensemble import EncoderArguments
 from jtcse_jax.errors import UserError, one_line_errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(ModelArguments):
+class Arguments(EncoderArguments):
     """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
 
     Without --query, queries are read from standard input, one a line.

@@ -41,10 +41,11 @@ class Model(NamedTuple):
         return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
 
-def load_model(name: str, **options: Any) -> Model:
+def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:
     """The model `name`, with the options of `ensemble.load_members`, which a foreign one has not.
 
-    Warns of prompts in its folder, which are not applied. Raises UserError as
+    `compute_dtype` is that of products; a foreign model's is what its own folder says. Warns of
+    prompts in its folder, which are not applied. Raises UserError as
     `ensemble.load_members` and `ForeignEncoder`.
     """
     if name.startswith(PREFIX):
@@ -54,7 +55,7 @@ def load_model(name: str, **options: Any) -> Model:
         foreign = ForeignEncoder(name)
         description = {"model": name, "fingerprint": foreign.fingerprint()}
         return Model(foreign, (), False, description | {"members": [foreign.describe()]})
-    members = ensemble.load_members(name, **options)
+    members = ensemble.computed_in(compute_dtype, ensemble.load_members(name, **options))
     # Of a sum of vectors no folder says that it is scaled.
     cards = [read_card(member.model) for member in members]
     normalize = len(cards) == 1 and cards[0].normalize
@@ -71,6 +72,7 @@ def load_model(name: str, **options: Any) -> Model:
                 "towers": model.bank.num_towers,
                 "pooling": model.bank.pooling,
                 "max_len": model.max_len,
+                "compute_dtype": model.bank.compute_dtype,
             }
             for weight, model in members
         ],

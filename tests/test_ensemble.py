@@ -178,6 +178,7 @@ def test_fingerprint_tells_what_changes_the_vectors():
         Member(
             1.0, dataclasses.replace(model, bank=dataclasses.replace(model.bank, pooling="mean"))
         ),
+        *ensemble.computed_in("bfloat16", (Member(1.0, model),)),
     ]
     same = ensemble.fingerprint((Member(1.0, dataclasses.replace(model, source="elsewhere")),))
     assert same == ensemble.fingerprint((Member(1.0, model),))

@@ -76,7 +76,7 @@ def test_evaluate_says_what_the_scores_depend_on(evaluated, run):
     assert result["model"] == f"{run}, step 2 (best by dev score)"
     (member,) = result["members"]
     assert (member["weight"], member["towers"], member["pooling"]) == (1, 2, "cls")
-    assert member["max_len"] == 60
+    assert (member["max_len"], member["compute_dtype"]) == (60, "float32")
     assert result["sts"]["pairs"]["STS-B"] == 25 and result["sts"]["pairs"]["STS12"] == 10
     assert result["sts"]["pairs"]["average"] == sum(result["sts"]["pairs"][task] for task in TASKS)
     assert {"jtcse_jax", "jax", "transformers", "tokenizers"} <= result["environment"].keys()
