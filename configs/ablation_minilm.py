@@ -7,8 +7,10 @@
 Short sentences and small batches, so that three seeds take hours and not days on two cores. Once
 for each seed; then the variants beside the default, each with its seeds joined by commas:
 
-    cd runs/ablation_minilm; python -m jtcse_jax.evaluate --sts STSB/sts-test.csv \\
-        --model jtcse=0/jtcse,1/jtcse,2/jtcse --compare tncse=0/tncse,1/tncse,2/tncse ...
+    RUNS=runs/ablation_minilm
+    python -m jtcse_jax.evaluate --sts STSB/sts-test.csv \\
+        --model jtcse=$RUNS/0/jtcse,$RUNS/1/jtcse,$RUNS/2/jtcse \\
+        --compare tncse=$RUNS/0/tncse,$RUNS/1/tncse,$RUNS/2/tncse
 """
 
 import dataclasses

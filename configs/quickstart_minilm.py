@@ -4,7 +4,7 @@
     bash launch/local.sh --config configs/quickstart_minilm.py
 
 The towers start from all-MiniLM-L6-v2 (mean pooling, as it was trained) and differ by dropout.
-Give your own text with --data.source.
+Your own text: --data.source TEXT --workdir runs/mine --max-steps None, for an epoch of it.
 """
 
 from jtcse_jax.config import (

@@ -4,6 +4,8 @@
     python -m jtcse_jax.train --config configs/simcse_minilm.py --data.source TEXT
     python -m jtcse_jax.train --config configs/simcse_minilm.py --data.source TEXT \\
         --workdir runs/simcse_minilm_b --seed 43
+
+It takes 40 steps of 64 sentences; --max-steps None takes an epoch of TEXT.
 """
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig

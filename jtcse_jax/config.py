@@ -18,8 +18,9 @@ class ModelConfig:
     """The bank of towers."""
 
     towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
-    """Where each tower starts, one entry a tower: a Hugging Face folder or hub name, a workdir of
-    this trainer (NAME#K: its tower K), or `scratch` (random weights of the shape `scratch`)."""
+    """Where each tower starts, one entry a tower: a Hugging Face folder or hub name, a workdir or
+    exported folder of ours (NAME#K: its tower K), `package:NAME/FOLDER` (a folder of an installed
+    Python package), or `scratch` (random weights of the shape `scratch`)."""
     scratch: Architecture = Architecture()
     """Shape of towers that start from scratch; ignored for others."""
     tokenizer: str | None = None
@@ -36,7 +37,7 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the products; parameters, LayerNorm statistics, softmax and losses are float32."""
     cross: Cross = Cross()
-    """Cross-attention between the towers."""
+    """jtcse: cross-attention between the towers."""
 
     def __post_init__(self):
         if isinstance(self.towers, str):

@@ -28,7 +28,10 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
     first.add_argument("--config")
     known, overrides = first.parse_known_args(arguments)
     default = load_config_file(user_path(known.config), kind) if known.config else kind()
-    description = f"{kind.__doc__} --config FILE first, then any field as an override."
+    description = (
+        f"{kind.__doc__} --config FILE first, then any field as an override; with FILE, --help "
+        "shows its own values and stages."
+    )
     return tyro.cli(
         kind,
         prog=f"python -m {prog}",

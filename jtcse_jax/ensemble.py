@@ -46,8 +46,8 @@ class ModelArguments:
     """The arguments of every command that reads a model."""
 
     model: str
-    """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name, or the
-    JSON file of an ensemble."""
+    """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name,
+    `package:NAME/FOLDER` of an installed Python package, or the JSON file of an ensemble."""
     step: int | None = None
     """Step of a workdir; by default the best by dev score, or the newest."""
     pooling: Literal["cls", "mean"] | None = None

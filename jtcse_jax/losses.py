@@ -5,8 +5,7 @@ sentence i, so the partner of row r is r XOR 1. Everything is computed in float3
 inputs' dtype; every function returns a float32 scalar and is finite, gradients included, for zero
 vectors. Norms from 1e-6 to 1e19 are exact. Of a large batch the [2B, 2B] logits are never held
 whole: anchors are taken some at a time, and their logits made anew in the backward pass. `mask`
-[2B] marks the rows that exist in a last,
-partial batch; None means all.
+[2B] marks the rows that exist in a last, partial batch; None means all.
 
 Source: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
 """

@@ -41,8 +41,8 @@ JOINING, REDUCING, WRITING = 60, 60, 30  # seconds that other processes, and the
 class Arguments:
     """Looks at processes, devices, memory, interconnect and the disk of the workdir.
 
-    To be started as training is, by the same launcher with as many processes. Status 0 says that
-    all is well; otherwise one sentence says what is wrong.
+    To be started as training is, with as many processes; it takes none of the trainer's arguments
+    but the workdir. Status 0 says that all is well; otherwise one sentence says what is wrong.
     """
 
     workdir: str = "runs"

@@ -11,7 +11,7 @@ the run too.
   bash launch/tpu_vm.sh NAME --zone ZONE [options] [-- trainer arguments]
 
   NAME              the TPU VM; made if there is none of that name
-  --zone ZONE       its zone, such as us-central2-b
+  --zone ZONE       its zone, such as us-west4-a
   --type TYPE       accelerator type of a new one (default: v5litepod-8)
   --version IMAGE   runtime version of a new one (default: v2-alpha-tpuv5-lite; it must fit TYPE)
   --project PROJECT the Google Cloud project (default: gcloud's own)
@@ -22,7 +22,8 @@ the run too.
 Paths in the trainer arguments are paths on the workers, seen from the copied checkout. A VM that
 is made anew has an empty disk, and several workers have a disk each: the workdir is then to be on
 one that outlasts the VM and that all of them see. JTCSE_COMMAND=preflight looks at the workers
-instead of training; of this machine's other settings (HF_TOKEN, WANDB_API_KEY) none goes there.
+instead of training, JTCSE_COMMAND=pipeline trains all stages of a recipe; of this machine's other
+settings (HF_TOKEN, WANDB_API_KEY) none goes there.
 The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
   bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/quickstart.py
