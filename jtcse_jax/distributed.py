@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -143,6 +144,29 @@ def check_agreement(**values: object) -> None:
         raise UserError(
             f"process {jax.process_index()} on {socket.gethostname()} differs from process 0 in: "
             f"{names}. Start all with the same command, on files that all of them share."
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError where `folder` is not the one that process 0 has; each calls it alike."""
+    if jax.process_count() == 1:
+        return
+    name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
+    path = folder / f".shared-{name.tobytes().hex()}"
+    primary = jax.process_index() == 0
+    try:
+        if primary:
+            path.touch()
+        multihost_utils.sync_global_devices("the file is there")
+        seen = path.exists()
+        multihost_utils.sync_global_devices("all have looked")
+    finally:
+        if primary:
+            path.unlink(missing_ok=True)
+    if not seen:
+        raise UserError(
+            f"the workdir {folder} on {socket.gethostname()} is not the folder that process 0 has "
+            "there: name one on a file system that all processes share"
         )
 
 

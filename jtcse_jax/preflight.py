@@ -88,7 +88,10 @@ def preflight(workdir: str) -> list[Report]:
     with _deadline(WRITING + REDUCING, others):
         reports = _gather(report)
         if len(reports) > 1 and not any(report.problem for report in reports):
-            report = dataclasses.replace(report, problem=_not_shared(_nearest_folder(folder)))
+            try:
+                distributed.check_shared(_nearest_folder(folder))
+            except UserError as error:
+                report = dataclasses.replace(report, problem=str(error))
             reports = _gather(report)
     return reports
 
@@ -216,28 +219,6 @@ def _gather(report: Report) -> list[Report]:
     padded = np.frombuffer(encoded.ljust(size), np.uint8)
     rows = np.reshape(multihost_utils.process_allgather(padded), (-1, size))
     return [Report(**json.loads(row.tobytes())) for row in rows]
-
-
-def _not_shared(folder: Path) -> str:
-    """What is wrong where this process does not see a file that process 0 makes in the workdir."""
-    name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
-    path = folder / f".preflight-{name.tobytes().hex()}"
-    primary = jax.process_index() == 0
-    try:
-        if primary:
-            path.touch()
-        multihost_utils.sync_global_devices("the file is there")
-        seen = path.exists()
-        multihost_utils.sync_global_devices("all have looked")
-    finally:
-        if primary:
-            path.unlink(missing_ok=True)
-    if seen:
-        return ""
-    return (
-        f"the workdir {folder} is not the folder that process 0 has there: name one on a file "
-        "system that all processes share"
-    )
 
 
 @one_line_errors

@@ -2,12 +2,14 @@
 the teacher."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jtcse_jax import output, saved_model, sharding
@@ -25,7 +27,7 @@ from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"
 FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
-TEACHER, TEXT = "teacher.sha256", "text.sha256"
+TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
 # What may differ when a run goes on; any other change would make it another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
@@ -44,6 +46,13 @@ class Start(NamedTuple):
     tokenizer: Any
     towers: Params | None  #: leaves [K, ...] on the host; None where a checkpoint has them
     mlm_head: Params | None = None  #: likewise, where every tower's folder brings one
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the tokenizer and of the weights that are on the host."""
+        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
+        for leaf in jax.tree.leaves((self.towers, self.mlm_head)):
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
 
 
 def check_config(workdir: Path, config: Config) -> None:

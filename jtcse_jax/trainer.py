@@ -34,6 +34,7 @@ from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.start import (
+    DEV,
     FORCE,
     TEXT,
     Start,
@@ -74,11 +75,13 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints,
     ):
         resuming = checkpoints.newest_step() is not None
-        text = source.fingerprint()
-        distributed.check_agreement(config=config, text=text, checkpoints=resuming)
+        text, scored = source.fingerprint(), dev.fingerprint() if dev else ""
+        distributed.check_shared(workdir)
+        distributed.check_agreement(config=config, text=text, dev=scored, checkpoints=resuming)
         if resuming:
             check_config(workdir, config)
             check_unchanged(config, TEXT, "data.source", text)
+            check_unchanged(config, DEV, "data.dev", scored)
         elif checkpoints.only_damaged() and not config.force:
             raise UserError(
                 f"all checkpoints of the run in {workdir} are damaged, nothing is left to go on "
@@ -86,10 +89,12 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             )
         start = start_model(config, source, workdir, resuming=resuming)
         bank = Bank.from_config(config.model, start.architecture, mesh)
+        teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
+        if jax.process_count() > 1:  # all weights are hashed for it
+            distributed.check_agreement(model=start.fingerprint(), teacher=taught)
         if not resuming and is_primary():
             with writing(workdir):
                 saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
-        teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
         optimizer = make_optimizer(config.optimizer, stop)
@@ -98,7 +103,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
         first = int(state.step)
         if is_primary():
-            keep(workdir, config, {TEXT: text} | taught)
+            keep(workdir, config, {TEXT: text, DEV: scored} | taught)
             environment.record(workdir, first)
         say_start(config, batches, mesh, first, stop)
         log = MetricsLog(

@@ -109,15 +109,43 @@ if jax.process_index() in {failing}:
     assert said.count("error: ") == 1 and "Traceback" not in said
 
 
-def test_processes_that_do_not_run_the_same_are_refused(tmp_path):
-    other = """
-import dataclasses, jax
-if jax.process_index() == 1:
-    config = dataclasses.replace(config, seed=7)
-"""
+# What is another one on process 1: files of the same names on disks of their own, say.
+OTHERS = {
+    "config, dev": """
+import dataclasses
+config = dataclasses.replace(config, seed=7)
+from jtcse_jax.evaluation import development
+load = development.load_pairs
+def load_pairs(*names):
+    pairs = load(*names)
+    return dataclasses.replace(pairs, gold=pairs.gold + 1)
+development.load_pairs = load_pairs
+""",
+    "model": """
+from jtcse_jax import trainer
+begin = trainer.start_model
+def start_model(*arguments, **options):
+    start = begin(*arguments, **options)
+    start.towers["pooler"]["bias"] = start.towers["pooler"]["bias"] + 1e-6
+    return start
+trainer.start_model = start_model
+""",
+    "workdir": """
+from jtcse_jax import trainer
+trainer.user_path = lambda name: Path(name).with_name("elsewhere")
+""",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_processes_that_do_not_run_the_same_are_refused(tmp_path, what):
+    other = "import jax\nif jax.process_index() == 1:" + OTHERS[what].replace("\n", "\n    ")
     first, second = map(end, start_cluster(2, tmp_path, LONG, before=other))
     assert (first[0], second[0]) == (2, 2), (first, second)
-    assert "process 1 on" in second[2] and "differs from process 0 in: config." in second[2]
+    if what == "workdir":
+        assert "elsewhere on " in second[2] and "is not the folder that process 0 has" in second[2]
+    else:
+        assert "process 1 on" in second[2] and f"differs from process 0 in: {what}." in second[2]
 
 
 def test_a_crash_in_the_middle_ends_all(tmp_path):

@@ -91,6 +91,16 @@ def test_changed_text_is_refused_and_forced(tmp_path, caplog):
     train(dataclasses.replace(longer, max_steps=4), devices=ONE_DEVICE)  # it is the run's text now
 
 
+def test_changed_dev_set_is_refused(tmp_path):
+    """Its scores would be compared with those of the set that was there before."""
+    config = tiny_config(tmp_path, max_steps=2)
+    train(config, devices=ONE_DEVICE)
+    dev = Path(config.data.dev)
+    dev.write_text(dev.read_text().replace("at night", "at noon"))
+    with pytest.raises(UserError, match="data.dev: not what the run in .* began with"):
+        train(dataclasses.replace(config, max_steps=3), devices=ONE_DEVICE)
+
+
 def test_forced_config_goes_on_and_says_what_differs(tmp_path, caplog):
     config = tiny_config(tmp_path, max_steps=2)
     train(config, devices=ONE_DEVICE)

@@ -1,5 +1,6 @@
 """The development set that a run watches: Spearman with an interval, and how vectors spread."""
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -43,6 +44,11 @@ class Development:
     def __init__(self, name: str):
         self.name = name
         self.pairs: Pairs = builtin_dev() if name == "builtin" else load_pairs(name, "dev")
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the pairs and their scores."""
+        pairs = (*self.pairs.first, *self.pairs.second, *self.pairs.gold.tolist())
+        return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
     def score(self, encode: Encode) -> DevScore:
         """Of the cosines of an encoder, with diagnostics of its embeddings."""
