@@ -83,6 +83,59 @@ def text(folder: Path) -> Made:
     return files(), read
 
 
+def tokens(folder: Path) -> Made:
+    """A token cache; also one that is whole but for how its tokens are stored, or its numbers."""
+    import numpy as np
+
+    from jtcse_jax.data.packing import usual_row_length
+    from jtcse_jax.data.tokens import TokenCache
+    from jtcse_jax.data.views import Views
+
+    lengths = np.arange(70) % 9 + 1
+    stats = {"source": "a.txt", "sentences": 70, "blank": 2, "truncated": 1}
+    stats |= {"mean_length": lengths.sum() / 70}
+    meta = {"format": 2, "dtype": "<u2", "tokens": int(lengths.sum()), "views": 1, "pad_id": 0}
+    meta |= {"max_len": 9, "vocab_size": 50, "stats": stats}
+    files = {
+        "cache/meta.json": json.dumps(meta).encode(),
+        "cache/tokens.bin": (np.arange(lengths.sum()) % 50).astype("<u2").tobytes(),
+        "cache/lengths.bin": lengths.astype("<u2").tobytes(),
+        "cache/starts.bin": np.array([0, lengths[:64].sum()], "<i8").tobytes(),
+    }
+    (folder / "cache").mkdir()
+    _write(folder, files)
+
+    @st.composite
+    def stored_otherwise(draw) -> Files:
+        dtype = draw(st.sampled_from(["O", "<u2", "<u4", ">u2", "<i8", "<f4", "<f8", "V3", "<U1"]))
+        size = np.dtype(dtype).itemsize * meta["tokens"]
+        stored = draw(st.binary(max_size=9)) * size + b"\1" * size
+        said = meta | {"dtype": dtype, "vocab_size": draw(st.sampled_from([9, 50, 2**16, 2**17]))}
+        return {
+            "cache/meta.json": json.dumps(said).encode(),
+            "cache/tokens.bin": stored[:size],
+        }
+
+    def read() -> None:
+        cache = TokenCache(folder / "cache")
+        f"{cache.stats['sentences']:,} {cache.stats['mean_length']:.1f} {cache.stats['blank']:,}"
+        views = Views(cache, row_length=usual_row_length(cache.max_len), slots=9)
+        for first in (
+            0,
+            len(cache) // 2,
+        ):  # what lies in one part may be read though another may not
+            items = np.arange(first, min(first + 32, views.num_items))
+            with contextlib.suppress(_user_error()):
+                plan = views.plan(items, np.random.default_rng(0))
+                rows = plan.packing.num_rows
+                batch = views.fill(plan, rows, range(rows), 32)
+                assert 0 <= batch.tokens.min() <= batch.tokens.max() < cache.vocab_size
+
+    strategies = {name: damaged(data) | any_bytes for name, data in files.items()}
+    strategies["cache/meta.json"] = json_bytes(meta)
+    return one_or_two(strategies) | stored_otherwise(), read
+
+
 def sts(folder: Path) -> Made:
     """Scored pairs in every layout."""
     from jtcse_jax.evaluation.sts_data import load_pairs, load_sts
@@ -317,7 +370,18 @@ def _damaged_step(folder: Path, step: Path) -> st.SearchStrategy[Files]:
 
 TARGETS = {
     target.__name__: target
-    for target in (text, sts, pairs, vectors, config, weights, ensemble, manifests, checkpoint)
+    for target in (
+        text,
+        tokens,
+        sts,
+        pairs,
+        vectors,
+        config,
+        weights,
+        ensemble,
+        manifests,
+        checkpoint,
+    )
 }
 
 

@@ -18,6 +18,7 @@ class Sentences:
         if lengths is not None:
             self.lengths = np.asarray(lengths, np.uint16)
         self.views, self.pad_id, self.max_len = views, 7, MAX_LEN
+        self.vocab_size = 1000 + count
         self.stats = {"source": "some.txt"}
 
     def __len__(self):

@@ -1,7 +1,9 @@
 """The token cache against transformers' own tokenisation, and what happens to a cache on disk."""
 
+import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import tracemalloc
@@ -13,6 +15,7 @@ import pytest
 from transformers import BertTokenizer
 
 from jtcse_jax.data import token_parts
+from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import UserError
@@ -156,6 +159,107 @@ def test_a_damaged_cache_is_made_anew(source, tokenizer, caches, name, damage, c
     assert list(caches.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize(
+    "dtype", ["O", "O,O", "<f8", ">u2", "u2", "<u4", "V2", "no dtype", None, 2]
+)
+def test_only_the_dtype_that_is_written_is_read(source, tokenizer, caches, dtype):
+    """With "O" the bytes of the file would be pointers, to be followed."""
+    tokenize(source, tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"dtype": dtype}))
+    with contextlib.suppress(TypeError):  # as many tokens of that size as there were
+        size = np.dtype(dtype or "<u2").itemsize
+        (folder / "tokens.bin").write_bytes(b"\1" * size * meta["tokens"])
+    with pytest.raises(UserError, match="damaged or not finished; delete it"):
+        TokenCache(folder)
+    check(tokenize(source, tokenizer, 16, caches), tokenizer, SENTENCES, 16)
+
+
+WRONG = {
+    "views": (0, 3, -1, 1.0, True, "1", None, [1]),
+    "pad_id": (-1, 10**6, 0.0, False, "0", None),
+    "max_len": (0, -1, 16.0, 65_536, "16", None, 1),
+    "vocab_size": (0, -1, 1e3, 2**16 + 1, 2**40, "9", None, []),
+    "tokens": (0, -1, 10**400, None),
+    "stats": ([], None, "x"),
+    "source": (None, 1, []),
+    "sentences": (4.0, 0, -4, None),
+    "blank": (-1, 2.0, "2", None),
+    "truncated": (-1, 5, "x", None),
+    "mean_length": (math.nan, math.inf, "x", 1.0, None),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_what_a_cache_cannot_say_of_itself_is_damage(source, tokenizer, caches, field):
+    tokenize(source, tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    for value in WRONG[field]:
+        meta = json.loads((folder / "meta.json").read_text())
+        said = meta if field in meta else meta["stats"]
+        before, said[field] = said[field], value
+        (folder / "meta.json").write_text(json.dumps(meta))
+        with pytest.raises(UserError, match="damaged or not finished; delete it"):
+            TokenCache(folder)
+        said[field] = before
+        (folder / "meta.json").write_text(json.dumps(meta))
+        TokenCache(folder)
+
+
+@pytest.mark.parametrize("change", [{"views": 2}, {"max_len": 17}])
+def test_a_cache_of_another_text_under_this_name_is_made_anew(source, tokenizer, caches, change):
+    """Whole in itself, and not what was asked for."""
+    tokenize(source, tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    whole = (folder / "meta.json").read_bytes()
+    (folder / "meta.json").write_text(json.dumps(json.loads(whole) | change))
+    TokenCache(folder)
+    tokenize(source, tokenizer, 16, caches)
+    assert (folder / "meta.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "starts.bin", "meta.json"])
+def test_a_pipe_in_a_cache_is_not_waited_for(source, tokenizer, caches, name):
+    tokenize(source, tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match="damaged or not finished; delete it"):
+        TokenCache(folder)
+
+
+@pytest.mark.parametrize("start", [-1, -(2**63), 10**6, 2**63 - 1])
+def test_a_sentence_that_begins_outside_of_the_tokens_is_said(tmp_path, tokenizer, caches, start):
+    (tmp_path / "many.txt").write_text("the cat\n" * 70)
+    tokenize(open_source(str(tmp_path / "many.txt")), tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    with open(folder / "starts.bin", "r+b") as file:
+        file.write(np.int64(start).tobytes())
+    with pytest.raises(UserError, match=rf"{folder.name} is damaged \(sentence 0 .*delete it"):
+        TokenCache(folder).sentence(0)
+    assert len(TokenCache(folder).sentence(69)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokens.bin", 65_535, "a token of number 65535, in a vocabulary of 23"),
+        ("lengths.bin", 0, "a sentence of 0 tokens, of at most 16"),
+        ("lengths.bin", 17, "a sentence of 17 tokens, of at most 16"),
+    ],
+)
+def test_what_cannot_be_in_a_batch_is_said(tmp_path, tokenizer, caches, name, value, message):
+    (tmp_path / "many.txt").write_text("the cat\n" * 70)
+    tokenize(open_source(str(tmp_path / "many.txt")), tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    with open(folder / name, "r+b") as file:  # in the first block: opening looks at the last
+        file.write(np.uint16(value).tobytes())
+    with pytest.raises(UserError, match=rf"{folder.name} is damaged \({message}\); delete it"):
+        batches = PackedBatches(TokenCache(folder), batch_size=70, seed=0)
+        list(batches.iterate(0, 1, timeout=60))
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_process_that_finishes_second_uses_the_cache_of_the_first(
     source, tokenizer, caches, damaged
@@ -225,7 +329,8 @@ def test_opening_a_cache_reads_neither_its_tokens_nor_all_its_lengths(tmp_path):
         file.seek(-2 * length, os.SEEK_END)
         file.write(np.arange(length, dtype=np.uint16).tobytes())
     meta = {"dtype": "<u2", "tokens": count * length, "views": 1, "pad_id": 0, "max_len": length}
-    meta |= {"vocab_size": length, "stats": {"sentences": count}}
+    stats = {"source": "", "sentences": count, "blank": 0, "truncated": 0, "mean_length": length}
+    meta |= {"vocab_size": length, "stats": stats}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     tracemalloc.start()
     try:

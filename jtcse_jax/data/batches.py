@@ -86,7 +86,7 @@ class PackedBatches:
             teachers: the same text in the tokens of each member of a teacher.
 
         Raises:
-            UserError: a field that cannot work, by its name in the config.
+            UserError: a field that cannot work, by its name in the config, or a damaged cache.
             ValueError: a shard that is none, or a count that does not divide `row_multiple`.
         """
         caches = (cache, *teachers)

@@ -32,7 +32,7 @@ class TokenParts:
     """The parts of a source in a folder, which all who make them have in common.
 
     Attributes:
-        dtype: of the tokens, little-endian: 16 bits where the vocabulary allows.
+        dtype: of the tokens, see `token_dtype`.
         vocab_size: all ids are below it.
     """
 
@@ -40,7 +40,7 @@ class TokenParts:
         """Takes a tokenizer that truncates and does not pad; makes nothing yet."""
         # A vocabulary may have holes: its count says nothing of its highest id.
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
+        self.dtype = token_dtype(self.vocab_size)
         self._source = source
         self._backend = backend
         self._folder = folder
@@ -169,6 +169,11 @@ class TokenParts:
             "blank": self._source.blank,
             "truncated": truncated,
         }
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """How tokens are stored, little-endian: in 16 bits where the vocabulary allows, else in 32."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def publish(unfinished: Path, folder: Path, is_whole: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -17,10 +18,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
 from jtcse_jax.data.sources import Source
-from jtcse_jax.data.token_parts import LENGTHS, TOKENS, TokenParts, publish
+from jtcse_jax.data.token_parts import LENGTHS, TOKENS, TokenParts, publish, token_dtype
 from jtcse_jax.errors import UserError
 from jtcse_jax.user_path import user_path
 
+_META, _STARTS = "meta.json", "starts.bin"
+_FILES = (_META, _STARTS, LENGTHS, TOKENS)
 _FORMAT = 2
 _STRIDE = 64  # the start of every 64th sentence is stored; the others follow from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
@@ -48,26 +51,30 @@ class TokenCache:
         """Maps a finished cache folder into memory.
 
         Raises:
-            UserError: the folder is absent, cut short or not finished. Bytes that changed inside
-                a file are not looked for.
+            UserError: the folder is absent, cut short or not finished, or its files do not fit
+                together. Bytes that changed inside a file are not looked for here.
         """
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            if not all((folder / name).is_file() for name in _FILES):
+                raise ValueError("a file is absent, or a pipe that would be waited for")
+            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            if not _is_meta(meta):
+                raise ValueError("the form is another")
             self.lengths: np.ndarray = _mapped(folder / LENGTHS, np.uint16)
-            self._starts = _mapped(folder / "starts.bin", np.int64)
-            self._tokens = _mapped(folder / TOKENS, meta["dtype"])
+            self._starts = _mapped(folder / _STARTS, np.int64)
+            self._tokens = _mapped(folder / TOKENS, token_dtype(meta["vocab_size"]))
             self.views: int = meta["views"]
             self.pad_id: int = meta["pad_id"]
             self.max_len: int = meta["max_len"]
             self.vocab_size: int = meta["vocab_size"]
             self.stats: dict[str, int | float | str] = meta["stats"]
             last_block = self.lengths[_STRIDE * (len(self._starts) - 1) :]
-            end = int(self._starts[-1]) + int(last_block.sum())
             intact = (
                 len(self.lengths) == self.stats["sentences"]
                 and len(self._starts) == math.ceil(len(self.lengths) / _STRIDE)
-                and end == len(self._tokens) == meta["tokens"]
+                and len(self._tokens) == meta["tokens"]
+                and int(self._starts[-1]) + int(last_block.sum()) == meta["tokens"]
             )
         except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError):
             intact = False
@@ -79,11 +86,21 @@ class TokenCache:
         return len(self.lengths)
 
     def sentence(self, index: int) -> np.ndarray:
-        """[lengths[index]] int32, the token ids of a sentence."""
+        """[lengths[index]] int32, the token ids of a sentence.
+
+        Raises UserError where they would lie outside of the file.
+        """
         index = range(len(self))[index]
         known, between = divmod(index, _STRIDE)
         start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
-        return self._tokens[start : start + int(self.lengths[index])].astype(np.int32)
+        end = start + int(self.lengths[index])
+        if not 0 <= start <= end <= len(self._tokens):
+            raise self.damaged(f"sentence {index} lies outside of {TOKENS}")
+        return self._tokens[start:end].astype(np.int32)
+
+    def damaged(self, why: str) -> UserError:
+        """The error of bytes that cannot be right, found when they were read."""
+        return UserError(f"the token cache {self._folder} is damaged ({why}); delete it")
 
 
 def tokenize(
@@ -116,7 +133,8 @@ def tokenize(
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no padding token; set its pad_token")
     folder = cache_folder(source, backend, cache_dir)
-    if (cache := _intact(folder)) is not None:
+    intact = partial(_intact, folder, source.views, max_len)
+    if (cache := intact()) is not None:
         return cache
     if folder.exists():
         _log.warning("the token cache %s is damaged: tokenising again", folder)
@@ -124,14 +142,14 @@ def tokenize(
     try:
         parts.begin()
         # Looked for again: another process that finished in between has removed the parts.
-        if _intact(folder) is None:
+        if intact() is None:
             with _shown(source.spec, progress) as advance:
                 parts.make_all(advance)
             with parts.locked(source.num_shards, wait=True):
-                if _intact(folder) is None:
+                if intact() is None:
                     with parts.aside() as unfinished:
                         _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
-                        publish(unfinished, folder, lambda: _intact(folder) is not None)
+                        publish(unfinished, folder, lambda: intact() is not None)
         parts.remove()
     except UserError as error:
         # Of a text with an error: once mended, it is another text. After an error of the system,
@@ -140,7 +158,7 @@ def tokenize(
             parts.remove()
         raise
     except OSError as error:
-        removed = not parts.exist() or _intact(folder) is not None
+        removed = not parts.exist() or intact() is not None
         if isinstance(error, FileNotFoundError) and removed:
             # Another process has finished, or has found an error in the text: so shall we.
             return tokenize(source, tokenizer, max_len, cache_dir, progress=progress)
@@ -185,16 +203,40 @@ def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> toke
     return backend
 
 
-def _intact(folder: Path) -> TokenCache | None:
+def _intact(folder: Path, views: int, max_len: int) -> TokenCache | None:
     try:
-        return TokenCache(folder)
+        cache = TokenCache(folder)
     except UserError:
         return None
+    return cache if (cache.views, cache.max_len) == (views, max_len) else None
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    """Whether it has the form that `_write` gives: a cache may come from anybody.
+
+    Above all, bytes read as another dtype could be pointers, which numpy follows.
+    """
+    stats, vocab_size, tokens = meta["stats"], meta["vocab_size"], meta["tokens"]
+    sentences = stats["sentences"]
+    counts = [meta[name] for name in ("tokens", "views", "pad_id", "max_len", "vocab_size")]
+    counts += [stats[name] for name in ("sentences", "blank", "truncated")]
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and meta["pad_id"] < vocab_size <= 2**31
+        and meta["dtype"] == token_dtype(vocab_size).str
+        and meta["views"] in (1, 2)
+        and sentences % meta["views"] == 0
+        and 1 <= meta["max_len"] <= _LONGEST
+        and 0 < tokens <= sentences * meta["max_len"]
+        and stats["truncated"] <= sentences
+        and stats["mean_length"] == tokens / sentences
+        and isinstance(stats["source"], str)
+    )
 
 
 def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder: Path) -> None:
     counts = parts.join(folder)
-    _starts(_mapped(folder / LENGTHS, np.uint16)).tofile(folder / "starts.bin")
+    _starts(_mapped(folder / LENGTHS, np.uint16)).tofile(folder / _STARTS)
     meta = {
         "format": _FORMAT,
         "dtype": parts.dtype.str,
@@ -211,7 +253,7 @@ def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder:
             "mean_length": counts["tokens"] / counts["sentences"],
         },
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

@@ -91,13 +91,21 @@ class Views:
         self._check_row()
 
     def plan(self, items: np.ndarray, rng: np.random.Generator) -> Plan:
-        """The plan of a batch of items [n]; `rng` draws the repeated words."""
+        """The plan of a batch of items [n]; `rng` draws the repeated words.
+
+        Raises UserError where the cache has lengths that cannot be.
+        """
         offsets = np.array([0, self._second][: self.per_item])
         sentences = (items[:, None] * self._stride + offsets).reshape(-1)
         inverse = np.arange(len(sentences))
         if self._once:
             sentences, inverse = np.unique(sentences, return_inverse=True)
         lengths = self._cache.lengths[sentences].astype(np.int64)
+        for length in (lengths.min(initial=1), lengths.max(initial=1)):
+            if not 1 <= length <= self._cache.max_len:
+                raise self._cache.damaged(
+                    f"a sentence of {length} tokens, of at most {self._cache.max_len}"
+                )
         repeated = {}
         if self._repeat_rate is not None:
             for view in range(1, len(sentences), 2):
@@ -110,7 +118,7 @@ class Views:
         """The batch of a plan: `rows` of a grid of `num_rows`, and the order of all views.
 
         Views that a batch of fewer than `batch_size` items lacks have `mask` False and point to
-        slot 0.
+        slot 0. Raises UserError where the cache has tokens that cannot be.
         """
         arrays = fill(
             plan.packing,
@@ -122,6 +130,12 @@ class Views:
             self._cache.pad_id,
             rows,
         )
+        # A gather on the device would take the nearest row of the table, and say nothing.
+        highest = arrays[0].view(np.uint32).max()
+        if highest >= self._cache.vocab_size:
+            raise self._cache.damaged(
+                f"a token of number {highest}, in a vocabulary of {self._cache.vocab_size}"
+            )
         order = np.zeros(self.per_item * batch_size, np.int32)
         order[: len(plan.order)] = plan.order
         return Batch(*arrays, order, np.arange(len(order)) < len(plan.order))
