@@ -1,14 +1,17 @@
 """Shards of a source, and token caches that several processes make at once, across kills."""
 
+import contextlib
 import errno
 import fcntl
 import gzip
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import threading
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from jtcse_jax.data import text_files, token_parts
+from jtcse_jax.data import text_files, token_parts, tokens
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import tokenize, truncating_backend
 from jtcse_jax.errors import UserError
 
 WORDS = "a cat sat on the mat and saw two dogs run far away from it".split()
+FULL = "cannot write the token cache .*too large; free space there, and the same command goes on"
 FORK = multiprocessing.get_context("fork")
 
 
@@ -230,6 +234,87 @@ def test_a_part_that_a_crash_cut_short_is_made_again(text, tokenizer, tmp_path, 
     path.write_bytes(content[:-2])
     parts.make(0)
     assert path.read_bytes() == content
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """A limit on the size of files is to a writer what a full disk is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize(
+    ("lines", "limit"), [(100, 0), (100, 100), (100, 1000), (1000, 5000), (1000, 12_000)]
+)
+def test_a_part_for_which_there_is_no_room_is_an_error(tmp_path, tokenizer, lines, limit):
+    """Of 16 bytes a line, less than a buffer and more; its counts would find room in 100."""
+    (tmp_path / "text.txt").write_text("a cat sat on the mat\n" * lines)
+    source = open_source(str(tmp_path / "text.txt"))
+    parts = token_parts.TokenParts(
+        source, truncating_backend(tokenizer, 16), tmp_path / "caches" / "parts"
+    )
+    parts.begin()
+    with full_disk(limit), pytest.raises(OSError, match="too large"):
+        parts.make(0)
+    assert list((tmp_path / "caches" / "parts").iterdir()) == []
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_no_hole(
+    text, whole, tokenizer, tmp_path, monkeypatch
+):
+    """Room comes after the first block of every part: its tokens come too, or an error."""
+    monkeypatch.setattr(token_parts, "_BLOCK", 2)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    read_shard = Source.read_shard
+
+    def full_then_room(self, number):
+        sentences = read_shard(self, number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        yield from islice(sentences, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        yield from sentences
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read_shard", full_then_room)
+        with full_disk(hard):
+            tokenize(open_source(text), tokenizer, 16, tmp_path / "holes")
+    tokenize(open_source(text), tokenizer, 16, tmp_path / "holes")
+    assert files_of(tmp_path / "holes") == whole
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 60_000])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, tokenizer, limit):
+    (tmp_path / "text.txt").write_text("a cat sat on the mat\n" * 10_000)
+    source = open_source(str(tmp_path / "text.txt"))
+    with full_disk(limit), pytest.raises(UserError, match=FULL):
+        tokenize(source, tokenizer, 16, tmp_path / "caches")
+    tokenize(source, tokenizer, 16, tmp_path / "caches")
+    tokenize(source, tokenizer, 16, tmp_path / "other")
+    assert files_of(tmp_path / "caches") == files_of(tmp_path / "other")
+
+
+def test_starts_for_which_there_is_no_room_are_an_error_of_the_disk(
+    tmp_path, tokenizer, monkeypatch
+):
+    """1256 bytes of starts, where what is said of the cache finds room."""
+    (tmp_path / "text.txt").write_text("a cat\n" * 10_000)
+    source = open_source(str(tmp_path / "text.txt"))
+    starts = tokens._starts
+    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1]):
+
+        def fill_the_disk(lengths):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            return starts(lengths)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=FULL):
+            patch.setattr(tokens, "_starts", fill_the_disk)
+            tokenize(source, tokenizer, 16, tmp_path / "caches")
+    assert all(path.name.startswith(".") for path in (tmp_path / "caches").iterdir())
 
 
 def test_where_files_cannot_be_locked_the_work_is_done_all_the_same(

@@ -153,8 +153,9 @@ class TokenParts:
                 encodings = self._backend.encode_batch_fast(block)
                 ids = [encoding.ids for encoding in encodings]
                 flat = np.fromiter(chain.from_iterable(ids), self.dtype)
-                flat.tofile(token_file)
-                np.fromiter(map(len, ids), "<u2", len(ids)).tofile(length_file)
+                # Not `tofile`, which hides that the disk was full for the last bytes.
+                token_file.write(flat.data)
+                length_file.write(np.fromiter(map(len, ids), "<u2", len(ids)).data)
                 sentences += len(ids)
                 num_tokens += len(flat)
                 # Only a full sentence can have been cut: most are spared the costly look.

@@ -236,7 +236,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
 
 def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder: Path) -> None:
     counts = parts.join(folder)
-    _starts(_mapped(folder / LENGTHS, np.uint16)).tofile(folder / _STARTS)
+    (folder / _STARTS).write_bytes(_starts(_mapped(folder / LENGTHS, np.uint16)).data)
     meta = {
         "format": _FORMAT,
         "dtype": parts.dtype.str,
