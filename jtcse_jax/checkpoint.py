@@ -116,22 +116,28 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def restore(
-        self, step: int | None = None, *, params: PyTree, optimizer: PyTree | None = None
+        self,
+        step: int | None = None,
+        *,
+        params: PyTree,
+        optimizer: PyTree | None = None,
+        best: bool = False,
     ) -> tuple[int, dict[str, PyTree]]:
         """Returns the step and `{"params": ...}`, with `"optimizer"` where it is asked for.
 
         Args:
             step: a step, or None for the newest good one: damaged ones on the way are moved to
-                `directory/corrupt/` with a warning each.
+                `directory/corrupt/` (not if `read_only`) with a warning each.
             params: pytree of `jax.ShapeDtypeStruct`; a leaf comes with the sharding named there
                 (whatever it was saved from), without one to the default device.
             optimizer: likewise, or None to leave the optimizer unread.
+            best: where no step is named, the best good one, or the newest where none has a score.
 
         Raises:
             UserError: the step is absent or damaged, no good step is left, or leaves differ from
                 the saved ones in path, shape or dtype (all are listed).
         """
-        step = self._good_step(step)
+        step = self._good_step(step, best)
         wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
         named = {item: _named_leaves(tree) for item, tree in wanted.items()}
         misfits = manifest.misfits(self._directory / str(step), _described(named))
@@ -222,14 +228,15 @@ class Checkpoints:
         unfinished = self._directory.glob(f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}*")
         manifest.write(next(unfinished, self._directory / str(step)), self._saving)
 
-    def _good_step(self, step: int | None) -> int:
+    def _good_step(self, step: int | None, best: bool) -> int:
         """Process 0 reads the files and the others learn its verdict: one hashing, one opinion."""
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self._directory}, there are {steps}")
         chosen, trouble = -1, "process 0 says why"
         if jax.process_index() == 0:
-            for candidate in reversed(steps) if step is None else [step]:
+            order = self._best_first(steps) if best else steps[::-1]
+            for candidate in order if step is None else [step]:
                 trouble = manifest.problem(self._directory / str(candidate))
                 if trouble is None:
                     chosen = candidate
@@ -244,9 +251,10 @@ class Checkpoints:
         if chosen >= 0:
             return chosen
         if step is None and steps:
+            where = "" if self._read_only else f" and are in {manifest.CORRUPT}/ now"
             raise UserError(
-                f"no good checkpoint in {self._directory}: all were damaged and are in "
-                f"{manifest.CORRUPT}/ now; train anew in another workdir"
+                f"no good checkpoint in {self._directory}: all were damaged{where}; train anew in "
+                "another workdir"
             )
         if step is None:
             raise UserError(f"no checkpoint in {self._directory}: train first")
@@ -261,9 +269,20 @@ class Checkpoints:
         log.warning("checkpoint %s is damaged, passed over, %s: %s", folder, outcome, trouble)
 
     def _best_of(self, steps: list[int]) -> int | None:
-        scores = {s: self._metrics.get(s, {}).get(self._best_metric, math.nan) for s in steps}
-        finite = [step for step in steps if math.isfinite(scores[step])]
-        return max(finite, key=lambda step: (scores[step], step), default=None)
+        scored = [step for step in steps if math.isfinite(self._score(step))]
+        return next(iter(self._best_first(scored)), None)
+
+    def _best_first(self, steps: list[int]) -> list[int]:
+        """Those with a score first; of equals, and of those without one, the newest first."""
+
+        def rank(step: int) -> tuple[float, int]:
+            score = self._score(step)
+            return (score if math.isfinite(score) else -math.inf, step)
+
+        return sorted(steps, key=rank, reverse=True)
+
+    def _score(self, step: int) -> float:
+        return self._metrics.get(step, {}).get(self._best_metric, math.nan)
 
     def _not_written(self, error: Exception) -> UserError:
         # Orbax has already forgotten the steps it meant to delete after this save.

@@ -22,17 +22,17 @@ def hold(workdir: Path) -> Iterator[None]:
     path = workdir / FILE
     with writing(f"workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        # Unbuffered: what a full disk did not take would be written again, and fail, at the end.
+        file = path.open("ab+", buffering=0)
     with file:
         if not lock_file(file):
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode(errors="replace").strip() or "another process"
             raise InUse(
                 f"workdir {workdir} is in use by {holder}: wait for it, stop it, or name another "
                 "--workdir."
             )
         with writing(path):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

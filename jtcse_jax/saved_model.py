@@ -175,16 +175,16 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 
 def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Params, int, str]:
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        why = "asked for"
-        if step is None:
-            step = checkpoints.best_step()
-            why = "best by dev score"
-        if step is None:
-            step = checkpoints.newest_step()
-            why = "newest, no dev score"
-        if step is None:
+        if not checkpoints.steps():
             raise UserError(f"{workdir}: no checkpoint yet; train first.")
-        step, state = checkpoints.restore(step, params=bank.abstract())
+        asked, best, newest = step, checkpoints.best_step(), checkpoints.newest_step()
+        step, state = checkpoints.restore(step, params=bank.abstract(), best=True)
+        if asked is not None:
+            why = "asked for"
+        elif best is None:
+            why = "newest, no dev score" if step == newest else "newest that is whole, no dev score"
+        else:
+            why = "best by dev score" if step == best else "best that is whole"
     return state["params"], step, f"{workdir}, step {step} ({why})"
 
 

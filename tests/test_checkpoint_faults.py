@@ -69,6 +69,7 @@ def truncate(path: Path) -> None:
 DAMAGE = {
     "sha256": lambda folder: flip_bit(largest_file(folder)),
     "bytes": lambda folder: truncate(largest_file(folder)),
+    "has 0 bytes": lambda folder: largest_file(folder).write_bytes(b""),
     "is missing": lambda folder: largest_file(folder).unlink(),
     "not in the manifest": lambda folder: (folder / "params" / "extra").write_text("x"),
     "manifest.json is missing": lambda folder: (folder / manifest.NAME).unlink(),

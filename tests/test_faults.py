@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -235,6 +236,17 @@ def test_full_disk_while_tokenising_is_said_and_leaves_nothing_half(small_disk, 
         train(dataclasses.replace(config, data=data), devices=ONE_DEVICE)
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     train(dataclasses.replace(config, data=data, max_steps=1), devices=ONE_DEVICE)
+
+
+def test_full_disk_under_the_lock_is_one_sentence(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match="run.lock cannot be written: File too large"):
+            with run_lock.hold(tmp_path / "run"):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_full_disk_under_the_metrics_is_one_sentence(tmp_path):

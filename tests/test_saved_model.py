@@ -1,6 +1,7 @@
 """Saved banks: what is written is what is read, and by other libraries too."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import flip_bit, largest_file
 from runs import largest_difference
 from safetensors.numpy import load_file, save_file
 from test_encoder import some_sentences, tiny_model
@@ -72,6 +74,25 @@ def test_workdir_gives_the_best_step_or_the_asked_one(run, twin):
     assert largest_difference(asked.params, shifted(twin, 7)) == 0
     assert (best.bank, best.max_len) == (twin.bank, twin.max_len)
     assert best.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
+
+
+def test_damaged_best_step_gives_the_next_best_and_is_left_there(twin, tmp_path, caplog):
+    run = write_run(tmp_path / "run", twin, {2: 0.3, 4: 0.7, 6: 0.5, 7: None})
+    for damaged, next_best in ((4, 6), (6, 2), (2, 7)):
+        folder = run / saved_model.CHECKPOINTS / str(damaged)
+        flip_bit(largest_file(folder))
+        with pytest.raises(UserError, match=f"step {damaged} .* is damaged: .*name another step"):
+            saved_model.load(run, step=damaged)
+        with caplog.at_level(logging.WARNING, logger="jtcse_jax"):
+            model = saved_model.load(run)
+        assert model.source == f"{run}, step {next_best} (best that is whole)"
+        assert largest_difference(model.params, shifted(twin, next_best)) == 0
+        assert f"{folder} is damaged, passed over, left there" in caplog.text
+    flip_bit(largest_file(run / saved_model.CHECKPOINTS / "7"))
+    with pytest.raises(UserError, match="no good checkpoint in .*: all were damaged; train anew"):
+        saved_model.load(run)
+    steps = {path.name for path in (run / saved_model.CHECKPOINTS).iterdir()}
+    assert {"2", "4", "6", "7"} <= steps and "corrupt" not in steps
 
 
 def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):
