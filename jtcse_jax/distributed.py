@@ -1,12 +1,14 @@
 """Joins the processes of a declared cluster, and of nothing else; what fails, fails together."""
 
 import atexit
+import contextlib
 import hashlib
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -65,6 +67,19 @@ def initialize(*, timeout: int = 300) -> None:
     finally:
         alarm.cancel()
     _fail_together()
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Of a UserError before the cluster is joined: joins it, so that one message ends all.
+
+    Else each process would say it, or the others would wait for the one that has it.
+    """
+    try:
+        yield
+    except UserError:
+        initialize()
+        raise
 
 
 def _end_alone(timeout: int) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 
-from jtcse_jax import config_file
+from jtcse_jax import config_file, distributed
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.stages import Pipeline, print_table, run
 from jtcse_jax.trainer import is_primary, set_up_jax
@@ -12,7 +12,8 @@ from jtcse_jax.trainer import is_primary, set_up_jax
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    pipeline = config_file.parse(Pipeline, "jtcse_jax.pipeline")
+    with distributed.said_once():
+        pipeline = config_file.parse(Pipeline, "jtcse_jax.pipeline")
     set_up_jax(any(config.deterministic for config in pipeline.stages.values()))
     if is_primary():
         logging.getLogger("jtcse_jax").setLevel(logging.INFO)

@@ -2,7 +2,7 @@
 
 import logging
 
-from jtcse_jax import config_file
+from jtcse_jax import config_file, distributed
 from jtcse_jax.config import Config
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.trainer import is_primary, set_up_jax, train
@@ -12,7 +12,8 @@ from jtcse_jax.trainer import is_primary, set_up_jax, train
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    config = config_file.parse(Config, "jtcse_jax.train")
+    with distributed.said_once():
+        config = config_file.parse(Config, "jtcse_jax.train")
     set_up_jax(config.deterministic)
     if is_primary():
         logging.getLogger("jtcse_jax").setLevel(logging.INFO)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import SAVED, end, start_cluster, wait_for
+from processes import ROOT, SAVED, declared_cluster, end, start_cluster, start_python, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.config import OptimizerConfig
@@ -90,6 +90,21 @@ if jax.process_index() == 1:
     assert second[0] == 2 and second[2].count("error: ") == 1 and "nowhere.txt" in second[2]
     assert first[0] == 2 and "ended: process 1 failed" in first[2]
     assert "Traceback" not in first[2] + second[2]
+
+
+@pytest.mark.parametrize("lacking", [{1}, {0, 1}], ids=["one", "all"])
+def test_a_config_that_a_host_lacks_is_said_once_and_ends_all(tmp_path, lacking):
+    processes = []
+    for index, declared in enumerate(declared_cluster(2)):
+        config = tmp_path / "absent.py" if index in lacking else ROOT / "configs" / "quickstart.py"
+        arguments = ("--config", config, "--workdir", tmp_path, "--data.cache-dir", tmp_path)
+        command = map(str, ("-m", "jtcse_jax.train", *arguments))
+        processes.append(start_python(*command, **declared))
+    ended = [end(process) for process in processes]
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    said = "".join(err for _, _, err in ended)
+    assert said.count("error: ") == 1 and "absent.py: no such file" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("failing", [{1}, {0, 1, 2}], ids=["one", "all"])
