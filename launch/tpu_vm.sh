@@ -55,8 +55,9 @@ main() {
     # Without a network it cannot even be asked for.
     until make_ready; do sleep "$pause"; done
     ((++restarts < 100)) || fail "the training was started a hundred times; see its output"
-    # 75: saved after a signal. What crashes on a good VM may go on crashing.
-    if [[ "$state" == READY && "$status" != 75 ]]; then
+    # 75: saved after a signal; 255: ssh's own, of a connection that broke. What crashes on a good VM
+    # may go on crashing.
+    if [[ "$state" == READY && "$status" != 75 && "$status" != 255 ]]; then
       ((++crashes < 10)) || fail "the training ended ten times on a VM that works; see its output"
     fi
   done
@@ -177,9 +178,19 @@ train() {
       sudo apt-get -qq update
       sudo apt-get -qq -y install python3.12-venv || sudo apt-get -qq -y install python3.11-venv
     }
+    # Where only the connection broke, the training before goes on: it saves and ends.
+    end_earlier() {
+      local earlier
+      earlier=\$(cat trainer.pid 2>/dev/null) || return 0
+      grep -qE 'jtcse_jax|launch/local' \"/proc/\$earlier/cmdline\" 2>/dev/null || return 0
+      kill \"\$earlier\"
+      timeout 120 tail --pid=\"\$earlier\" -f /dev/null
+    }
     prepare || exit 1
+    end_earlier
+    echo \$\$ >trainer.pid
     export JTCSE_COMMAND=$(printf %q "${JTCSE_COMMAND:-train}")
-    bash launch/local.sh$arguments"
+    exec bash launch/local.sh$arguments"
 }
 
 tpu() {

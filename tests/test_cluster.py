@@ -196,10 +196,11 @@ def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
     assert [status for status, _, _ in ended] == [75, 75], ended
 
 
-def test_a_killed_process_ends_the_others(tmp_path):
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others(tmp_path, killed):
+    """Of jax's own making, with a status on which launchers start again."""
     processes = start_cluster(2, tmp_path, LONG)
     wait_for(tmp_path / "run" / "checkpoints", SAVED, processes[0])
-    processes[1].kill()
+    processes.pop(killed).kill()
     status, _, err = end(processes[0], timeout=150)
-    assert status not in (0, 2, 75), err
-    end(processes[1])
+    assert status == 1 or status < 0, err

@@ -1,5 +1,9 @@
 """The script for Cloud TPU VMs, with a stand-in that plays gcloud: it never ran on the real one."""
 
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,8 @@ def test_tpu_is_made_or_reused_and_trains(cloud, state, steps):
         ("READY STOPPING PREEMPTED", "1", "describe scp ssh describe describe delete create", 0),
         # Saved after a signal, as often as that happens.
         ("READY", "75 " * 12, "describe scp ssh" + " describe scp ssh" * 12, 0),
+        # A connection that broke is no crash.
+        ("READY", "255 " * 12, "describe scp ssh" + " describe scp ssh" * 12, 0),
         ("READY", "1 137 1", "describe scp ssh" + " describe scp ssh" * 3, 0),
         ("READY", "1 " * 10, " describe scp ssh" * 10 + " describe", 1),
     ],
@@ -119,6 +125,27 @@ def test_tpu_is_looked_for_until_the_network_is_back(cloud):
     assert done.returncode == 0, done.stderr
     steps = " ".join(call.split()[0] for call in calls(cloud))
     assert steps == "describe scp ssh" + " describe" * 3 + " scp ssh"
+
+
+def test_training_that_outlived_its_connection_ends_before_the_next(cloud):
+    earlier = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "jtcse_jax"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    reaped = threading.Thread(target=earlier.wait)
+    reaped.start()
+    folder = cloud.parent / "home" / "jtcse_jax"
+    folder.mkdir()
+    try:
+        for process in (other, earlier):  # a number that is another's by now, and the trainer's
+            (folder / "trainer.pid").write_text(f"{process.pid}\n")
+            done = bash(cloud, "launch/tpu_vm.sh", "mine", "--zone", "z", STATE="READY")
+            assert done.returncode == 0, done.stderr
+        reaped.join(timeout=60)
+        assert (earlier.poll(), other.poll()) == (-signal.SIGTERM, None)
+        assert int((folder / "trainer.pid").read_text()) not in (earlier.pid, other.pid)
+    finally:
+        earlier.kill()
+        other.kill()
+        other.wait()
 
 
 def test_tpu_preflight_looks_once(cloud):
