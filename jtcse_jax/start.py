@@ -32,7 +32,6 @@ TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
     *("tower_devices", "fsdp_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
-    "data.micro_batch",  # the same gradient, to rounding
     *("profile", "peak_tflops", "not_finite", "force", "data.timeout"),
 }
 
