@@ -124,6 +124,7 @@ def test_skypilot_trains_in_the_bucket(checkout, nodes, declared):
     stand_in(checkout / ".venv" / "bin" / "python", f"{seen}\n{PYTHON}")
     settings = {"SKYPILOT_NUM_NODES": nodes, "SKYPILOT_NODE_RANK": "1", **task["envs"]}
     settings["SKYPILOT_NODE_IPS"] = "10.0.0.1\n10.0.0.2"
+    settings["ARGUMENTS"] = "--seed 1"
     done = subprocess.run(
         ["bash", "-c", task["run"]], cwd=checkout, env=environment(checkout, settings)
     )
@@ -131,4 +132,4 @@ def test_skypilot_trains_in_the_bucket(checkout, nodes, declared):
     cluster, training = calls(checkout)
     assert (cluster or "unset") == declared
     workdir = f"--workdir {bucket}/quickstart"
-    assert training == f"-m jtcse_jax.train --config configs/quickstart.py {workdir}"
+    assert training == f"-m jtcse_jax.train --config configs/quickstart.py {workdir} --seed 1"
