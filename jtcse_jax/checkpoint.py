@@ -101,12 +101,12 @@ class Checkpoints:
             raise ValueError("these checkpoints were opened read_only")
         if step in self.steps():
             raise UserError(f"checkpoint step {step} is already in {self._directory}")
-        leaves = {item: _named_leaves(tree) for item, tree in state.items()}
+        leaves = {item: manifest.named_leaves(tree) for item, tree in state.items()}
         self._metrics[step] = {name: float(value) for name, value in (metrics or {}).items()}
         self._saving = {
             "step": step,
             "metrics": self._metrics[step],
-            "leaves": _described(leaves),
+            "leaves": manifest.described(leaves),
         }
         items = {item: ocp.args.StandardSave(named) for item, named in leaves.items() if named}
         try:
@@ -139,8 +139,8 @@ class Checkpoints:
         """
         step = self._good_step(step, best)
         wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
-        named = {item: _named_leaves(tree) for item, tree in wanted.items()}
-        misfits = manifest.misfits(self._directory / str(step), _described(named))
+        named = {item: manifest.named_leaves(tree) for item, tree in wanted.items()}
+        misfits = manifest.misfits(self._directory / str(step), manifest.described(named))
         if misfits:
             raise UserError(
                 f"checkpoint step {step} in {self._directory} does not fit this configuration, "
@@ -274,15 +274,11 @@ class Checkpoints:
 
     def _best_first(self, steps: list[int]) -> list[int]:
         """Those with a score first; of equals, and of those without one, the newest first."""
-
-        def rank(step: int) -> tuple[float, int]:
-            score = self._score(step)
-            return (score if math.isfinite(score) else -math.inf, step)
-
-        return sorted(steps, key=rank, reverse=True)
+        return sorted(steps, key=lambda step: (self._score(step), step), reverse=True)
 
     def _score(self, step: int) -> float:
-        return self._metrics.get(step, {}).get(self._best_metric, math.nan)
+        score = self._metrics.get(step, {}).get(self._best_metric, math.nan)
+        return score if math.isfinite(score) else -math.inf
 
     def _not_written(self, error: Exception) -> UserError:
         # Orbax has already forgotten the steps it meant to delete after this save.
@@ -344,23 +340,6 @@ def _wait_for_all(moment: str) -> None:
     """Process 0 must not move or delete a step while another process still lists the directory."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"checkpoints: {moment}")
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path: what is on disk then does not depend on the classes of the pytree's nodes."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-    if len(named) != len(paths):
-        raise ValueError("two leaves of one checkpoint item have the same path")
-    return named
-
-
-def _described(items: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """`float32[2, 3]` for every leaf: what a saved one and the one that is to hold it share."""
-    return {
-        item: {name: f"{np.dtype(x.dtype).name}{list(x.shape)}" for name, x in leaves.items()}
-        for item, leaves in items.items()
-    }
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -10,6 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 NAME, CORRUPT = "manifest.json", "corrupt"
 # Orbax rewrites these two while it commits, after the manifest; nothing in them reaches a restore.
 UNHASHED = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
@@ -87,7 +90,7 @@ def set_aside(folder: Path) -> str:
 def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
     """Returns a line for every leaf of the `wanted` items that is not as the manifest's `leaves`.
 
-    `wanted` is item -> leaf path -> dtype and shape, as in the `leaves` given to `write`.
+    `wanted` is item -> leaf path -> dtype and shape, as `described` gives it.
     """
     saved = (read(folder) or {}).get("leaves", {})
     lines = []
@@ -98,6 +101,23 @@ def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
             if was != want:
                 lines.append(f"{item} {name}: saved {was}, wanted {want}")
     return lines
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path: what is on disk then does not depend on the classes of the pytree's nodes."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    if len(named) != len(paths):
+        raise ValueError("two leaves of one checkpoint item have the same path")
+    return named
+
+
+def described(items: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """`float32[2, 3]` for every leaf: what a saved one and the one that is to hold it share."""
+    return {
+        item: {name: f"{np.dtype(x.dtype).name}{list(x.shape)}" for name, x in leaves.items()}
+        for item, leaves in items.items()
+    }
 
 
 def _is_manifest(body: dict[str, Any]) -> bool:
