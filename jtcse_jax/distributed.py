@@ -180,8 +180,8 @@ def check_shared(folder: Path) -> None:
             path.unlink(missing_ok=True)
     if not seen:
         raise UserError(
-            f"the workdir {folder} on {socket.gethostname()} is not the folder that process 0 has "
-            "there: name one on a file system that all processes share"
+            f"the workdir {folder} is not the folder that process 0 has there: name one on a file "
+            "system that all processes share"
         )
 
 

@@ -92,22 +92,21 @@ if jax.process_index() == 1:
     assert "Traceback" not in first[2] + second[2]
 
 
-@pytest.mark.parametrize("lacking", [{1}, {0, 1}], ids=["one", "all"])
-def test_a_config_that_a_host_lacks_is_said_once_and_ends_all(tmp_path, lacking):
+def test_a_config_that_some_hosts_lack_is_said_once_and_ends_all(tmp_path):
     processes = []
-    for index, declared in enumerate(declared_cluster(2)):
-        config = tmp_path / "absent.py" if index in lacking else ROOT / "configs" / "quickstart.py"
+    for index, declared in enumerate(declared_cluster(3)):
+        config = tmp_path / "absent.py" if index else ROOT / "configs" / "quickstart.py"
         arguments = ("--config", config, "--workdir", tmp_path, "--data.cache-dir", tmp_path)
         command = map(str, ("-m", "jtcse_jax.train", *arguments))
         processes.append(start_python(*command, **declared))
     ended = [end(process) for process in processes]
-    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert [status for status, _, _ in ended] == [2, 2, 2], ended
     said = "".join(err for _, _, err in ended)
     assert said.count("error: ") == 1 and "absent.py: no such file" in said
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("failing", [{1}, {0, 1, 2}], ids=["one", "all"])
+@pytest.mark.parametrize("failing", [{1}, {0, 1}], ids=["one", "all"])
 def test_an_error_in_the_middle_is_said_once_and_its_status_is_that_of_all(tmp_path, failing):
     bad = f"""
 import jax
@@ -118,8 +117,8 @@ if jax.process_index() in {failing}:
         raise UserError("step 7 is not finite: lower the learning rate.")
     Loop._read = read
 """
-    ended = [end(process) for process in start_cluster(3, tmp_path, LONG, before=bad)]
-    assert [status for status, _, _ in ended] == [2, 2, 2], ended
+    ended = [end(process) for process in start_cluster(2, tmp_path, LONG, before=bad)]
+    assert [status for status, _, _ in ended] == [2, 2], ended
     said = "".join(err for _, _, err in ended)
     assert said.count("error: ") == 1 and "Traceback" not in said
 
@@ -158,7 +157,7 @@ def test_processes_that_do_not_run_the_same_are_refused(tmp_path, what):
     first, second = map(end, start_cluster(2, tmp_path, LONG, before=other))
     assert (first[0], second[0]) == (2, 2), (first, second)
     if what == "workdir":
-        assert "elsewhere on " in second[2] and "is not the folder that process 0 has" in second[2]
+        assert "elsewhere is not the folder that process 0 has there" in second[2]
     else:
         assert "process 1 on" in second[2] and f"differs from process 0 in: {what}." in second[2]
 
