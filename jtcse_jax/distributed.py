@@ -16,7 +16,7 @@ import numpy as np
 from jax._src.distributed import global_state  # jax has no public way to its client
 from jax.experimental import multihost_utils
 
-from jtcse_jax.errors import Hung, UserError, end_at_once, share_failures
+from jtcse_jax.errors import Hung, UserError, end_at_once, share_failures, writing
 
 _FAILED = "jtcse_jax/failed"
 _LOOK_SECONDS = 1
@@ -171,7 +171,8 @@ def check_shared(folder: Path) -> None:
     primary = jax.process_index() == 0
     try:
         if primary:
-            path.touch()
+            with writing(f"workdir {folder}"):
+                path.touch()
         multihost_utils.sync_global_devices("the file is there")
         seen = path.exists()
         multihost_utils.sync_global_devices("all have looked")
