@@ -8,9 +8,8 @@ A step without one is therefore not from here or has lost files, and is treated 
 import logging
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from jtcse_jax import manifest
 from jtcse_jax.errors import Hung, Stopped, UserError
+from jtcse_jax.orbax_parts import KeepStep, Manager
 from jtcse_jax.user_path import user_path
 
 PyTree = Any
@@ -66,11 +66,11 @@ class Checkpoints:
         if not read_only:
             _make_writable(self._directory)
         policies = ocp.checkpoint_managers
-        self._manager = _Manager(
+        self._manager = Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), _KeepStep(self._best_of)]
+                    [policies.LatestN(keep), KeepStep(self._best_of)]
                 ),
                 async_options=ocp.options.AsyncOptions(
                     post_finalization_callback=self._write_manifest
@@ -121,23 +121,23 @@ class Checkpoints:
         *,
         params: PyTree,
         optimizer: PyTree | None = None,
-        best: bool = False,
+        prefer: Literal["newest", "best"] = "newest",
     ) -> tuple[int, dict[str, PyTree]]:
         """Returns the step and `{"params": ...}`, with `"optimizer"` where it is asked for.
 
         Args:
-            step: a step, or None for the newest good one: damaged ones on the way are moved to
-                `directory/corrupt/` (not if `read_only`) with a warning each.
+            step: a step, or None for the first good one in the order that `prefer` names: damaged
+                ones on the way are moved to `directory/corrupt/` with a warning each.
             params: pytree of `jax.ShapeDtypeStruct`; a leaf comes with the sharding named there
                 (whatever it was saved from), without one to the default device.
             optimizer: likewise, or None to leave the optimizer unread.
-            best: where no step is named, the best good one, or the newest where none has a score.
+            prefer: without a step, the newest, or the first of `best_first`.
 
         Raises:
             UserError: the step is absent or damaged, no good step is left, or leaves differ from
                 the saved ones in path, shape or dtype (all are listed).
         """
-        step = self._good_step(step, best)
+        step = self._good_step(step, prefer)
         wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
         named = {item: manifest.named_leaves(tree) for item, tree in wanted.items()}
         misfits = manifest.misfits(self._directory / str(step), manifest.described(named))
@@ -182,6 +182,24 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Returns the step with the highest finite `best_metric`, or None if no step has one."""
         return self._best_of(self.steps())
+
+    def best_first(self) -> list[int]:
+        """Returns the steps by falling `best_metric`, then the others, the newest first.
+
+        Before all come those whose manifest is damaged: nobody knows what their score was.
+        """
+
+        def rank(step: int) -> tuple[float, int]:
+            score = self.score(step)
+            unscored = -math.inf if step in self._metrics else math.inf
+            return (unscored if score is None else score), step
+
+        return sorted(self.steps(), key=rank, reverse=True)
+
+    def score(self, step: int) -> float | None:
+        """Returns the finite `best_metric` of a step, or None."""
+        score = self._metrics.get(step, {}).get(self._best_metric, math.nan)
+        return score if math.isfinite(score) else None
 
     def metrics(self, step: int) -> dict[str, float]:
         """Returns what was passed to `save` with this step; empty where nothing was."""
@@ -228,15 +246,15 @@ class Checkpoints:
         unfinished = self._directory.glob(f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}*")
         manifest.write(next(unfinished, self._directory / str(step)), self._saving)
 
-    def _good_step(self, step: int | None, best: bool) -> int:
+    def _good_step(self, step: int | None, prefer: str) -> int:
         """Process 0 reads the files and the others learn its verdict: one hashing, one opinion."""
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self._directory}, there are {steps}")
         chosen, trouble = -1, "process 0 says why"
         if jax.process_index() == 0:
-            order = self._best_first(steps) if best else steps[::-1]
-            for candidate in order if step is None else [step]:
+            in_order = self.best_first() if prefer == "best" else steps[::-1]
+            for candidate in in_order if step is None else [step]:
                 trouble = manifest.problem(self._directory / str(candidate))
                 if trouble is None:
                     chosen = candidate
@@ -251,16 +269,17 @@ class Checkpoints:
         if chosen >= 0:
             return chosen
         if step is None and steps:
-            where = "" if self._read_only else f" and are in {manifest.CORRUPT}/ now"
+            how = f"all were damaged and are in {manifest.CORRUPT}/ now; "
+            if self._read_only:
+                how = "all are damaged: "
             raise UserError(
-                f"no good checkpoint in {self._directory}: all were damaged{where}; train anew in "
-                "another workdir"
+                f"no good checkpoint in {self._directory}: {how}train anew in another workdir"
             )
         if step is None:
             raise UserError(f"no checkpoint in {self._directory}: train first")
         raise UserError(
-            f"checkpoint step {step} in {self._directory} is damaged: {trouble}; "
-            "name another step, or none for the newest good one"
+            f"checkpoint step {step} in {self._directory} is damaged: {trouble}: "
+            "name another, or none for a good one"
         )
 
     def _set_aside(self, step: int, trouble: str) -> None:
@@ -269,16 +288,8 @@ class Checkpoints:
         log.warning("checkpoint %s is damaged, passed over, %s: %s", folder, outcome, trouble)
 
     def _best_of(self, steps: list[int]) -> int | None:
-        scored = [step for step in steps if math.isfinite(self._score(step))]
-        return next(iter(self._best_first(scored)), None)
-
-    def _best_first(self, steps: list[int]) -> list[int]:
-        """Those with a score first; of equals, and of those without one, the newest first."""
-        return sorted(steps, key=lambda step: (self._score(step), step), reverse=True)
-
-    def _score(self, step: int) -> float:
-        score = self._metrics.get(step, {}).get(self._best_metric, math.nan)
-        return score if math.isfinite(score) else -math.inf
+        scored = [step for step in steps if self.score(step) is not None]
+        return max(scored, key=lambda step: (self.score(step), step), default=None)
 
     def _not_written(self, error: Exception) -> UserError:
         # Orbax has already forgotten the steps it meant to delete after this save.
@@ -296,29 +307,9 @@ class Checkpoints:
     def _read_metrics(self) -> None:
         self._metrics = {}
         for step in self._manager.all_steps():
-            found = manifest.read(self._directory / str(step)) or {}
-            self._metrics[step] = found.get("metrics", {})
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Not orbax's to ask: it would put its steps into the count of `stop_signal`."""
-        return False
-
-
-class _KeepStep:
-    """Preservation policy: the one step that `choose` names.
-
-    Orbax's own `BestN` wants metrics in orbax's files, where one damaged file stops the opening of
-    all checkpoints, and sorts by them even if they are NaN.
-    """
-
-    def __init__(self, choose: Callable[[list[int]], int | None]) -> None:
-        self._choose = choose
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        chosen = self._choose([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step == chosen for checkpoint in checkpoints]
+            found = manifest.read(self._directory / str(step))
+            if found is not None:
+                self._metrics[step] = found.get("metrics", {})
 
 
 def _make_writable(directory: Path) -> None:

@@ -53,7 +53,7 @@ def load(
     Args:
       name: folder or hub name; NAME#K is its tower K alone, from 0.
       step: of a workdir, the step to take; by default the best by dev score, or the newest where
-        no step has one.
+        no step has one, of those that are not damaged.
       pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
         folder says it, and overrides them.
       max_len: overrides the longest sentence likewise; by default 128 where nothing says it.
@@ -175,17 +175,17 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
 
 def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Params, int, str]:
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        if not checkpoints.steps():
+        in_order = checkpoints.best_first()
+        if step is None and not in_order:
             raise UserError(f"{workdir}: no checkpoint yet; train first.")
-        asked, best, newest = step, checkpoints.best_step(), checkpoints.newest_step()
-        step, state = checkpoints.restore(step, params=bank.abstract(), best=True)
-        if asked is not None:
-            why = "asked for"
-        elif best is None:
-            why = "newest, no dev score" if step == newest else "newest that is whole, no dev score"
-        else:
-            why = "best by dev score" if step == best else "best that is whole"
-    return state["params"], step, f"{workdir}, step {step} ({why})"
+        taken, state = checkpoints.restore(step, params=bank.abstract(), prefer="best")
+        scored = checkpoints.score(taken) is not None
+    if step is not None:
+        why = "asked for"
+    else:
+        undamaged = "" if taken == in_order[0] else " undamaged"
+        why = f"best{undamaged} by dev score" if scored else f"newest{undamaged}, no dev score"
+    return state["params"], taken, f"{workdir}, step {taken} ({why})"
 
 
 def _tower_folders(folder: Path, names: Any) -> list[Path]:

@@ -167,11 +167,11 @@ def set_aside(workdir: Path, stages: list[str], first: str) -> None:
     say(f"{', '.join(folder.name for folder in present)} moved to {target}")
 
 
-def stage_row(name: str, config: Config) -> dict[str, Any]:
+def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, Any]:
     """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
 
-    `step` is that of the model, `seconds` the training time of all steps at the logged speed:
-    compiling, evaluating and saving are not in it.
+    `step` is that of the model, by default the best; `seconds` the training time of all steps at
+    the logged speed: compiling, evaluating and saving are not in it.
     """
     lines = read_jsonl(Path(config.workdir) / JSONL)
     trained = [line for line in lines if "loss" in line]
@@ -179,12 +179,13 @@ def stage_row(name: str, config: Config) -> dict[str, Any]:
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
     # Of equal scores the later, as `Checkpoints.best_step` takes it.
     best = max(filter(None, scores), key=lambda step: (scores[step], step), default=None)
+    step = best if taken is None else taken
     return {
         "stage": name,
-        "step": trained[-1]["step"] if best is None else best,
+        "step": trained[-1]["step"] if step is None else step,
         "seconds": trained[-1]["step"] * config.data.batch_size / rate if rate else None,
         "sentences_per_second": rate,
-        "dev": None if best is None else 100 * scores[best],
+        "dev": 100 * scores[step] if step in scores else None,
     }
 
 
@@ -281,14 +282,16 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
 
 def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     """Evaluates what a stage trained and marks the stage as finished."""
-    scores = {}
+    scores, taken = {}, None
     if tasks and config.objective.name != "mlm":
         # On every process: reading a checkpoint is a joint step of all.
-        found = evaluate_sts(SentenceEncoder.load(config.workdir).encode, tasks)
+        encoder = SentenceEncoder.load(config.workdir)
+        taken = encoder.members[0].model.step
+        found = evaluate_sts(encoder.encode, tasks)
         scores = {task: 100 * score.spearman for task, score in found.items()}
     row: dict[str, Any] = {"stage": name, "planned": _planned(config), "sts": scores}
     if is_primary():
-        row |= stage_row(name, config)
+        row |= stage_row(name, config, taken)
         output.replace(Path(config.workdir) / FINISHED, json.dumps(row, indent=2) + "\n")
     _wait_for_all(f"finished {name}")
     return row
@@ -302,7 +305,10 @@ def _export(workdir: Path, last: Path, row: dict[str, Any]) -> None:
     if not present:
         model = saved_model.load(last)
         card = read_card(model)
-        if row["sts"]:
+        if row["sts"] and row["step"] != model.step:
+            taken = f"step {row['step']}, the model is {model.source}"
+            say(f"no scores on the card: they are of {taken}")
+        elif row["sts"]:
             rounded = {task: round(score, 2) for task, score in row["sts"].items()}
             card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})
         if is_primary():

@@ -150,6 +150,12 @@ with Checkpoints(sys.argv[1], keep=2) as checkpoints:
     assert step == 4 and checkpoints.steps() == [1, 4], (step, checkpoints.steps())
     for shard in restored["params"]["w"].addressable_shards:
         np.testing.assert_array_equal(shard.data, whole[shard.index] + 4)
+with Checkpoints(sys.argv[1], read_only=True) as reader:
+    assert reader.best_step() == 1
+    if jax.process_index() == 0:
+        flip_bit(largest_file(reader._directory / "1"))
+    assert reader.restore(params=wanted, prefer="best")[0] == 4
+    assert reader.steps() == [1, 4]
 """
 
 

@@ -14,7 +14,7 @@ from runs import largest_difference
 from safetensors.numpy import load_file, save_file
 from test_encoder import some_sentences, tiny_model
 
-from jtcse_jax import saved_model
+from jtcse_jax import manifest, saved_model
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
@@ -76,23 +76,50 @@ def test_workdir_gives_the_best_step_or_the_asked_one(run, twin):
     assert best.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
 
 
-def test_damaged_best_step_gives_the_next_best_and_is_left_there(twin, tmp_path, caplog):
-    run = write_run(tmp_path / "run", twin, {2: 0.3, 4: 0.7, 6: 0.5, 7: None})
-    for damaged, next_best in ((4, 6), (6, 2), (2, 7)):
-        folder = run / saved_model.CHECKPOINTS / str(damaged)
-        flip_bit(largest_file(folder))
-        with pytest.raises(UserError, match=f"step {damaged} .* is damaged: .*name another step"):
-            saved_model.load(run, step=damaged)
-        with caplog.at_level(logging.WARNING, logger="jtcse_jax"):
-            model = saved_model.load(run)
-        assert model.source == f"{run}, step {next_best} (best that is whole)"
-        assert largest_difference(model.params, shifted(twin, next_best)) == 0
-        assert f"{folder} is damaged, passed over, left there" in caplog.text
-    flip_bit(largest_file(run / saved_model.CHECKPOINTS / "7"))
-    with pytest.raises(UserError, match="no good checkpoint in .*: all were damaged; train anew"):
-        saved_model.load(run)
-    steps = {path.name for path in (run / saved_model.CHECKPOINTS).iterdir()}
-    assert {"2", "4", "6", "7"} <= steps and "corrupt" not in steps
+@pytest.fixture
+def own_run(run, tmp_path, caplog):
+    """A copy of the run for a test to damage."""
+    caplog.set_level(logging.WARNING, logger="jtcse_jax")
+    return Path(shutil.copytree(run, tmp_path / "own"))
+
+
+def test_a_damaged_best_step_gives_way_to_the_next_best(own_run, twin, caplog):
+    """Until none is left; a reader moves nothing, and an asked step is never another one."""
+    steps = own_run / saved_model.CHECKPOINTS
+    for damaged, step, words in [
+        (4, 6, "best undamaged by dev score"),
+        (6, 2, "best undamaged by dev score"),
+        (2, 7, "newest undamaged, no dev score"),
+    ]:
+        flip_bit(largest_file(steps / str(damaged)))
+        caplog.clear()
+        model = saved_model.load(own_run)
+        assert (model.step, model.source) == (step, f"{own_run}, step {step} ({words})")
+        assert largest_difference(model.params, shifted(twin, step)) == 0
+        said = [record.getMessage() for record in caplog.records]
+        assert f"checkpoint {steps / str(damaged)} is damaged, passed over, left there" in said[-1]
+        with pytest.raises(UserError, match=f"step {damaged} .*: name another, or none for a good"):
+            saved_model.load(own_run, step=damaged)
+    flip_bit(largest_file(steps / "7"))
+    before = sorted(own_run.rglob("*"))
+    with pytest.raises(UserError, match=f"^no good checkpoint in {steps}: all are damaged: [^.]*$"):
+        saved_model.load(own_run)
+    assert sorted(own_run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}"])
+def test_a_step_whose_score_is_lost_is_not_passed_over_in_silence(own_run, caplog, content):
+    (own_run / saved_model.CHECKPOINTS / "4" / manifest.NAME).write_bytes(content)
+    assert saved_model.load(own_run).source.endswith("step 6 (best undamaged by dev score)")
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "4 is damaged, passed over, left there: manifest.json is altered" in line
+
+
+def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path, caplog):
+    workdir = write_run(tmp_path / "run", single, {1: None, 3: None, 5: None})
+    flip_bit(largest_file(workdir / saved_model.CHECKPOINTS / "5"))
+    assert saved_model.load(workdir).source.endswith("step 3 (newest undamaged, no dev score)")
+    assert "5 is damaged, passed over, left there" in caplog.text
 
 
 def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):

@@ -5,11 +5,16 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from checkpoints import flip_bit, largest_file
 from processes import declared_cluster, end, start_python
 from runs import tiny_config
+from test_encoder import tiny_model
+from test_saved_model import write_run
 from test_sts_data import write_senteval
 
 from jtcse_jax import run_lock, stages
@@ -17,6 +22,7 @@ from jtcse_jax.card import Card
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import load_config_file
 from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
 from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
@@ -254,10 +260,47 @@ def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch
     run(pipeline)
     score = StsScore(0.5, 0.4, 10, {})
     monkeypatch.setattr(stages, "evaluate_sts", lambda encode, tasks: {"STS-B": score})
-    monkeypatch.setattr(stages.SentenceEncoder, "load", lambda name: stages.SentenceEncoder)
+    taken = SimpleNamespace(members=[Member(1.0, SimpleNamespace(step=2))], encode=None)
+    monkeypatch.setattr(stages.SentenceEncoder, "load", lambda name: taken)
     rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
     assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
     assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_a_damaged_best_step_is_neither_scored_nor_exported(tmp_path, monkeypatch, capsys):
+    """The row and the card tell of the step that was taken; damaged later, of the one after it."""
+
+    def damage(workdir, step):
+        flip_bit(largest_file(workdir / "checkpoints" / str(step)))
+
+    def train(config):
+        workdir = write_run(Path(config.workdir), tiny_model(1), {2: 0.7, 4: 0.5, 6: 0.3})
+        log = [{"step": step, "dev_spearman": 0.9 - step / 10} for step in (2, 4, 6)]
+        log += [{"step": 6, "loss": 1.0, "sentences_per_second": 4.0}]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        damage(workdir, 2)
+
+    write_senteval(tmp_path / "STS")
+    monkeypatch.setattr(stages, "train", train)
+    score = StsScore(0.5, 0.4, 10, {})
+    monkeypatch.setattr(stages, "evaluate_sts", lambda encode, tasks: {"STS-B": score})
+    pipeline = make_pipeline(tmp_path, sts=str(tmp_path / "STS"))
+    for other in ("language", "student"):
+        del pipeline.stages[other]
+    scratch = dataclasses.replace(pipeline.stages["twin"].model, towers=("scratch", "scratch"))
+    pipeline.stages["twin"] = dataclasses.replace(pipeline.stages["twin"], model=scratch)
+    model, twin = (Path(pipeline.workdir) / name for name in ("model", "twin"))
+    (row,) = run(pipeline)
+    assert (row["step"], row["dev"], row["sts"]) == (4, 50.0, {"STS-B": 50.0})
+    card = json.loads((model / "jtcse_card.json").read_text())
+    assert card["step"] == 4 and card["scores"]["spearman"] == {"STS-B": 50.0}
+    shutil.rmtree(model)
+    damage(twin, 4)
+    run(pipeline)
+    card = json.loads((model / "jtcse_card.json").read_text())
+    assert card["step"] == 6 and card["scores"] == {}
+    said = capsys.readouterr().out
+    assert f"no scores on the card: they are of step 4, the model is {twin}, step 6 (best" in said
 
 
 def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
