@@ -14,6 +14,7 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
+from jtcse_jax import output
 from jtcse_jax.errors import UserError, writing
 
 JSONL, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -42,7 +43,8 @@ class MetricsLog:
           wandb: project of Weights & Biases that gets the same numbers; None for none.
           config: of the run, shown there.
         Raises:
-          UserError: wandb is asked for and not installed, or cannot start.
+          UserError: wandb is asked for and not installed, or cannot start; a file cannot be
+            written.
         """
         self._path = workdir / JSONL
         self._sums: dict[str, float] = defaultdict(float)
@@ -54,7 +56,8 @@ class MetricsLog:
                 self._wandb = _start_wandb(wandb, workdir, config or {})
             # A run without a checkpoint starts anew: it writes the scores of step 0 again.
             keep_until(self._path, start_step or -1)
-            self._tensorboard = Writer(str(workdir / TENSORBOARD))
+            with writing(workdir / TENSORBOARD):
+                self._tensorboard = Writer(str(workdir / TENSORBOARD))
 
     def add(self, metrics: dict[str, float]) -> None:
         """Takes the metrics of one step."""
@@ -104,7 +107,7 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
         raise UserError(f"wandb = {project} needs the package wandb: pip install wandb") from error
     path = workdir / WANDB_ID
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+        output.replace(path, uuid.uuid4().hex + "\n")
     try:
         run = wandb.init(
             project=project,

@@ -126,8 +126,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> None:
-    """Writes what a workdir needs beside its checkpoints."""
-    tokenizer.save_pretrained(workdir / TOKENIZER)
+    """Writes what a workdir needs beside its checkpoints; OSError where that fails."""
+    hf_tokenizer.save_tokenizer(tokenizer, workdir / TOKENIZER)
     description = {
         "architecture": dataclasses.asdict(bank.architecture),
         "num_towers": bank.num_towers,

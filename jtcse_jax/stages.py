@@ -23,7 +23,7 @@ from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import METRIC, Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.metrics import JSONL, read_jsonl
@@ -243,7 +243,8 @@ def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None
         return
     set_aside(workdir, stages, first)
     workdir.mkdir(parents=True, exist_ok=True)
-    marker.write_text(first + "\n")
+    with writing(marker):
+        marker.write_text(first + "\n")
 
 
 def _check_finished(name: str, config: Config, row: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """Every test runs on 8 simulated CPU devices, without network."""
 
+import contextlib
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 
@@ -59,3 +62,31 @@ def refused(command, capsys):
         return said
 
     return call
+
+
+@pytest.fixture
+def largest_files():
+    """`with largest_files(SIZE)`: to who writes more into a file it is as a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 900 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

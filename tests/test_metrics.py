@@ -45,6 +45,12 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert (events[0].step, value.tag, value.tensor.float_val[0]) == (7, "loss", 0.25)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_full_disk_under_tensorboard_is_one_sentence(tmp_path, largest_files):
+    with largest_files(0), pytest.raises(UserError, match="tensorboard cannot be written: .*large"):
+        MetricsLog(tmp_path, start_step=0)
+
+
 def test_only_one_process_writes(tmp_path):
     log = MetricsLog(tmp_path, start_step=0, write=False)
     log.add({"loss": 4.0})
@@ -148,6 +154,16 @@ def test_wandb_gets_the_same_numbers_and_a_resumed_run_is_the_same_run(tmp_path,
     assert again.options["project"] == "sentences" and again.options["config"] == {"seed": 3}
     MetricsLog(tmp_path, start_step=0, write=False, wandb="sentences")
     assert len(made) == 2
+
+
+def test_full_disk_under_the_id_of_wandb_leaves_no_half_of_it(tmp_path, monkeypatch, largest_files):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
+    with (
+        largest_files(9),
+        pytest.raises(UserError, match=r"wandb_id\.txt cannot be written: .*lar"),
+    ):
+        MetricsLog(tmp_path, start_step=0, wandb="sentences")
+    assert not (tmp_path / "wandb_id.txt").exists()
 
 
 def test_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch):

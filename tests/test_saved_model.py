@@ -122,6 +122,13 @@ def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path
     assert "5 is damaged, passed over, left there" in caplog.text
 
 
+@pytest.mark.parametrize("size", [0, 1000])
+def test_full_disk_under_a_tokenizer_is_an_os_error(single, tmp_path, largest_files, size):
+    """Which is what its callers make a sentence of; the tokenizers library raises its own."""
+    with largest_files(size), pytest.raises(OSError, match="File too large"):
+        saved_model.write_workdir(tmp_path, single.bank, single.tokenizer, single.max_len)
+
+
 def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):
     model = saved_model.load(write_run(tmp_path / "run", single, {1: None, 3: None}))
     assert "step 3 (newest, no dev score)" in model.source

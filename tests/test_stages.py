@@ -225,6 +225,15 @@ def test_from_is_done_once_until_all_is_finished(tmp_path, trainer):
     assert {path.name for path in superseded.iterdir()} == {"7", "8"}
 
 
+def test_full_disk_under_the_mark_of_from_is_one_sentence(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    workdir = Path(pipeline.workdir)
+    workdir.mkdir()
+    (workdir / "from.txt").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"from\.txt cannot be written: No space left"):
+        run(dataclasses.replace(pipeline, from_stage="twin"))
+
+
 def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trainer):
     pipeline = make_pipeline(tmp_path)
     run(pipeline)

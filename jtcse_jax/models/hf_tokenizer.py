@@ -39,6 +39,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Writes a transformers tokenizer into the folder; OSError where that fails."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the plain one of tokenizers, for a full disk too
+        raise OSError(str(error)) from error
+
+
 def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
     """Raises UserError if the tokenizer's ids, or its padding id, are not those of the model."""
     largest = max(tokenizer.get_vocab().values(), default=0)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config, hf_names
+from jtcse_jax.models import hf_config, hf_names, hf_tokenizer
 from jtcse_jax.models.hf_files import WEIGHTS, read_tensors
 from jtcse_jax.models.towers import Params
 
@@ -90,6 +90,6 @@ def write_tower(
         (folder / hf_config.CONFIG).write_text(text, encoding="utf-8")
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            hf_tokenizer.save_tokenizer(tokenizer, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written: {error}.") from error
