@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,38 @@ def test_stopped_run_goes_on_to_the_same_bytes(folder, tmp_path, stop_after, mon
     assert seen == [8, 2]  # the two blocks that were not there
     assert "out.npy.partial: 40 of 50 are done" in capsys.readouterr().err
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_disk_that_fills_while_encoding_is_one_sentence(
+    folder, tmp_path, small_disk, stop_after, capsys
+):
+    """And with room again it ends with the same bytes."""
+    text = tmp_path / "long.txt"
+    text.write_text("".join(f"the dog {words}\n" for words in some_sentences(1000)))
+    output, others = small_disk / "out.npy", small_disk / "others"
+    options = {"text": text, "batch_size": 100}
+    run(folder, tmp_path / "whole.npy", **options)
+    stop_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, output, **options)
+    stop_after(None)
+    with open(others, "wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(file.tell() - 3 * 4096)  # room for a block or two of 6,400 bytes, and a part
+    with pytest.raises(UserError) as error:
+        run(folder, output, **options)
+    partial = f"{output}.partial"
+    kept = f"What is done is kept in {partial}: the same command goes on from it."
+    assert str(error.value) == f"--output {output}: No space left on device. {kept}"
+    assert not output.exists()
+    others.unlink()
+    capsys.readouterr()
+    run(folder, output, **options)
+    done = re.search(rf"{partial}: (\d+) of 1,000 are done", capsys.readouterr().err)
+    assert int(done[1]) in (300, 400)
+    assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_other_arguments_do_not_go_on(folder, tmp_path, stop_after):
