@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jtcse_jax"
 COMMANDS = {"train", "pipeline", "augment", "evaluate", "encode", "search", "export", "report"}
 COMMANDS |= {"preflight", "prepare"}
 LEAVES = {"data", "optimizer", "sharding", "checkpoint", "metrics", "evaluation"}
-FOR_EVERYONE = {"errors", "batch", "architecture", "locks", "user_path"}
+FOR_EVERYONE = {"errors", "batch", "architecture", "locks", "output", "user_path"}
 OPTIONAL = {
     *("torch", "sentence_transformers", "sentencepiece", "faiss", "mteb"),
     *("tensorflow_datasets", "datasets", "sklearn", "threadpoolctl", "wandb"),
