@@ -290,7 +290,8 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
         taken = encoder.members[0].model.step
         found = evaluate_sts(encoder.encode, tasks)
         scores = {task: 100 * score.spearman for task, score in found.items()}
-    row: dict[str, Any] = {"stage": name, "planned": _planned(config), "sts": scores}
+    # What every process knows; the primary reads the rest in the log.
+    row = {"stage": name, "planned": _planned(config), "step": taken, "sts": scores}
     if is_primary():
         row |= stage_row(name, config, taken)
         output.replace(Path(config.workdir) / FINISHED, json.dumps(row, indent=2) + "\n")

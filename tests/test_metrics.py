@@ -11,6 +11,9 @@ from jtcse_jax import metrics
 from jtcse_jax.errors import UserError
 from jtcse_jax.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
 
+# Of TensorBoard's thread on a full disk; it may come when the next test runs.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / JSONL).read_text().splitlines()]
@@ -45,7 +48,6 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert (events[0].step, value.tag, value.tensor.float_val[0]) == (7, "loss", 0.25)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_full_disk_under_tensorboard_is_one_sentence(tmp_path, largest_files):
     with largest_files(0), pytest.raises(UserError, match="tensorboard cannot be written: .*large"):
         MetricsLog(tmp_path, start_step=0)
