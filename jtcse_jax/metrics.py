@@ -29,7 +29,7 @@ class MetricsLog:
         self,
         workdir: Path,
         *,
-        start_step: int,
+        start_step: int | None,
         write: bool = True,
         wandb: str | None = None,
         config: dict[str, Any] | None = None,
@@ -38,7 +38,7 @@ class MetricsLog:
 
         Args:
           workdir: where they are.
-          start_step: of the checkpoint that the run goes on from; 0 of a new run.
+          start_step: of the checkpoint that the run resumes from; None for a new run.
           write: whether this process writes.
           wandb: project of Weights & Biases that gets the same numbers; None for none.
           config: of the run, shown there.
@@ -54,8 +54,8 @@ class MetricsLog:
         if write:
             if wandb:  # first: it may be refused
                 self._wandb = _start_wandb(wandb, workdir, config or {})
-            # A run without a checkpoint starts anew: it writes the scores of step 0 again.
-            keep_until(self._path, start_step or -1)
+            # Without a checkpoint the run begins again and writes the scores of step 0 again.
+            keep_until(self._path, -1 if start_step is None else start_step)
             with writing(workdir / TENSORBOARD):
                 self._tensorboard = Writer(str(workdir / TENSORBOARD))
 

@@ -4,7 +4,8 @@ import logging
 
 from jtcse_jax import config_file, distributed
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.stages import Pipeline, print_table, run
+from jtcse_jax.stage_scores import print_table, print_verdict
+from jtcse_jax.stages import Pipeline, run, stage_configs
 from jtcse_jax.trainer import is_primary, set_up_jax
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     rows = run(pipeline)
     if is_primary():
         print_table(rows)
+        print_verdict(stage_configs(pipeline), {row["stage"]: row for row in rows})
 
 
 if __name__ == "__main__":

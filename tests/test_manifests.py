@@ -98,7 +98,7 @@ def test_a_pod_trains(jobset, checkout):
         env=environment(checkout, {"JTCSE_INSTALL": "no"}),
     )
     assert done.returncode == 0
-    config = "--config jtcse_jax/configs/quickstart.py"
+    config = "--config jtcse_jax/configs/smoke.py"
     assert calls(checkout) == [f"-m jtcse_jax.train {config} --data.cache-dir cache --seed 1"]
     assert (ROOT / config.split("jtcse_jax/")[1]).exists()
 
@@ -131,5 +131,5 @@ def test_skypilot_trains_in_the_bucket(checkout, nodes, declared):
     assert done.returncode == 0
     cluster, training = calls(checkout)
     assert (cluster or "unset") == declared
-    workdir = f"--workdir {bucket}/quickstart"
-    assert training == f"-m jtcse_jax.train --config configs/quickstart.py {workdir} --seed 1"
+    workdir = f"--workdir {bucket}/smoke"
+    assert training == f"-m jtcse_jax.train --config configs/smoke.py {workdir} --seed 1"

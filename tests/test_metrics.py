@@ -20,7 +20,7 @@ def lines(workdir):
 
 
 def test_lines_are_means_since_the_line_before(tmp_path):
-    log = MetricsLog(tmp_path, start_step=0)
+    log = MetricsLog(tmp_path, start_step=None)
     for value in (1.0, 2.0, 6.0):
         log.add({"loss": value, "nce": 2 * value})
     means = log.flush(3, speed=70.0)
@@ -37,7 +37,7 @@ def test_lines_are_means_since_the_line_before(tmp_path):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    log = MetricsLog(tmp_path, start_step=0)
+    log = MetricsLog(tmp_path, start_step=None)
     log.write(7, {"loss": 0.25})
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
@@ -50,11 +50,11 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 def test_full_disk_under_tensorboard_is_one_sentence(tmp_path, largest_files):
     with largest_files(0), pytest.raises(UserError, match="tensorboard cannot be written: .*large"):
-        MetricsLog(tmp_path, start_step=0)
+        MetricsLog(tmp_path, start_step=None)
 
 
 def test_only_one_process_writes(tmp_path):
-    log = MetricsLog(tmp_path, start_step=0, write=False)
+    log = MetricsLog(tmp_path, start_step=None, write=False)
     log.add({"loss": 4.0})
     assert log.flush(1) == {"loss": 4.0}
     log.close()
@@ -62,7 +62,7 @@ def test_only_one_process_writes(tmp_path):
 
 
 def test_resumed_log_forgets_later_steps(tmp_path):
-    log = MetricsLog(tmp_path, start_step=0)
+    log = MetricsLog(tmp_path, start_step=None)
     for step in (2, 4, 6):
         log.write(step, {"loss": float(step)})
     log.close()
@@ -74,10 +74,17 @@ def test_resumed_log_forgets_later_steps(tmp_path):
 
 def test_log_of_a_run_that_starts_anew_is_empty(tmp_path):
     for score in (0.1, 0.2):  # killed before its first checkpoint, then started again
-        log = MetricsLog(tmp_path, start_step=0)
+        log = MetricsLog(tmp_path, start_step=None)
         log.write(0, {"dev_spearman": score})
         log.close()
     assert lines(tmp_path) == [{"step": 0, "dev_spearman": 0.2}]
+
+
+def test_log_of_a_run_that_resumes_from_step_0_keeps_its_score(tmp_path):
+    MetricsLog(tmp_path, start_step=None).write(0, {"dev_spearman": 0.1})
+    log = MetricsLog(tmp_path, start_step=0)
+    log.write(1, {"dev_spearman": 0.2})
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
 
 
 @pytest.mark.parametrize("before", ['{"step": 1, "loss": 3.0}\n', ""])
@@ -154,7 +161,7 @@ def test_wandb_gets_the_same_numbers_and_a_resumed_run_is_the_same_run(tmp_path,
     assert again.logged == [{"step": 8, "loss": 0.25}] and again.finished
     assert again.options["id"] == first.options["id"] and again.options["resume"] == "allow"
     assert again.options["project"] == "sentences" and again.options["config"] == {"seed": 3}
-    MetricsLog(tmp_path, start_step=0, write=False, wandb="sentences")
+    MetricsLog(tmp_path, start_step=None, write=False, wandb="sentences")
     assert len(made) == 2
 
 
@@ -164,7 +171,7 @@ def test_full_disk_under_the_id_of_wandb_leaves_no_half_of_it(tmp_path, monkeypa
         largest_files(9),
         pytest.raises(UserError, match=r"wandb_id\.txt cannot be written: .*lar"),
     ):
-        MetricsLog(tmp_path, start_step=0, wandb="sentences")
+        MetricsLog(tmp_path, start_step=None, wandb="sentences")
     assert not (tmp_path / "wandb_id.txt").exists()
 
 
@@ -174,7 +181,7 @@ def test_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     with pytest.raises(UserError, match=r"cannot start \(no API key\)"):
-        MetricsLog(tmp_path, start_step=0, wandb="sentences")
+        MetricsLog(tmp_path, start_step=None, wandb="sentences")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        MetricsLog(tmp_path, start_step=0, wandb="sentences")
+        MetricsLog(tmp_path, start_step=None, wandb="sentences")

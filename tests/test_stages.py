@@ -25,7 +25,8 @@ from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
-from jtcse_jax.stages import Pipeline, print_table, run, stage_configs
+from jtcse_jax.stage_scores import print_table
+from jtcse_jax.stages import Pipeline, run, stage_configs
 from jtcse_jax.start import keep
 
 ROOT = Path(__file__).resolve().parents[1]

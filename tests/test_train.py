@@ -61,7 +61,7 @@ def test_run_leaves_an_encoder_and_its_log(finished, capsys):
 
 def test_step_taken_is_the_best_by_dev_score_unless_asked(finished):
     scores = {x["step"]: x["dev_spearman"] for x in read_metrics(finished) if "dev_spearman" in x}
-    best = max((step for step in scores if step), key=lambda step: (scores[step], step))
+    best = max(scores, key=lambda step: (scores[step], step))
     assert f"step {best} (best" in saved_model.load(finished.workdir).source
     assert "step 6 (asked for)" in saved_model.load(finished.workdir, step=6).source
     six, ten = saved_params(finished.workdir, 6), saved_params(finished.workdir, 10)

@@ -18,6 +18,11 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        mean, low, high = (100 * value for value in self)
+        noise = "" if low > 0 or high < 0 else ", within noise"
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]{noise}"
+
 
 def sts_differences(
     method: Sequence[Cosines],

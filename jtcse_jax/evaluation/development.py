@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from jtcse_jax.errors import writing
+from jtcse_jax.evaluation.comparison import Difference, sts_differences
 from jtcse_jax.evaluation.diagnostics import embed_pairs, summary
 from jtcse_jax.evaluation.sts import (
     Encode,
@@ -20,6 +23,8 @@ from jtcse_jax.evaluation.sts import (
 
 METRIC = "dev_spearman"
 WATCHED = 512  # sentences of the all-pairs figures: a few percent of an evaluation's time
+COLLAPSED = 0.95  # mean cosine of different sentences above which vectors tell nothing apart
+COSINES = "dev_cosines"  # folder of a workdir: STEP.npy, [p] float64, of every scored step
 
 
 class DevScore(NamedTuple):
@@ -29,12 +34,20 @@ class DevScore(NamedTuple):
     low: float
     high: float
     diagnostics: Mapping[str, float] = MappingProxyType({})  #: `summary`, names with dev_
+    cosines: np.ndarray | None = None  #: [p] float64, of the pairs
 
     def __str__(self) -> str:
         return f"{100 * self.spearman:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the vectors of different sentences are nearly equal."""
+        return self.diagnostics.get("dev_anisotropy", 0.0) > COLLAPSED
+
     def as_metrics(self) -> dict[str, float]:
-        """The score as numbers for a checkpoint."""
+        """The score as numbers for a checkpoint; none if collapsed: it must never be the best."""
+        if self.collapsed:
+            return {}
         return {METRIC: self.spearman, "dev_low": self.low, "dev_high": self.high}
 
 
@@ -55,8 +68,24 @@ class Development:
         embedded = embed_pairs(encode, self.pairs)
         figures = summary(embedded, most=WATCHED)
         return self._score(embedded.cosines)._replace(
-            diagnostics={f"dev_{name}": value for name, value in figures.items()}
+            diagnostics={f"dev_{name}": value for name, value in figures.items()},
+            cosines=embedded.cosines,
         )
+
+    def difference(
+        self, new: tuple[Path, int], old: tuple[Path, int], *, resamples: int = 1000
+    ) -> Difference | None:
+        """How much higher the score of one (workdir, step) is than that of another, raw.
+
+        Paired over the pairs of this dev set. None if the cosines of a step were not kept or are
+        those of another number of pairs.
+        """
+        cosines = [read_cosines(*each) for each in (new, old)]
+        if any(each is None or len(each) != len(self.pairs) for each in cosines):
+            return None
+        one, other = ([{self.name: each}] for each in cosines)
+        gold = {self.name: self.pairs.gold}
+        return sts_differences(one, other, gold, resamples=resamples)[self.name]
 
     def word_overlap(self) -> DevScore:
         """Of a baseline that counts common words."""
@@ -65,3 +94,19 @@ class Development:
     def _score(self, scores: np.ndarray) -> DevScore:
         gold = self.pairs.gold
         return DevScore(spearman(scores, gold), *bootstrap_interval(scores, gold))
+
+
+def keep_cosines(workdir: Path, step: int, cosines: np.ndarray) -> None:
+    """Writes the pairs' cosines of a step, for paired comparisons after the run."""
+    path = workdir / COSINES / f"{step}.npy"
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, cosines, allow_pickle=False)
+
+
+def read_cosines(workdir: Path, step: int) -> np.ndarray | None:
+    """What `keep_cosines` wrote, or None if there is none that can be read."""
+    try:
+        return np.load(workdir / COSINES / f"{step}.npy", allow_pickle=False)
+    except (OSError, ValueError):
+        return None

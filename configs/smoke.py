@@ -1,11 +1,10 @@
-"""Two small towers from random weights, on the English of Python's own documentation.
+"""Checks a machine: training, saving, resuming and evaluating work. No download is needed.
 
-    bash launch/local.sh
+    python -m jtcse_jax.train --config configs/smoke.py
 
-It needs no download and proves that the machine trains, saves, resumes and evaluates: every loss
-term and the alignment fall. It does not give a useful encoder (`configs/quickstart_minilm.py`
-does): in minutes, small towers learn to tell sentences apart, not what they mean, and the dev score
-falls. The recipes that were tried are in `docs/results.md`.
+Two small towers from random weights, on the English of Python's own documentation. The result is
+not an encoder to use: in two minutes, small towers learn to tell sentences apart, not what they
+mean (`configs/quickstart_minilm.py` gives a useful one).
 """
 
 from jtcse_jax.config import (
@@ -19,7 +18,7 @@ from jtcse_jax.config import (
 )
 
 config = Config(
-    workdir="runs/quickstart",
+    workdir="runs/smoke",
     model=ModelConfig(
         towers=("scratch", "scratch"),
         scratch=Architecture(
