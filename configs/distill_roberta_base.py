@@ -4,8 +4,12 @@
         --data.dev STSB
 
 The student starts from the twin's first tower. The authors' loss is not public; this one is
-NCE(student, student) + NCE(student, teacher). The teacher may be an ensemble (JTCSE-UC, learning
-rate 1.5e-5): name its JSON file, `--objective.teacher uc.json`.
+NCE(student, student) + NCE(student, teacher). Learning rate and batch are those of TNCSE-D (arXiv
+2503.12739, supplement). The teacher may be an ensemble, as in their UC-D:
+
+    python -m jtcse_jax.train --config configs/distill_roberta_base.py --data.source TEXT \\
+        --data.dev STSB --workdir runs/distill_uc_roberta --objective.teacher uc.json \\
+        --optimizer.learning-rate 1.5e-5 --data.batch-size 128
 """
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig

@@ -1,9 +1,11 @@
-"""JTCSE-RoBERTa as published (arXiv 2505.02366): two SimCSE towers, crossed in 6 of 12 layers.
+"""JTCSE-RoBERTa (arXiv 2505.02366): two SimCSE towers, crossed in 6 of 12 layers.
 
     python -m jtcse_jax.train --config configs/jtcse_roberta_base.py --data.source TEXT \\
         --data.dev STSB
 
-The towers come from `configs/simcse_roberta_base.py`, run twice.
+The towers come from `configs/simcse_roberta_base.py`, run twice. Optimizer, batch, lengths and
+dropout are those of the authors' script; how the towers cross is our reading of the paper
+(`docs/reproduction.md`).
 """
 
 from jtcse_jax.config import (

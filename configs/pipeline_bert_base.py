@@ -1,12 +1,19 @@
-"""The published recipe on BERT-base: two SimCSE towers, JTCSE, distillation (arXiv 2505.02366).
+"""The JTCSE recipe on BERT-base (arXiv 2505.02366): two SimCSE towers, JTCSE, distillation.
 
     python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
         --dev STSB --sts STS
 
-The authors train the first two stages on round-trip translations, one language a tower, made by
-`python -m jtcse_jax.augment back-translate`: `--stages.tower-a.data.source rtt_fr.tsv
---stages.tower-b.data.source rtt_ru.tsv --stages.tower-b.data.pairs same`. Without them both towers
-take TEXT, and the second repeats words.
+With this command both towers take TEXT, and the second repeats words. The authors train the towers
+on round-trip translations, French for one and Russian for the other (`python -m jtcse_jax.augment
+back-translate`), with learning rates of 1.5e-5 and 2e-5 and one seed:
+
+    python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
+        --dev STSB --sts STS --stages.tower-a.data.source rtt_fr.tsv \\
+        --stages.tower-a.optimizer.learning-rate 1.5e-5 \\
+        --stages.tower-b.data.source rtt_ru.tsv --stages.tower-b.data.pairs same \\
+        --stages.tower-b.optimizer.learning-rate 2e-5 --stages.tower-b.seed 42
+
+What else differs from theirs is in `docs/reproduction.md`.
 """
 
 import dataclasses

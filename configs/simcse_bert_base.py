@@ -1,14 +1,20 @@
-"""Stage 1: unsupervised SimCSE of one BERT-base tower, as published (arXiv 2104.08821).
+"""Stage 1: unsupervised SimCSE of one BERT-base tower (arXiv 2104.08821).
 
     python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source TEXT
 
-A twin needs two towers that differ. With dropout views alone, by seed and learning rate:
+All numbers are those of SimCSE's own script. A twin needs two towers that differ.
+With dropout views only, they differ by seed and learning rate:
 
     python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source TEXT \\
         --workdir runs/simcse_bert_base_b --seed 43 --optimizer.learning-rate 2e-5
 
-With round-trip translations (one pivot language a tower; learning rates 1.5e-5 and 2e-5 for BERT)
-TEXT is a .tsv of sentence and translation.
+With the round-trip translations of JTCSE's authors, a .tsv of sentence and translation for each
+tower, the learning rates are theirs:
+
+    python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source rtt_fr.tsv \\
+        --optimizer.learning-rate 1.5e-5
+    python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source rtt_ru.tsv \\
+        --workdir runs/simcse_bert_base_b --optimizer.learning-rate 2e-5
 """
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig

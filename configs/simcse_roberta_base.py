@@ -1,9 +1,21 @@
-"""Stage 1: unsupervised SimCSE of one RoBERTa-base tower, as published (arXiv 2104.08821).
+"""Stage 1: unsupervised SimCSE of one RoBERTa-base tower (arXiv 2104.08821).
 
     python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source TEXT
 
-For a second tower see `configs/simcse_bert_base.py`; with round-trip translations the learning
-rates of RoBERTa's towers are 1.5e-5 and 1.25e-5.
+Batch and learning rate are those of SimCSE's README. A twin needs two towers that differ.
+With dropout views only, they differ by seed and learning rate:
+
+    python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source TEXT \\
+        --workdir runs/simcse_roberta_base_b --seed 43 --optimizer.learning-rate 7e-6
+
+With the round-trip translations of JTCSE's authors, a .tsv of sentence and translation for each
+tower (Dutch and Chinese), batch and learning rates are theirs:
+
+    python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source rtt_nl.tsv \\
+        --data.batch-size 64 --optimizer.learning-rate 1.5e-5
+    python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source rtt_zh.tsv \\
+        --workdir runs/simcse_roberta_base_b --data.batch-size 64 \\
+        --optimizer.learning-rate 1.25e-5
 """
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig

@@ -2,7 +2,7 @@
 
     python -m jtcse_jax.train --config configs/tncse_bert_base.py --data.source TEXT --data.dev STSB
 
-Learning rate and dropout are those of the authors' script.
+Learning rate, batch, lengths and dropout are those of the authors' script (`docs/reproduction.md`).
 """
 
 from jtcse_jax.config import (

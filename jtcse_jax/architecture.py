@@ -80,7 +80,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Cross:
-    """Cross-attention between the towers, in training only (method: "Cross-attention")."""
+    """Cross-attention between the towers, in training only. See docs/reproduction.md."""
 
     mode: Literal["side", "main", "off"] = "side"
     """side: crossed streams run beside the plain ones; main: the streams themselves cross; off."""

@@ -31,9 +31,9 @@ class ModelConfig:
     pooling: Literal["cls", "mean"] = "cls"
     """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
     dropout: float = 0.1
-    """Dropout of hidden states."""
+    """Dropout of hidden states, rounded to a multiple of 2^-16."""
     attention_dropout: float = 0.1
-    """Dropout of attention probabilities."""
+    """Dropout of attention probabilities, rounded likewise."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the products; parameters, LayerNorm statistics, softmax and losses are float32."""
     cross: Cross = Cross()
@@ -128,7 +128,7 @@ class ObjectiveConfig:
     temperature: float = 0.05
     """Divides the cosines."""
     simcse_negatives: Literal["other_view", "all"] = "other_view"
-    """simcse: negatives from the other view only (as published), or from both views."""
+    """simcse: negatives from the other view only, as SimCSE, or from both, as JTCSE's NCE."""
     mlp_head: bool = False
     """simcse: a training-only dense + tanh layer over the sentence vector."""
     nce_weight: float = 1.0
@@ -138,7 +138,7 @@ class ObjectiveConfig:
     ictm_weight: float = 1.0
     """tncse, jtcse: weight of L_ICTM."""
     modulus_half: bool = True
-    """Halve the modulus factor of L_ICTM, as the authors' scripts do and their formula does not."""
+    """Halve the modulus factor of L_ICTM, as JTCSE's scripts do and its formula does not."""
 
     teacher: str | None = None
     """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
@@ -182,7 +182,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     decay: Literal["all", "kernels"] = "all"
-    """Decay every parameter (as published), or neither biases nor LayerNorms."""
+    """Decay every parameter (as JTCSE's scripts), or neither biases nor LayerNorms."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.999

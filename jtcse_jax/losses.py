@@ -117,7 +117,8 @@ def listwise(
 
     With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise of the
     student, the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself takes no
-    part: it would take all of P. ListNet, as in RankCSE (arXiv 2305.16726).
+    part: it would take all of P. A batch that `mask` leaves one sentence has no ranking: its loss
+    is 0. ListNet, as in RankCSE (arXiv 2305.16726).
 
     Args:
       student: [2B, D] embeddings.
@@ -140,7 +141,9 @@ def listwise(
         def logits(x: Array, y: Array, temperature: float) -> Array:
             return jnp.where(others, _products(x, y) / temperature, _EXCLUDED)
 
+        # Without others the softmax would spread over all that takes no part.
         wanted = jax.nn.softmax(logits(teacher, views[1], teacher_temperature))
+        wanted = jnp.where(others, wanted, 0)
         given = jax.nn.log_softmax(logits(student, views[3], temperature))
         # Where nothing is wanted `given` may be -1e30: zero times it is zero, and stays finite.
         return -jnp.sum(jax.lax.stop_gradient(wanted) * given, axis=-1)

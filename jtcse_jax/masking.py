@@ -4,7 +4,6 @@ Devlin et al. 2019 (arXiv 1810.04805): 15 % of the tokens are chosen; of these 8
 masking token, 10 % a random token and 10 % stay. [CLS], [SEP] and fillers are never chosen.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -26,10 +25,11 @@ class Masked(NamedTuple):
 def mask_tokens(
     tokens: Array, segments: Array, key: Array, *, share: float, mask_id: int, vocab_size: int
 ) -> Masked:
-    """Chooses `share` of the words of each row, rounded down but at least one, and hides them.
+    """Chooses `share` of the words of each row, at least one, and hides them.
 
     A fixed share of each row rather than a coin for each token: M is then a constant, and the
-    vocabulary's logits are computed for those places alone.
+    vocabulary's logits are computed for those places alone. Numbers of words are rounded to the
+    nearest, as in BERT's code: rounded down, short rows would hide a smaller share.
 
     Args:
       tokens: [R, P] int32.
@@ -41,12 +41,12 @@ def mask_tokens(
     """
     choice_key, fate_key, random_key = jax.random.split(key, 3)
     words = _words(segments)
-    most = max(1, math.floor(share * tokens.shape[1]))
+    most = max(1, round(share * (tokens.shape[1] - 2)))  # [CLS] and [SEP] are no words
     # The M words with the highest scores: a random subset.
     scores = jnp.where(words, jax.random.uniform(choice_key, tokens.shape), -1)
     _, places = jax.lax.top_k(scores, most)
     counts = words.sum(axis=1)
-    wanted = jnp.where(counts > 0, jnp.maximum(1, jnp.floor(share * counts)), 0)
+    wanted = jnp.where(counts > 0, jnp.maximum(1, jnp.round(share * counts)), 0)
     chosen = jnp.arange(most) < wanted[:, None]
     targets = jnp.take_along_axis(tokens, places, axis=1)
     fate = jax.random.uniform(fate_key, places.shape)

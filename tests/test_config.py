@@ -240,7 +240,8 @@ def test_json_holds_every_field(file):
     assert Config(**written | parts) == config
 
 
-# ../shared/method.md, "Stages" (SimCSE's own rates per backbone: arXiv 2104.08821, appendix A).
+# The authors' scripts, and what docs/reproduction.md chooses where they are silent (SimCSE's own
+# rates per backbone: arXiv 2104.08821, appendix A).
 ADAMW = {"optimizer.b1": 0.9, "optimizer.b2": 0.999, "optimizer.eps": 1e-8}
 STAGE_TWO = ADAMW | {
     "optimizer.weight_decay": 0.01,

@@ -64,6 +64,20 @@ def test_listwise_is_the_cross_entropy_of_the_two_rankings():
     assert float(masked) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_listwise_of_one_sentence_or_none_is_zero(kept):
+    """The last batch may hold one sentence, which has no others to be ranked."""
+
+    def loss(student):
+        mask = jnp.arange(8) < 2 * kept
+        temperatures = {"temperature": 0.3, "teacher_temperature": 0.2}
+        return losses.listwise(student, jnp.array(vectors(1)), mask=mask, **temperatures)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array(vectors(0)))
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_listwise_gradients_are_finite_and_the_teachers_are_zero():
     def loss(student, teacher):
         return losses.listwise(student, teacher, temperature=0.025, teacher_temperature=0.0125)

@@ -53,7 +53,7 @@ def test_a_fixed_share_of_the_words_of_each_row_is_hidden():
         places = np.asarray(masked.places[row])[np.asarray(masked.chosen[row])]
         assert all(is_word(segments, row, place) for place in places)
         words = sum(is_word(segments, row, place) for place in range(tokens.shape[1]))
-        assert len(set(places)) == len(places) == max(1, math.floor(0.15 * words))
+        assert len(set(places)) == len(places) == max(1, round(0.15 * words))
         np.testing.assert_array_equal(
             np.asarray(masked.targets[row])[np.asarray(masked.chosen[row])], tokens[row, places]
         )
