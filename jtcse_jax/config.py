@@ -31,9 +31,9 @@ class ModelConfig:
     pooling: Literal["cls", "mean"] = "cls"
     """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
     dropout: float = 0.1
-    """Dropout of hidden states."""
+    """Dropout of hidden states, rounded to a multiple of 2^-16 (0.00025 to 0.000244)."""
     attention_dropout: float = 0.1
-    """Dropout of attention probabilities."""
+    """Dropout of attention probabilities, rounded likewise."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the products; parameters, LayerNorm statistics, softmax and losses are float32."""
     cross: Cross = Cross()
@@ -53,6 +53,11 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name} = {getattr(self, name)}: choose from [0, 1).")
+            if 0 < getattr(self, name) <= 2**-17:
+                raise UserError(
+                    f"model.{name} = {getattr(self, name)} rounds to 0, the nearest multiple of "
+                    "2^-16: use 0, or at least 7.63e-6."
+                )
 
 
 @dataclass(frozen=True)
