@@ -37,7 +37,12 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatWords(Arguments):
-    """Repeats some words of every sentence (ESimCSE). Words are what spaces separate."""
+    """Repeats some words of every sentence (ESimCSE). Words are what spaces separate.
+
+    Train on the file with a data.max_len that cuts no sentence of it; the trainer prints how many
+    it cuts. A repeated sentence that is cut lacks the last words of the other. data.pairs = repeat
+    needs no file, draws new words in every epoch and loses none at any data.max_len.
+    """
 
     rate: float = 0.32
     """Largest share of the words that are repeated; up to two always may be."""

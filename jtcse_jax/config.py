@@ -31,7 +31,7 @@ class ModelConfig:
     pooling: Literal["cls", "mean"] = "cls"
     """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
     dropout: float = 0.1
-    """Dropout of hidden states, rounded to a multiple of 2^-16."""
+    """Dropout of hidden states, rounded to a multiple of 2^-16 (0.00025 to 0.000244)."""
     attention_dropout: float = 0.1
     """Dropout of attention probabilities, rounded likewise."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -53,6 +53,11 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name} = {getattr(self, name)}: choose from [0, 1).")
+            if 0 < getattr(self, name) <= 2**-17:
+                raise UserError(
+                    f"model.{name} = {getattr(self, name)} rounds to 0, the nearest multiple of "
+                    "2^-16: use 0, or at least 7.63e-6."
+                )
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,16 @@ class DataConfig:
     one after it, or a sentence and the same with some words repeated (ESimCSE); none: each
     sentence alone, for mlm. A .tsv brings its own pairs."""
     repeat_rate: float = 0.32
-    """pairs = repeat: largest share of words repeated."""
+    """pairs = repeat: largest share of words repeated; two always may be. The second view keeps all
+    tokens of the first, so it may be longer than max_len, up to row_length and the model's
+    positions. If these leave too little room, fewer words are repeated."""
     max_len: int = 64
     """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     row_length: int | None = None
-    """Tokens in a packed row (P), at least max_len; by default 64, or max_len where it is more."""
+    """Tokens in a packed row (P), at least max_len; by default 64, or the longest view's if
+    it has more: max_len, and with pairs = repeat its repeated words."""
     micro_batch: int | None = None
     """Sentences, over all devices, whose activations a step holds at a time; a divisor of
     batch_size. The loss and its gradient are those of the whole batch, for a second forward pass;

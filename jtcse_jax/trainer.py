@@ -96,7 +96,9 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         if not resuming and is_primary():
             with writing(workdir):
                 saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
-        batches = make_batches(config, source, [start.tokenizer, *teacher_tokenizers], mesh)
+        tokenizers = [start.tokenizer, *teacher_tokenizers]
+        positions = start.architecture.longest_sentence
+        batches = make_batches(config, source, tokenizers, mesh, positions)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
         optimizer = make_optimizer(config.optimizer, stop)
         vocab_size = start.architecture.vocab_size
@@ -189,11 +191,12 @@ def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int)
 
 
 def make_batches(
-    config: Config, source: Source, tokenizers: list[Any], mesh: Mesh
+    config: Config, source: Source, tokenizers: list[Any], mesh: Mesh, positions: int
 ) -> PackedBatches:
     """The batches of the run, with this process's rows.
 
-    The first tokenizer is the model's, the others are the teacher's.
+    The first tokenizer is the model's, the others are the teacher's; the model reads sentences of
+    at most `positions` tokens.
     """
     data = config.data
     caches = [
@@ -215,6 +218,7 @@ def make_batches(
         micro_batch=data.micro_batch,
         pairs=data.pairs,
         repeat_rate=data.repeat_rate,
+        positions=positions,
         row_multiple=sharding.row_shards(mesh),
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],

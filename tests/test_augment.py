@@ -51,6 +51,8 @@ def test_repeated_words_of_any_sequence():
         repeated = repeat_words(ids, 0.5, rng)
         assert sorted(set(repeated)) == ids.tolist() and repeated == sorted(repeated)
         assert len(repeated) <= 60
+        assert 40 <= len(repeat_words(ids, 0.5, rng, room=3)) <= 43
+    assert repeat_words(ids, 0.5, rng, room=0) == ids.tolist()
 
 
 @pytest.fixture

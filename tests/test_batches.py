@@ -1,7 +1,12 @@
 """Batches read back sentence by sentence: nothing lost, nothing moved, the same on any shards."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.packing import pack
@@ -118,18 +123,20 @@ def test_micro_batches_hold_the_batch_in_its_order(steps):
     np.testing.assert_array_equal(np.concatenate(halves, axis=1), batch.tokens)
 
 
-def test_a_batch_is_a_function_of_seed_and_step_alone():
+@pytest.mark.parametrize("pairs", ["same", "repeat"])
+def test_a_batch_is_a_function_of_seed_and_step_alone(pairs):
     cache = Sentences(50)
-    one, other = make(cache), make(cache)
+    one, other = make(cache, pairs=pairs), make(cache, pairs=pairs)
     forward = [one[step] for step in range(12)]
     for step in (11, 3, 7, 0):
         assert_same(other[step], forward[step])
-    assert read_back(make(cache, seed=43)[0], cache) != read_back(forward[0], cache)
+    assert views_of(make(cache, pairs=pairs, seed=43)[0])[::2] != views_of(forward[0])[::2]
 
 
+@pytest.mark.parametrize("pairs", ["same", "repeat"])
 @pytest.mark.parametrize(("start", "stop"), [(0, 14), (5, 9), (13, 14), (4, 4)])
-def test_iterating_from_any_step_gives_the_batches_of_those_steps(start, stop):
-    batches = make(Sentences(50))
+def test_iterating_from_any_step_gives_the_batches_of_those_steps(start, stop, pairs):
+    batches = make(Sentences(50), pairs=pairs)
     found = list(batches.iterate(start, stop))
     assert [step for step, _ in found] == list(range(start, stop))
     for step, batch in found:
@@ -144,11 +151,12 @@ def test_an_iteration_may_be_left_early():
     assert step == 3
 
 
-def test_shards_hold_the_rows_of_the_whole_batch():
+@pytest.mark.parametrize("pairs", ["same", "repeat"])
+def test_shards_hold_the_rows_of_the_whole_batch(pairs):
     cache = Sentences(50)
-    whole = make(cache, row_multiple=4)
+    whole = make(cache, pairs=pairs, row_multiple=4)
     for count in (2, 4):
-        shards = [make(cache, row_multiple=4, shard=(i, count)) for i in range(count)]
+        shards = [make(cache, pairs=pairs, row_multiple=4, shard=(i, count)) for i in range(count)]
         for step in range(9):
             parts = [shard[step] for shard in shards]
             rows = [
@@ -234,43 +242,105 @@ def test_a_shard_must_divide_the_rows_and_a_step_must_exist():
         next(make(Sentences(50)).iterate(3, 2))
 
 
+def views_of(batch):
+    """The tokens of each view that is there, in the order of the batch."""
+    views = []
+    for place in batch.order[batch.mask]:
+        row, slot = divmod(int(place), batch.cls_positions.shape[1])
+        mine = batch.segments[row] == slot + 1
+        np.testing.assert_array_equal(batch.positions[row, mine], np.arange(mine.sum()))
+        views.append(batch.tokens[row, mine].tolist())
+    return views
+
+
+def repeated_pairs(batch, cache):
+    """(tokens of the sentence, tokens of its repeated view) of each item; checks both."""
+    views = views_of(batch)
+    pairs = list(zip(views[::2], views[1::2], strict=True))
+    for first, second in pairs:
+        # the tokens of a sentence differ from each other: [CLS] is 1000 and more, [SEP] the last
+        assert first == cache.sentence(first[0] - 1000).tolist()
+        assert [token for token, _ in itertools.groupby(second)] == first
+        assert max(map(second.count, first)) <= 2
+        assert second.count(first[0]) == second.count(first[-1]) == 1
+    return pairs
+
+
 def test_repeated_words_stand_beside_themselves_in_the_second_view_alone():
     cache = Sentences(60, lengths=np.full(60, 10))
     batches = make(cache, pairs="repeat", row_length=4 * MAX_LEN)
     longer = set()
-    for step, batch in batches.iterate(0, 2 * batches.steps_per_epoch):
-        slots = batch.cls_positions.shape[1]
-        for number, place in enumerate(batch.order[batch.mask]):
-            row, slot = divmod(int(place), slots)
-            mine = batch.segments[row] == slot + 1
-            tokens = batch.tokens[row, mine]
-            index = tokens[0] - 1000
-            np.testing.assert_array_equal(batch.positions[row, mine], np.arange(len(tokens)))
-            np.testing.assert_array_equal(np.unique(tokens[1:]), cache.sentence(index)[1:])
-            assert (np.diff(tokens[1:]) >= 0).all()  # the words keep their order
-            assert (tokens == 1000 + index).sum() == (tokens == 9).sum() == 1  # [CLS], [SEP]
-            if number % 2 == 0:
-                assert len(tokens) == 10
-            else:  # int(0.32 * 8) = 2 words at most
-                longer.add((step, len(tokens)))
-    assert {length for _, length in longer} == {10, 11, 12}
+    for _, batch in batches.iterate(0, 2 * batches.steps_per_epoch):
+        longer |= {len(second) for _, second in repeated_pairs(batch, cache)}
+    assert longer == {10, 11, 12}  # int(0.32 * 8) = 2 words at most
 
 
-def test_repeated_words_are_cut_at_the_longest_sentence_and_differ_between_epochs():
-    cache = Sentences(16, lengths=np.full(16, MAX_LEN - 1))
-    batches = make(cache, pairs="repeat", batch_size=16, repeat_rate=1.0)
-    first, second = batches[0], batches[1]
-    assert max(first.positions.max(), second.positions.max()) == MAX_LEN - 1
-    assert (first.tokens == MAX_LEN - 2).sum() == 32  # every view keeps its [SEP]
+def test_the_repeated_view_of_a_sentence_at_the_limit_is_longer():
+    cache = Sentences(60, lengths=np.full(60, MAX_LEN))
+    batches = make(cache, pairs="repeat", row_length=None, slots=None)
+    lengths = Counter()
+    for _, batch in batches.iterate(0, 10 * batches.steps_per_epoch):
+        lengths.update(len(second) for _, second in repeated_pairs(batch, cache))
+    # int(0.32 * 14) = 4 words at most; equal views are those of no repeated word
+    assert lengths.keys() == {MAX_LEN + more for more in range(5)}
+    assert abs(lengths[MAX_LEN] - 600 / 5) < 5 * np.sqrt(600 * 0.2 * 0.8)
 
-    def texts(batch):
-        return {
-            tuple(batch.tokens[row, batch.segments[row] == slot + 1])
-            for row, slot in zip(*divmod(batch.order, 6), strict=True)
-        }
 
-    assert texts(first) != texts(second)
-    assert_same(make(cache, pairs="repeat", batch_size=16, repeat_rate=1.0)[1], second)
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(3, MAX_LEN), min_size=8, max_size=40),
+    rate=st.floats(0, 1),
+    row_length=st.integers(MAX_LEN, 3 * MAX_LEN),
+    slots=st.integers(1, 6),
+    positions=st.none() | st.integers(MAX_LEN, 2 * MAX_LEN),
+    micro_batch=st.sampled_from([None, 4]),
+)
+# Two sentences fit a row, but not two repeated views.
+@example([MAX_LEN] * 8, 1.0, 2 * MAX_LEN, 2, None, None)
+@example([MAX_LEN] * 8, 1.0, MAX_LEN, 2, None, None)
+def test_repeated_views_lose_no_token_and_fit(
+    lengths, rate, row_length, slots, positions, micro_batch
+):
+    cache = Sentences(len(lengths), lengths=lengths)
+    fields = {"row_length": row_length, "slots": slots, "micro_batch": micro_batch}
+    batches = make(cache, pairs="repeat", repeat_rate=rate, positions=positions, **fields)
+    longest = min(row_length, positions or row_length)
+    for _, batch in batches.iterate(0, 2 * batches.steps_per_epoch):
+        assert batch.tokens.shape[-2] in {batches.usual_rows, batches.most_rows}
+        parts = [batch]
+        if micro_batch:
+            parts = [type(batch)(*(leaf[number] for leaf in batch[:6])) for number in range(2)]
+        for part in parts:
+            for first, second in repeated_pairs(part, cache):
+                most = max(2, int(rate * (len(first) - 2)))
+                assert len(first) <= len(second) <= min(longest, len(first) + most)
+
+
+@pytest.mark.parametrize(
+    ("max_len", "positions", "row_length"),
+    [(32, None, 64), (64, None, 83), (64, 512, 83), (64, 70, 70), (64, 64, 64)],
+)
+def test_rows_that_nobody_chose_hold_the_longest_repeated_view(max_len, positions, row_length):
+    cache = Sentences(8, lengths=np.full(8, max_len))
+    cache.max_len = max_len
+    batches = make(cache, pairs="repeat", row_length=None, slots=None, positions=positions)
+    assert batches.row_length == row_length
+    lengths = [
+        len(second)
+        for _, batch in batches.iterate(0, 100)
+        for _, second in repeated_pairs(batch, cache)
+    ]
+    longest = max_len + int(0.32 * (max_len - 2))
+    assert max(lengths) == min(longest, positions or longest)
+
+
+def test_repeated_words_differ_between_epochs():
+    """Of sentences that are alike but in [CLS], so that their order is no difference."""
+    cache = Sentences(16, lengths=np.full(16, MAX_LEN))
+    batches = make(cache, pairs="repeat", batch_size=16)
+    first, second = ([view[1:] for view in views_of(batches[step])] for step in (0, 1))
+    assert first[::2] == second[::2]
+    assert first[1::2] != second[1::2]
 
 
 @pytest.mark.parametrize("views", [1, 2])

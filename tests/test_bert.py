@@ -308,6 +308,25 @@ def test_dropout_zeroes_the_share_and_keeps_the_mean():
     assert dropout.dropout(x.astype(jnp.bfloat16), 0.3, bits).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.0175, 0.00025])
+def test_dropout_in_bfloat16_keeps_the_mean(rate):
+    """Of values of many mantissas, over which the rounding to bfloat16 averages out; the scale of
+    the smallest rate is lost in it."""
+    x = jax.random.uniform(jax.random.key(1), (1000, 1000), minval=1, maxval=2)
+    x = x.astype(jnp.bfloat16)
+    kept = jnp.full(x.shape, 2**16 - 1, jnp.uint16)
+    scaled = dropout.dropout(x, rate, kept)
+    assert scaled.dtype == jnp.bfloat16
+    scale = (np.asarray(scaled, np.float64) / np.asarray(x, np.float64)).mean()
+    assert abs(scale - 1 / (1 - rate)) < 5e-4
+
+
+def test_the_smallest_dropout_of_a_config_zeroes_some():
+    x = jnp.ones(2**16)
+    bits = jnp.arange(2**16, dtype=jnp.uint16)
+    assert (dropout.dropout(x, 7.63e-6, bits) == 0).sum() == 1
+
+
 def drawn(key, x):
     (bits,) = dropout.random_bits(key, 1, x.shape)
     return bits

@@ -158,6 +158,8 @@ TWO = ("a", "b")
         (lambda: ModelConfig(dropout=1.0), "model.dropout = 1.0"),
         (lambda: ModelConfig(dropout=-0.1), "model.dropout = -0.1"),
         (lambda: ModelConfig(attention_dropout=2), "model.attention_dropout = 2"),
+        (lambda: ModelConfig(dropout=2**-17), "model.dropout = 7.6"),
+        (lambda: ModelConfig(attention_dropout=1e-6), "model.attention_dropout = 1e-06"),
         (lambda: DataConfig(batch_size=1), "data.batch_size = 1"),
         (lambda: DataConfig(max_len=2), "data.max_len = 2"),
         (lambda: DataConfig(row_length=63), "data.row_length = 63 .*data.max_len = 64"),
@@ -197,6 +199,7 @@ def test_refusal_names_field_and_value(make, named):
 def test_values_at_the_bounds_are_taken():
     Architecture(num_heads=1)
     ModelConfig(towers=("scratch", "scratch"), dropout=0.0, attention_dropout=0.0)
+    ModelConfig(dropout=7.63e-6, attention_dropout=0.9999)
     DataConfig(batch_size=2, max_len=3, row_length=3, slots=1)
     OptimizerConfig(max_grad_norm=None, warmup_steps=0, b1=0.0)
     Config(seed=0, tower_devices=2, keep=1)

@@ -234,7 +234,7 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     )
     teacher, tokenizers, _ = load_teacher(config, student, mesh, resuming=False)
     batches = make_batches(
-        config, open_source(config.data.source), [*tokenizers[:1], *tokenizers], mesh
+        config, open_source(config.data.source), [*tokenizers[:1], *tokenizers], mesh, 64
     )
     batch = batches[0]
     embed = jax.jit(teacher.embed)

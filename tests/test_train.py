@@ -12,7 +12,7 @@ import pytest
 from processes import ROOT, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
-from jtcse_jax import saved_model
+from jtcse_jax import saved_model, trainer
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.encoder import SentenceEncoder
@@ -93,6 +93,22 @@ def test_run_in_micro_batches_is_the_same_where_nothing_is_drawn(tmp_path, capsy
     assert largest_difference(whole, micro) < 1e-5
     for one, other in zip(lines, others, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_repeated_views_are_bounded_by_the_positions_of_the_model(tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(config, batches, *others):
+        raise Stopped(batches.row_length)
+
+    monkeypatch.setattr(trainer, "say_start", stop)
+    config = tiny_config(tmp_path)
+    scratch = dataclasses.replace(config.model.scratch, max_positions=70)
+    data = dataclasses.replace(config.data, pairs="repeat", max_len=64, row_length=None, dev=None)
+    model = dataclasses.replace(config.model, scratch=scratch)
+    with pytest.raises(Stopped, match="^70$"):
+        train(dataclasses.replace(config, model=model, data=data), devices=one_device())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import most_rows, usual_row_length, usual_slots
 from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.tokens import TokenCache
-from jtcse_jax.data.views import Plan, Views
+from jtcse_jax.data.views import Plan, Views, longest_view
 from jtcse_jax.errors import Hung, UserError
 
 _MEASURED_BATCHES = 256
@@ -64,6 +64,7 @@ class PackedBatches:
         micro_batch: int | None = None,
         pairs: str = "same",
         repeat_rate: float = 0.32,
+        positions: int | None = None,
         row_multiple: int = 1,
         shard: tuple[int, int] = (0, 1),
         teachers: Sequence[TokenCache] = (),
@@ -74,12 +75,15 @@ class PackedBatches:
             cache: the tokenised sentences.
             batch_size: items in a batch, over all shards.
             row_length: tokens a row holds, at least the `max_len` of every cache.
-            slots: sentences a row holds; both chosen in `data.packing` where they are None.
+            slots: sentences a row holds; both chosen in `data.packing` where they are None, for
+                the longest view.
             seed: of the shuffling and of repeated words, 0 to 2**32 - 1.
             micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the batch
                 whole, without the leading axis.
             pairs: what the views of an item are, see `data.views`.
             repeat_rate: largest share of repeated words where `pairs` is "repeat".
+            positions: most tokens of a view with repeated words, those the model can read, at
+                least the `max_len` of the cache; by default a row's.
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
             shard: (index, count): the row arrays hold the index-th of count equal runs of
                 rows; `order` and `mask` stay those of the whole batch.
@@ -90,8 +94,9 @@ class PackedBatches:
             ValueError: a shard that is none, or a count that does not divide `row_multiple`.
         """
         caches = (cache, *teachers)
-        max_len = max(each.max_len for each in caches)
-        row_length = usual_row_length(max_len) if row_length is None else row_length
+        longest = longest_view(cache.max_len, pairs, repeat_rate, positions)
+        longest_of_all = max(longest, *(each.max_len for each in caches))
+        row_length = usual_row_length(longest_of_all) if row_length is None else row_length
         slots = usual_slots(row_length) if slots is None else slots
         index, count = shard
         if not 0 <= index < count or row_multiple % count:
@@ -103,6 +108,7 @@ class PackedBatches:
                 slots=slots,
                 pairs=pairs,
                 repeat_rate=repeat_rate,
+                longest_view=longest,
                 once=number > 0,
             )
             for number, each in enumerate(caches)
@@ -118,7 +124,8 @@ class PackedBatches:
         self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
         most_views = max(views.per_item for views in self._views) * self._starts.step
-        self.most_rows = _round_up(most_rows(most_views, max_len, row_length, slots), row_multiple)
+        most = most_rows(most_views, min(longest_of_all, row_length), row_length, slots)
+        self.most_rows = _round_up(most, row_multiple)
         self._usual_rows = [
             min(_round_up(rows, row_multiple), self.most_rows) for rows in self._measure_rows()
         ]

@@ -27,12 +27,12 @@ class Packing:
         return self.rows * np.int32(self.slots) + self.slot_of
 
 
-def usual_row_length(max_len: int) -> int:
-    """Tokens in a row where nobody chooses them, for sentences of at most `max_len`.
+def usual_row_length(longest: int) -> int:
+    """Tokens in a row where nobody chooses them, for sentences or views of at most `longest`.
 
     Few: a longer row is hardly fuller, and computes more attention only to mask it.
     """
-    return max(64, max_len)
+    return max(64, longest)
 
 
 def usual_slots(row_length: int) -> int:
@@ -40,12 +40,12 @@ def usual_slots(row_length: int) -> int:
     return max(1, row_length // 10)
 
 
-def most_rows(count: int, max_len: int, row_length: int, slots: int) -> int:
-    """Rows that hold any `count` sentences of at most `max_len` tokens, however long they are.
+def most_rows(count: int, longest: int, row_length: int, slots: int) -> int:
+    """Rows that hold any `count` sentences of at most `longest` tokens, however long they are.
 
     A new row is begun only where no other has room, when all of them hold at least this many.
     """
-    return -(-count // min(row_length // max_len, slots))
+    return -(-count // min(row_length // longest, slots))
 
 
 def pack(lengths: np.ndarray, row_length: int, slots: int) -> Packing:

@@ -8,6 +8,9 @@
 | `none` | sentence i alone |
 
 In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1.
+
+A view with repeated words keeps every token of its sentence, so that it may be longer than
+`max_len`. If it has too little room, fewer words are repeated.
 """
 
 from typing import NamedTuple
@@ -15,12 +18,24 @@ from typing import NamedTuple
 import numpy as np
 
 from jtcse_jax.batch import Batch
-from jtcse_jax.data.augmentation import repeat_words
+from jtcse_jax.data.augmentation import most_repeated, repeat_words
 from jtcse_jax.data.packing import Packing, fill, pack
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.errors import UserError
 
 KINDS = ("same", "adjacent", "repeat", "none")
+
+
+def longest_view(max_len: int, pairs: str, repeat_rate: float, positions: int | None) -> int:
+    """Most tokens of a view, if rows are long enough, of sentences of at most `max_len` tokens.
+
+    `pairs` and `repeat_rate` are those of `Views`; `positions`, if given, are those of the model,
+    at least `max_len`.
+    """
+    if pairs != "repeat":
+        return max_len
+    longest = max_len + most_repeated(max_len - 2, repeat_rate)
+    return longest if positions is None else min(longest, positions)
 
 
 class Plan(NamedTuple):
@@ -54,6 +69,7 @@ class Views:
         slots: int,
         pairs: str = "same",
         repeat_rate: float = 0.32,
+        longest_view: int | None = None,
         once: bool = False,
     ):
         """Checks that every batch will fit.
@@ -64,6 +80,8 @@ class Views:
             slots: sentences a row holds.
             pairs: see the module.
             repeat_rate: largest share of repeated words.
+            longest_view: most tokens of a view with repeated words, at least the longest sentence;
+                by default a row's.
             once: pack each distinct sentence of a batch once, unchanged, and let its views share
                 the slot: for an encoder without dropout.
 
@@ -86,6 +104,7 @@ class Views:
         self._repeat_rate = repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
         self._row_length = row_length
+        self._longest_view = row_length if longest_view is None else min(longest_view, row_length)
         self._slots = slots
         self._once = once
         self._check_row()
@@ -151,8 +170,9 @@ class Views:
 
     def _repeat(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words, [CLS] and [SEP] left alone."""
-        words = repeat_words(range(1, length - 1), self._repeat_rate, rng)
-        return np.array([0, *words[: self._cache.max_len - 2], length - 1])
+        room = self._longest_view - length
+        words = repeat_words(range(1, length - 1), self._repeat_rate, rng, room)
+        return np.array([0, *words, length - 1])
 
     def _read(self, plan: Plan, view: int) -> np.ndarray:
         tokens = self._cache.sentence(plan.sentences[view])

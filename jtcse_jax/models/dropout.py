@@ -13,12 +13,13 @@ def dropout(x: Array, rate: float, bits: Array | None) -> Array:
     """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
 
     `bits` [shape of x] uint16 decide, so that `rate` is rounded to a multiple of 2^-16; None means
-    no dropout.
+    no dropout. The scale is applied in float32 and the result rounded to the dtype of x.
     """
     steps = min(round(rate * 2**16), 2**16 - 1)
     if bits is None or steps == 0:
         return x
-    return jnp.where(bits >= steps, x / (1 - steps / 2**16), 0).astype(x.dtype)
+    scaled = x.astype(jnp.float32) / (1 - steps / 2**16)  # bfloat16 would round the divisor
+    return jnp.where(bits >= steps, scaled, 0).astype(x.dtype)
 
 
 def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
