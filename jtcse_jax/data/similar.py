@@ -12,6 +12,8 @@ _UNIT = 127  # length of a quantised vector, so that its entries fit int8
 _SAMPLE = 512  # members whose principal direction splits a set
 _POWER_ITERATIONS = 5
 _CHUNK = 2**16
+_WINDOW = 64
+_NEARLY = 0.9
 
 
 def similar_order(vectors: np.ndarray, group: int) -> np.ndarray:
@@ -42,13 +44,32 @@ def similar_order(vectors: np.ndarray, group: int) -> np.ndarray:
     return order
 
 
+def near_duplicates(vectors: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """[n] bool, the positions of `order` whose vector is nearly that of a position before it.
+
+    Nearly is a cosine above 0.9; from 64 to 127 positions before it are looked at.
+
+    Args:
+        vectors: [n, d] as of `similar_order`.
+        order: [n], what that gives.
+    """
+    if vectors.dtype != np.int8:
+        vectors = quantised(vectors)
+    found = np.zeros(len(order), bool)
+    for start in range(0, len(order), _WINDOW):
+        members = vectors[order[max(start - _WINDOW, 0) : start + _WINDOW]].astype(np.float32)
+        new = len(order[start : start + _WINDOW])
+        near = members[-new:] @ members.T > _NEARLY * _UNIT**2
+        before = np.arange(len(members)) < np.arange(len(members) - new, len(members))[:, None]
+        found[start : start + _WINDOW] = (near & before).any(axis=1)
+    return found
+
+
 def quantised(vectors: np.ndarray) -> np.ndarray:
     """[n, d] int8, the vectors at length 127, rounded; vectors of zeros stay so."""
     result = np.empty(vectors.shape, np.int8)
     for start in range(0, len(vectors), _CHUNK):
-        chunk = np.asarray(vectors[start : start + _CHUNK], np.float64)
-        norms = np.sqrt((chunk**2).sum(axis=1, keepdims=True))
-        result[start : start + _CHUNK] = np.rint(_UNIT * chunk / np.where(norms > 0, norms, 1))
+        result[start : start + _CHUNK] = _of_unit_length(vectors[start : start + _CHUNK])
     return result
 
 
@@ -68,12 +89,12 @@ def _principal_direction(
     return -direction if direction @ parent < 0 else direction
 
 
-def _of_unit_length(vector: np.ndarray) -> np.ndarray:
-    largest = np.abs(vector).max()  # first, so that the squares below are exact
-    if largest == 0:
-        return vector
-    vector = np.rint(2**20 * vector / largest)
-    return np.rint(_UNIT * vector / np.sqrt((vector**2).sum()))
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """float64, vectors on the last axis at length 127, rounded; vectors of zeros stay so."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    scaled = np.rint(2**20 * (vectors / np.where(largest > 0, largest, 1)).astype(np.float64))
+    norms = np.sqrt((scaled**2).sum(axis=-1, keepdims=True))  # exact: integers below 2**53
+    return np.rint(_UNIT * scaled / np.where(norms > 0, norms, 1))
 
 
 def _projections(vectors: np.ndarray, members: np.ndarray, direction: np.ndarray) -> np.ndarray:
