@@ -92,28 +92,26 @@ class TokenCache:
         Raises UserError where they would lie outside of the file.
         """
         index = range(len(self))[index]
-        start = self._start(index)
-        end = start + int(self.lengths[index])
-        if not 0 <= start <= end <= len(self._tokens):
-            raise self.damaged(f"sentence {index} lies outside of {TOKENS}")
-        return self._tokens[start:end].astype(np.int32)
+        return self._read(index, int(self.lengths[index]))
 
     def run(self, start: int, stop: int) -> np.ndarray:
-        """int32, the token ids of sentences `start` to `stop` - 1, one after the other.
+        """int32, the token ids of sentences `start` to `stop` - 1, one sentence after another.
 
-        Raises UserError for lengths and token ids that cannot be right.
+        Raises UserError where they would lie outside of the file, or of the vocabulary.
         """
-        first = self._start(start)
-        tokens = self._tokens[first : first + int(self.lengths[start:stop].sum(dtype=np.int64))]
-        if len(tokens) != self.lengths[start:stop].sum(dtype=np.int64):
-            raise self.damaged(f"sentences {start} to {stop} lie outside of {TOKENS}")
-        if len(tokens) and tokens.max() >= self.vocab_size:
-            raise self.damaged(f"a token of number {tokens.max()}, of {self.vocab_size}")
-        return tokens.astype(np.int32)
+        tokens = self._read(start, int(self.lengths[start:stop].sum(dtype=np.int64)))
+        highest = tokens.view(np.uint32).max(initial=0)
+        if highest >= self.vocab_size:
+            raise self.damaged(f"a token of number {highest}, in a vocabulary of {self.vocab_size}")
+        return tokens
 
-    def _start(self, index: int) -> int:
+    def _read(self, index: int, count: int) -> np.ndarray:
+        """The `count` tokens from the first of a sentence on."""
         known, between = divmod(index, _STRIDE)
-        return int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
+        start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
+        if not 0 <= start <= start + count <= len(self._tokens):
+            raise self.damaged(f"sentence {index} lies outside of {TOKENS}")
+        return self._tokens[start : start + count].astype(np.int32)
 
     def damaged(self, why: str) -> UserError:
         """The error of bytes that cannot be right, found when they were read."""
