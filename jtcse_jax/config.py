@@ -80,6 +80,11 @@ class DataConfig:
     """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
+    batches: Literal["random", "similar"] = "random"
+    """similar: a batch groups sentences with rare words in common, as hard negatives of each other;
+    nearly equal sentences are kept apart. For text without labels and a start that is trained."""
+    random_share: float = 0.25
+    """batches = similar: share of random sentences in a batch."""
     row_length: int | None = None
     """Tokens in a packed row (P), at least max_len; by default 64, or the longest view's if
     it has more: max_len, and with pairs = repeat its repeated words."""
@@ -108,6 +113,13 @@ class DataConfig:
             raise UserError(f"data.max_len = {self.max_len}: use at least 3 ([CLS], word, [SEP]).")
         if not 0 <= self.repeat_rate <= 1:
             raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
+        if self.batches == "similar" and self.pairs == "none":
+            raise UserError(
+                "data.batches = similar: pairs = none has no negatives, for which similar "
+                "sentences are grouped; use random."
+            )
+        if not 0 <= self.random_share < 1:
+            raise UserError(f"data.random_share = {self.random_share}: choose from [0, 1).")
         if not 0 < self.timeout <= 1e9:
             raise UserError(f"data.timeout = {self.timeout}: use seconds above 0, to 1e9.")
         if self.row_length is not None and self.row_length < self.max_len:

@@ -209,7 +209,7 @@ def make_batches(
         f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
         "skipped"
     )
-    return PackedBatches(
+    batches = PackedBatches(
         caches[0],
         batch_size=data.batch_size,
         row_length=data.row_length,
@@ -219,10 +219,19 @@ def make_batches(
         pairs=data.pairs,
         repeat_rate=data.repeat_rate,
         positions=positions,
+        batches=data.batches,
+        random_share=data.random_share,
         row_multiple=sharding.row_shards(mesh),
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],
     )
+    if batches.similar is not None:
+        apart = len(batches.similar.order) - batches.similar.num_grouped
+        say(
+            f"batches of similar sentences, {data.random_share:.0%} random: planned in "
+            f"{batches.similar.seconds:.1f} s, {apart:,} near-duplicates set apart"
+        )
+    return batches
 
 
 def peak_of_all(config: Config, mesh: Mesh) -> float | None:

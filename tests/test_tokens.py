@@ -239,6 +239,29 @@ def test_a_sentence_that_begins_outside_of_the_tokens_is_said(tmp_path, tokenize
     with pytest.raises(UserError, match=rf"{folder.name} is damaged \(sentence 0 .*delete it"):
         TokenCache(folder).sentence(0)
     assert len(TokenCache(folder).sentence(69)) == 4
+    with pytest.raises(UserError, match=rf"{folder.name} is damaged \(sentence 0 .*delete it"):
+        TokenCache(folder).run(0, 70)
+
+
+def test_a_run_is_its_sentences_one_after_another(tmp_path, tokenizer, caches):
+    words = "the cat sat on the mat and saw two dogs".split()
+    lines = [" ".join(words[: 1 + i % 10]) for i in range(300)]
+    (tmp_path / "many.txt").write_text("\n".join(lines) + "\n")
+    cache = tokenize(open_source(str(tmp_path / "many.txt")), tokenizer, 16, caches)
+    for start, stop in ((0, 300), (63, 64), (70, 201), (128, 128), (299, 300)):
+        expected = [cache.sentence(i) for i in range(start, stop)]
+        run = cache.run(start, stop)
+        assert run.dtype == np.int32
+        np.testing.assert_array_equal(run, np.concatenate([np.zeros(0, int), *expected]))
+
+
+def test_a_run_with_a_token_outside_of_the_vocabulary_is_damaged(source, tokenizer, caches):
+    tokenize(source, tokenizer, 16, caches)
+    (folder,) = caches.iterdir()
+    with open(folder / "tokens.bin", "r+b") as file:
+        file.write(np.uint16(65_535).tobytes())
+    with pytest.raises(UserError, match=f"{folder.name} is damaged .*65535"):
+        TokenCache(folder).run(0, 2)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class TokenCache:
     Special tokens are included. In a source of pairs sentences 2i and 2i + 1 are pair i.
 
     Attributes:
+        folder: where its files are.
         lengths: [len(self)] uint16, tokens of each sentence, mapped from disk.
         views: 1 for single sentences, 2 for pairs.
         pad_id: the tokenizer's padding token.
@@ -54,7 +55,7 @@ class TokenCache:
             UserError: the folder is absent, cut short or not finished, or its files do not fit
                 together. Bytes that changed inside a file are not looked for here.
         """
-        self._folder = folder = Path(folder)
+        self.folder = folder = Path(folder)
         try:
             if not all((folder / name).is_file() for name in _FILES):
                 raise ValueError("a file is absent, or a pipe that would be waited for")
@@ -91,16 +92,30 @@ class TokenCache:
         Raises UserError where they would lie outside of the file.
         """
         index = range(len(self))[index]
+        return self._read(index, int(self.lengths[index]))
+
+    def run(self, start: int, stop: int) -> np.ndarray:
+        """int32, the token ids of sentences `start` to `stop` - 1, one sentence after another.
+
+        Raises UserError where they would lie outside of the file, or of the vocabulary.
+        """
+        tokens = self._read(start, int(self.lengths[start:stop].sum(dtype=np.int64)))
+        highest = tokens.view(np.uint32).max(initial=0)
+        if highest >= self.vocab_size:
+            raise self.damaged(f"a token of number {highest}, in a vocabulary of {self.vocab_size}")
+        return tokens
+
+    def _read(self, index: int, count: int) -> np.ndarray:
+        """The `count` tokens from the first of a sentence on."""
         known, between = divmod(index, _STRIDE)
         start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
-        end = start + int(self.lengths[index])
-        if not 0 <= start <= end <= len(self._tokens):
+        if not 0 <= start <= start + count <= len(self._tokens):
             raise self.damaged(f"sentence {index} lies outside of {TOKENS}")
-        return self._tokens[start:end].astype(np.int32)
+        return self._tokens[start : start + count].astype(np.int32)
 
     def damaged(self, why: str) -> UserError:
         """The error of bytes that cannot be right, found when they were read."""
-        return UserError(f"the token cache {self._folder} is damaged ({why}); delete it")
+        return UserError(f"the token cache {self.folder} is damaged ({why}); delete it")
 
 
 def tokenize(
