@@ -94,7 +94,7 @@ def test_views_of_usual_sentences_fill_their_rows():
 
 
 def test_what_nobody_chooses_holds_the_longest_sentence():
-    assert [usual_row_length(longest) for longest in (3, 64, 65, 512)] == [64, 64, 65, 512]
+    assert [usual_row_length(longest) for longest in (3, 64, 65, 512)] == [64, 64, 72, 512]
     assert [usual_slots(row_length) for row_length in (5, 64, 128)] == [1, 6, 12]
 
 

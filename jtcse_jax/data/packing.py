@@ -28,11 +28,12 @@ class Packing:
 
 
 def usual_row_length(longest: int) -> int:
-    """Tokens in a row where nobody chooses them, for sentences or views of at most `longest`.
+    """Tokens in a row where nobody chooses them, for views of at most `longest` tokens.
 
-    Few: a longer row is hardly fuller, and computes more attention only to mask it.
+    Few: a longer row is hardly fuller, and computes more attention only to mask it. A multiple of
+    8, which the tiles of accelerators ask for.
     """
-    return max(64, longest)
+    return max(64, -(-longest // 8) * 8)
 
 
 def usual_slots(row_length: int) -> int:
