@@ -28,8 +28,13 @@ class ModelConfig:
     WordPiece tokenizer of `scratch.vocab_size` entries trained on the text."""
     lowercase: bool = True
     """Of a tokenizer trained on the text: upper and lower case are one."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
+    pooling: Literal["cls", "mean"] | None = None
+    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens. By
+    default that of the folders in `towers`; cls for scratch, and for a folder that names none."""
+    serving_length: int | None = None
+    """Longest sentence, in tokens, that the trained model reads when it is evaluated, encodes,
+    searches or is exported. By default that of the first folder in `towers`; for scratch the
+    longest that `scratch` allows. `data.max_len` is the length in training."""
     dropout: float = 0.1
     """Dropout of hidden states."""
     attention_dropout: float = 0.1
@@ -53,6 +58,11 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name} = {getattr(self, name)}: choose from [0, 1).")
+        if self.serving_length is not None and self.serving_length < 3:
+            raise UserError(
+                f"model.serving_length = {self.serving_length}: use at least 3 ([CLS], word, "
+                "[SEP])."
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class DataConfig:
     repeat_rate: float = 0.32
     """pairs = repeat: largest share of words repeated."""
     max_len: int = 64
-    """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
+    """Longest sentence in training, in tokens, [CLS] and [SEP] included; the rest is cut and
+    counted. The trained model reads `model.serving_length`."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     row_length: int | None = None
