@@ -170,8 +170,8 @@ def _device_only(model: str, text: str, dtype: str) -> Callable[[], dict[str, fl
     (bank,) = _encoder(model, dtype).banks
     sentences, batches = _sentences(text), []
     for start in range(0, len(sentences), bank_encoder.PART):
-        _, _, calls = bank.place(sentences[start : start + bank_encoder.PART])
-        batches += [batch for _, batch in calls]
+        _, calls = bank.place(sentences[start : start + bank_encoder.PART])
+        batches += [call.batch for call in calls]
     work = Work(*(sum(map(float, each)) for each in zip(*map(Work.of, batches), strict=True)))
     one = forward_flops(bank.bank.architecture, work, pooling=bank.bank.pooling)
     limit = bank.bank.num_towers * one / product_rate(dtype)
@@ -237,7 +237,7 @@ def _length_sorted_torch(
     paths = [Path(model) / name for name in description["towers"]]
     tokenizer = AutoTokenizer.from_pretrained(paths[0])
     towers = [AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)) for path in paths]
-    limit = description["max_len"]
+    limit = description["serving_length"]
     encoder = SumOfTowers(towers, tokenizer, pooling=description["pooling"], max_seq_length=limit)
     encoder = encoder.to(device).eval()
     sentences = _sentences(text)

@@ -20,8 +20,9 @@ def check_fields(section: str, fields: object) -> None:
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
-            if get_origin(kind) is Literal:
-                allowed = "choose one of " + ", ".join(map(str, get_args(kind)))
+            literals = [one for one in (kind, *get_args(kind)) if get_origin(one) is Literal]
+            if literals:  # alone, or beside None
+                allowed = "choose one of " + ", ".join(map(str, get_args(literals[0])))
             else:
                 allowed = f"must be {kind.__name__ if isinstance(kind, type) else kind}"
             raise UserError(f"{section}{name} = {value!r}: {allowed}.") from error

@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.data.packing import Packing, fill, pack, usual_row_length
+from jtcse_jax.data.packing import fill, pack
 from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.saved_model import SavedModel
 
-PART = 1024  # sentences of a device that are packed together
+PART = 1024  # sentences of a device that are tokenised and packed together
+SHORT_ROW = 64  # tokens in the rows of all sentences that fit
+FEWEST = 4  # a short row has a slot for this many tokens
 
 # The most tokens in a call of a device. On a CPU little, so that what a layer makes is still in
 # the cache for the next.
@@ -30,22 +32,37 @@ class Encoded(NamedTuple):
     """What a bank makes of n sentences."""
 
     vectors: np.ndarray  #: [n, D] float32, the sum of the towers' vectors, not scaled
-    cut: np.ndarray  #: [n] bool, True where a sentence was longer than `max_len`
+    cut: np.ndarray  #: [n] bool, True where a sentence was longer than `serving_length`
+
+
+class Call(NamedTuple):
+    """Some rows of one length, and which sentences lie in them."""
+
+    sentences: np.ndarray  #: [m] indices of the sentences
+    slots: np.ndarray  #: [m] where their vectors are among those of all slots of the rows
+    batch: Batch  #: on the devices
 
 
 class BankEncoder:
     """A bank of towers, its tokenizer, and the devices it runs on.
 
-    A call of the model has `most_rows` rows for each device, or a quarter, a 16th ..., so that no
-    more than four shapes are ever compiled, whatever the sentences.
+    Rows are of 64 tokens. With a longer `serving_length` the sentences that do not fit go into rows
+    of that length: attention in a long row costs more, and most sentences are short. A call of the
+    model has rows of one length, for each device `call_tokens` tokens, or a quarter, a 16th ..., so
+    that no more than four shapes of a length are ever compiled, whatever the sentences.
 
     Attributes:
-      row_length: tokens in a row.
-      most_rows: the most rows of a device in a call.
+      row_lengths: tokens in a row, ascending: one length or two.
+      call_tokens: the most tokens of a device in a call, at least one row's.
     """
 
     def __init__(
-        self, bank: Bank, params: Params, tokenizer: Any, max_len: int, mesh: Mesh | None = None
+        self,
+        bank: Bank,
+        params: Params,
+        tokenizer: Any,
+        serving_length: int,
+        mesh: Mesh | None = None,
     ):
         """Takes the parameters as they are: host arrays, or already on the devices of `mesh`.
 
@@ -53,24 +70,25 @@ class BankEncoder:
           bank: the towers' shape.
           params: leaves [K, ...].
           tokenizer: a fast transformers tokenizer; it is not changed.
-          max_len: longest sentence in tokens, special tokens included.
+          serving_length: longest sentence in tokens, special tokens included.
           mesh: where it runs, rows over its devices; by default the bank's own mesh, or all
             devices of this process.
         Raises:
-          UserError: a `max_len` that leaves no room for a token, or a tokenizer without [CLS].
+          UserError: a `serving_length` without room for a token, or a tokenizer without [CLS].
         """
         self.bank = bank
         self.params = params
-        self.max_len = max_len
+        self.serving_length = serving_length
         self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
-        self._tokenizer = truncating_backend(tokenizer, max_len)
+        self._tokenizer = truncating_backend(tokenizer, serving_length)
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
             # An empty sentence would have no token, and no sentence a [CLS].
             raise UserError("The tokenizer adds no special tokens: use that of this model.")
         platform = self.mesh.devices.flat[0].platform
-        self.row_length = usual_row_length(max_len)
-        self.most_rows = max(1, CALL.get(platform, USUAL_CALL) // self.row_length)
-        self._slots = self.row_length // 4  # more than in training: any text may come
+        self.row_lengths = (SHORT_ROW,)
+        if serving_length > SHORT_ROW:
+            self.row_lengths += (serving_length,)
+        self.call_tokens = CALL.get(platform, USUAL_CALL)
 
     @classmethod
     def of(cls, model: SavedModel) -> "BankEncoder":
@@ -79,7 +97,7 @@ class BankEncoder:
         Raises UserError where a parameter is NaN or infinite, naming it.
         """
         _check_finite(model)
-        encoder = cls(model.bank, model.params, model.tokenizer, model.max_len)
+        encoder = cls(model.bank, model.params, model.tokenizer, model.serving_length)
         shardings = sharding.whole_towers(encoder.mesh, model.params)
         encoder.params = jax.device_put(model.params, shardings)
         return encoder
@@ -105,24 +123,20 @@ class BankEncoder:
             encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
-    def place(
-        self, sentences: Sequence[str]
-    ) -> tuple[Packing, np.ndarray, Iterator[tuple[range, Batch]]]:
-        """What is packed where, [n] what was cut, and each call's rows and batch on the devices.
+    def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, Iterator[Call]]:
+        """[n] what was cut, and the calls of the model, made one by one as they are asked for.
 
-        The batches are made one by one as they are asked for. Errors as `encode`.
+        Errors as `encode`.
         """
         tokens, cut = self._tokenize(sentences)
-        lengths = np.array([len(ids) for ids in tokens])
-        packing = pack(lengths, self.row_length, self._slots)
-        calls = self._calls(packing.num_rows)
-        return packing, cut, ((rows, self._fill(packing, tokens, lengths, rows)) for rows in calls)
+        return cut, self._calls(tokens)
 
     def _start(self, sentences: Sequence[str]) -> "_Running":
         """Dispatches all calls of the model for some sentences, and waits for none."""
-        packing, cut, batches = self.place(sentences)
-        calls = [(rows, embed(self.bank, self.mesh, self.params, batch)) for rows, batch in batches]
-        return _Running(packing, cut, calls)
+        cut, calls = self.place(sentences)
+        return _Running(
+            cut, [(call, embed(self.bank, self.mesh, self.params, call.batch)) for call in calls]
+        )
 
     def _tokenize(self, sentences: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
         try:
@@ -132,52 +146,59 @@ class BankEncoder:
         tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
         return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
 
-    def _calls(self, num_rows: int) -> list[range]:
-        """The rows of each call: of each device `most_rows`, or a quarter ... if half are used."""
+    def _calls(self, tokens: list[np.ndarray]) -> Iterator[Call]:
+        """Each row length's sentences, packed for themselves."""
+        all_lengths = np.array([len(ids) for ids in tokens])
+        shortest = 1
+        for row_length in self.row_lengths:
+            chosen = np.flatnonzero((all_lengths >= shortest) & (all_lengths <= row_length))
+            some, lengths = [tokens[number] for number in chosen], all_lengths[chosen]
+            slots = row_length // max(shortest, FEWEST)
+            packing = pack(lengths, row_length, slots)
+            for rows in self._rows_of_calls(packing.num_rows, row_length):
+                here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
+                arrays = fill(
+                    packing,
+                    some.__getitem__,
+                    lengths,
+                    num_rows=max(rows.stop, packing.num_rows),
+                    row_length=row_length,
+                    slots=slots,
+                    pad_id=self.bank.architecture.pad_token_id,
+                    rows=rows,
+                )
+                every_slot = np.arange(len(rows) * slots, dtype=np.int32)
+                batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
+                placed = sharding.place(batch, sharding.batch_shardings(self.mesh))
+                yield Call(chosen[here], packing.order[here] - rows.start * slots, placed)
+            shortest = row_length + 1
+
+    def _rows_of_calls(self, num_rows: int, row_length: int) -> list[range]:
+        """The rows of each call: of each device the most, or a quarter ... if half are used."""
         shards = sharding.row_shards(self.mesh)
         calls, start = [], 0
         while start < num_rows:
-            each = self.most_rows
+            each = max(1, self.call_tokens // row_length)
             while each > 1 and each * shards > 2 * (num_rows - start):
                 each = max(1, each // 4)
             calls.append(range(start, start + each * shards))
             start = calls[-1].stop
         return calls
 
-    def _fill(
-        self, packing: Packing, tokens: list[np.ndarray], lengths: np.ndarray, rows: range
-    ) -> Batch:
-        arrays = fill(
-            packing,
-            lambda sentence: tokens[sentence],
-            lengths,
-            num_rows=max(rows.stop, packing.num_rows),
-            row_length=self.row_length,
-            slots=self._slots,
-            pad_id=self.bank.architecture.pad_token_id,
-            rows=rows,
-        )
-        every_slot = np.arange(len(rows) * self._slots, dtype=np.int32)
-        batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
-        return sharding.place(batch, sharding.batch_shardings(self.mesh))
-
     def _finish(self, running: "_Running", done: Callable[[int], None]) -> Encoded:
         """Waits for the calls and puts their vectors into the order of the sentences."""
-        packing = running.packing
         vectors = np.empty((len(running.cut), self.width), np.float32)
-        for rows, embedded in running.calls:
-            here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
-            vectors[here] = np.asarray(embedded)[packing.order[here] - rows.start * self._slots]
-            done(len(here))
+        for call, embedded in running.calls:
+            vectors[call.sentences] = np.asarray(embedded)[call.slots]
+            done(len(call.sentences))
         return Encoded(vectors, running.cut)
 
 
 class _Running(NamedTuple):
     """Sentences that the devices work on."""
 
-    packing: Packing
     cut: np.ndarray  # as in Encoded
-    calls: list[tuple[range, Array]]  # the rows of each call, and the vectors of all their slots
+    calls: list[tuple[Call, Array]]  # with the vectors of all slots
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -28,8 +28,13 @@ class ModelConfig:
     WordPiece tokenizer of `scratch.vocab_size` entries trained on the text."""
     lowercase: bool = True
     """Of a tokenizer trained on the text: upper and lower case are one."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens."""
+    pooling: Literal["cls", "mean"] | None = None
+    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens. By
+    default that of the folders in `towers`; cls for scratch, and for a folder that names none."""
+    serving_length: int | None = None
+    """Longest sentence, in tokens, that the trained model reads when it is evaluated, encodes,
+    searches or is exported. By default that of the first folder in `towers`; for scratch the
+    longest that `scratch` allows. `data.max_len` is the length in training."""
     dropout: float = 0.1
     """Dropout of hidden states, rounded to a multiple of 2^-16 (0.00025 to 0.000244)."""
     attention_dropout: float = 0.1
@@ -58,6 +63,11 @@ class ModelConfig:
                     f"model.{name} = {getattr(self, name)} rounds to 0, the nearest multiple of "
                     "2^-16: use 0, or at least 7.63e-6."
                 )
+        if self.serving_length is not None and self.serving_length < 3:
+            raise UserError(
+                f"model.serving_length = {self.serving_length}: use at least 3 ([CLS], word, "
+                "[SEP])."
+            )
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ class DataConfig:
     tokens of the first, so it may be longer than max_len, up to row_length and the model's
     positions. If these leave too little room, fewer words are repeated."""
     max_len: int = 64
-    """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut and counted."""
+    """Longest sentence in training, in tokens, [CLS] and [SEP] included; the rest is cut and
+    counted. The trained model reads `model.serving_length`."""
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     batches: Literal["random", "similar"] = "random"

@@ -46,7 +46,7 @@ class SentenceEncoder(MtebEncoder):
 
     Attributes:
       width: components of a vector.
-      truncated: sentences cut to `max_len` so far, over all calls.
+      truncated: sentences cut at the serving length so far, over all calls.
     """
 
     def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
@@ -109,7 +109,7 @@ class SentenceEncoder(MtebEncoder):
         """[n, D] float32 vectors in the order of the sentences, or [D] for a single string.
 
         No sentences give [0, D]; "" is a sentence like others, its vector that of the special
-        tokens alone. Sentences longer than `max_len` tokens are cut, counted in `truncated` and
+        tokens alone. Sentences longer than the serving length are cut, counted in `truncated` and
         warned of once a call.
 
         Args:
@@ -278,8 +278,8 @@ class Speed(ProgressColumn):
 def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
     """Warns that `count` sentences were cut, if any was, and names the limit."""
     if count:
-        limits = " and ".join(str(bank.max_len) for bank in encoder.banks)
-        logger.warning("%s sentences cut to max_len = %s tokens.", f"{count:,}", limits)
+        limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
+        logger.warning("%s sentences cut at %s tokens.", f"{count:,}", limits)
 
 
 def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:

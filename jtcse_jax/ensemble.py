@@ -1,4 +1,4 @@
-"""Ensembles: weighted sums of encoders, each with its own tokenizer, pooling and longest sentence.
+"""Ensembles: weighted sums of encoders, each with its own tokenizer, pooling and serving length.
 
 An ensemble is described by a JSON file, `ensemble.json` where a folder holds it:
 
@@ -53,7 +53,7 @@ class ModelArguments:
     pooling: Literal["cls", "mean"] | None = None
     """Needed where the model's folder does not say it."""
     max_len: int | None = None
-    """Longest sentence in tokens; by default what the model's folder says, or 128."""
+    """Longest sentence in tokens, in place of the model's own serving length."""
 
     def load_members(self) -> tuple[Member, ...]:
         """The model that is meant; errors as the function `load_members`."""
@@ -148,7 +148,13 @@ def fingerprint(members: tuple[Member, ...]) -> str:
     digest = hashlib.sha256()
     for weight, model in members:
         bank = model.bank
-        shape = [weight, str(bank.architecture), bank.num_towers, bank.pooling, model.max_len]
+        shape = [
+            weight,
+            str(bank.architecture),
+            bank.num_towers,
+            bank.pooling,
+            model.serving_length,
+        ]
         if bank.compute_dtype != "float32":  # so that without a choice the hash is the old one
             shape.append(bank.compute_dtype)
         digest.update(json.dumps(shape).encode())

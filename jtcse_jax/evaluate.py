@@ -68,9 +68,10 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     """The result of one model, or `{"models": [...], "methods": ..., "differences": ...}`.
 
     A result names the model, its hash, the versions and the seed; each suite's scores stand under
-    its name with their protocol, data and seconds, or the error that it ended with. "methods" holds
-    mean and deviation over seeds, "differences", by method and STS task, how much higher Spearman
-    is than that of `--model`, with a 95 % interval. `--output` is written after every suite.
+    its name with their protocol, data, cut sentences and seconds, or the error that it ended with.
+    "methods" holds mean and deviation over seeds, "differences", by method and STS task, how much
+    higher Spearman is than that of `--model`, with a 95 % interval. `--output` is written after
+    every suite.
 
     Raises UserError as the readers of models and data do; all data is read before the first model.
     Of several suites or models an error of one is part of the result, and the others go on.
@@ -119,7 +120,7 @@ def print_tables(result: dict[str, Any]) -> None:
     results = result.get("models", [result])
     for one in results:
         for member in one.get("members", ()):
-            line = "{model}: {towers} tower(s), {pooling} pooling, max_len {max_len}"
+            line = "{model}: {towers} tower(s), {pooling} pooling, serving length {serving_length}"
             dtype = f", {member['compute_dtype']}" if "compute_dtype" in member else ""
             rich.print(Text(line.format(**member) + dtype))  # a path may look like markup
     for suite, scorer in SUITES.items():
@@ -129,6 +130,9 @@ def print_tables(result: dict[str, Any]) -> None:
         protocol = scored[0][suite]["protocol"]
         _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
         for one in scored:
+            if "cut_sentences" in one[suite]:
+                count = f"{one[suite]['cut_sentences']:,}"
+                rich.print(Text(f"{one['model']}: sentences cut at the serving length: {count}"))
             for said in one[suite].get("undefined", ()):
                 rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
     if result.get("differences"):
@@ -185,8 +189,11 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
 
 
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
-    """A suite's result with its seconds; where others run beside it, an error is one of them."""
-    start = time.perf_counter()
+    """A suite's result with its seconds; where others run beside it, an error is one of them.
+
+    Of a model of ours, also how many sentences were cut.
+    """
+    start, cut_before = time.perf_counter(), model.cut_sentences
     try:
         result = scorer.score(model)
     except UserError as error:
@@ -194,6 +201,8 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
             raise
         logger.warning("%s: %s", suite, error)
         return {"error": str(error)}
+    if cut_before is not None:
+        result["cut_sentences"] = model.cut_sentences - cut_before
     return result | {"data": scorer.data, "seconds": round(time.perf_counter() - start, 1)}
 
 

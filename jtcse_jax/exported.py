@@ -61,10 +61,10 @@ def check_new(folder: str | Path) -> None:
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
 
 
-def _cutting_at(tokenizer: Any, max_len: int) -> Any:
+def _cutting_at(tokenizer: Any, serving_length: int) -> Any:
     """A copy of a transformers tokenizer whose `truncation=True` cuts where our encoder does."""
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = max_len
+    tokenizer.model_max_length = serving_length
     for name in INHERITED:
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
@@ -72,7 +72,7 @@ def _cutting_at(tokenizer: Any, max_len: int) -> Any:
 
 def _write(model: SavedModel, folder: Path, card: Card) -> None:
     towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host: nothing to compile
-    tokenizer = _cutting_at(model.tokenizer, model.max_len)
+    tokenizer = _cutting_at(model.tokenizer, model.serving_length)
     names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
     for name, params in zip(names, towers, strict=True):
         hf_weights.write_tower(folder / name, model.bank.architecture, params, tokenizer=tokenizer)
@@ -99,7 +99,11 @@ def _write(model: SavedModel, folder: Path, card: Card) -> None:
         "similarity_fn_name": "cosine",
     }
     _write_json(folder / "config_sentence_transformers.json", settings)
-    description = {"towers": names, "pooling": model.bank.pooling, "max_len": model.max_len}
+    description = {
+        "towers": names,
+        "pooling": model.bank.pooling,
+        "serving_length": model.serving_length,
+    }
     write_description(folder, description)
     write_card(folder, model, card)
 
@@ -114,7 +118,7 @@ def _one_tower(folder: Path, model: SavedModel) -> list[dict[str, Any]]:
     }
     (folder / "1_Pooling").mkdir()
     _write_json(folder / "1_Pooling" / "config.json", pooling)
-    lengths = {"max_seq_length": model.max_len, "do_lower_case": False}
+    lengths = {"max_seq_length": model.serving_length, "do_lower_case": False}
     _write_json(folder / "sentence_bert_config.json", lengths)
     return [
         {"path": "", "type": "sentence_transformers.models.Transformer"},

@@ -49,7 +49,7 @@ class ForeignEncoder:
             "model": self.source,
             "towers": 1,
             "pooling": " + ".join(type(module).__name__ for module in self.model),
-            "max_len": self.model.max_seq_length,
+            "serving_length": self.model.max_seq_length,
         }
 
     def fingerprint(self) -> str:

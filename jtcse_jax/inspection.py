@@ -161,7 +161,7 @@ def inspect(
     """Every layer's states and attention, a few sentences at a time, in their order.
 
     Of the plain streams, or of those that cross as `model.bank.cross` says. Sentences are cut to
-    `model.max_len` tokens; all are padded to the longest, so that one shape is compiled.
+    `model.serving_length` tokens; all are padded to the longest, so that one shape is compiled.
     """
     params = jax.device_put(model.params)
     for tokens, mask, batch in _rows(model, sentences):
@@ -236,7 +236,9 @@ def _rows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
     """Tokens and mask [n, T] of a few sentences, and their batch, filled up with empty rows."""
     # A copy: a tokenizer remembers how it was last asked to cut.
-    cut = deepcopy(model.tokenizer)(list(sentences), truncation=True, max_length=model.max_len)
+    cut = deepcopy(model.tokenizer)(
+        list(sentences), truncation=True, max_length=model.serving_length
+    )
     ids = cut["input_ids"]
     longest = max(map(len, ids))
     size = max(1, min(len(ids), ATTENTION_ENTRIES // longest**2))

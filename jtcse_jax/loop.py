@@ -44,6 +44,7 @@ class Loop:
     mesh: Mesh
     bank: Bank
     tokenizer: Any
+    serving_length: int  #: in tokens, of the sentences that are evaluated
     batches: PackedBatches
     train_step: TrainStep
     checkpoints: Checkpoints
@@ -111,11 +112,11 @@ class Loop:
             self.bank,
             state.params["towers"],
             self.tokenizer,
-            self.config.data.max_len,
+            self.serving_length,
             mesh=self.mesh,
         )
         encoder = SentenceEncoder([bank])
-        # `encode` warns of sentences cut to max_len: once a run is enough.
+        # `encode` warns of sentences cut: once a run is enough.
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         layers = self._layer_figures(state) if self.config.eval_layers else {}
         self.log.write(step, score.as_metrics() | score.diagnostics | layers)
@@ -134,7 +135,7 @@ class Loop:
     def _layer_figures(self, state: TrainState) -> dict[str, float]:
         bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)
         params = jax.device_get(state.params["towers"])
-        model = SavedModel(bank, params, self.tokenizer, self.config.data.max_len, "this run")
+        model = SavedModel(bank, params, self.tokenizer, self.serving_length, "this run")
         cross = self.config.model.cross
         if self.config.objective.name != "jtcse" or cross.mode == "off" or not cross.num_layers:
             cross = None  # nothing crosses in this run: as `diagnose` would do it

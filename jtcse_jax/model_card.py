@@ -52,7 +52,7 @@ def _introduction(model: SavedModel, card: Card) -> list[str]:
     rows = {
         "Embedding": f"{shape.hidden_size} numbers: {pooling} of {towers}",
         "Normalised": "to length 1" if card.normalize else "no: compare vectors by their cosine",
-        "Longest sentence": f"{model.max_len} tokens, longer ones are cut",
+        "Longest sentence": f"{model.serving_length} tokens, longer ones are cut",
         "Tower": f"{shape.family.upper()}, {shape.num_layers} layers of {shape.hidden_size}, "
         f"vocabulary of {shape.vocab_size:,}",
         "Prompts": ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
@@ -116,7 +116,7 @@ def _transformers_code(model: SavedModel, name: str) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
         "encoded = tokenizer(",
         "    sentences, padding=True, truncation=True, "
-        f'max_length={model.max_len}, return_tensors="pt"',
+        f'max_length={model.serving_length}, return_tensors="pt"',
         ")",
     ]
     if model.bank.pooling == "mean":

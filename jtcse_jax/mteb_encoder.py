@@ -43,7 +43,7 @@ class MtebEncoder:
             "name": f"jtcse_jax/{_slug(ensemble.source(self.members))}",
             "revision": ensemble.fingerprint(self.members),
             "embed_dim": self.width,
-            "max_tokens": max(bank.max_len for bank in self.banks),
+            "max_tokens": max(bank.serving_length for bank in self.banks),
             "framework": ["JAX"],
             "similarity_fn_name": "cosine",
             "use_instructions": False,

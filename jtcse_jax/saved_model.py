@@ -1,6 +1,6 @@
 """A bank read from disk: workdirs of the trainer, exported folders, and Hugging Face folders.
 
-Beside the weights a small `jtcse.json` keeps what no weight tells (pooling, longest sentence), so
+Beside the weights a small `jtcse.json` keeps what no weight tells (pooling, serving length), so
 that no reader has to guess. A workdir has its weights in `checkpoints/`, an exported folder (which
 `exported.py` writes) in one Hugging Face folder per tower.
 """
@@ -34,7 +34,7 @@ class SavedModel:
     bank: Bank
     params: Params  #: leaves [K, ...] float32
     tokenizer: Any  #: a fast transformers tokenizer
-    max_len: int  #: longest sentence in tokens
+    serving_length: int  #: longest sentence it reads, in tokens
     source: str  #: where it comes from, in words for a log line
     folder: Path | None = None  #: where its files lie; None for one that was made in memory
     step: int | None = None  #: of the workdir it was read from
@@ -56,12 +56,12 @@ def load(
         no step has one, of those that are not damaged.
       pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
         folder says it, and overrides them.
-      max_len: overrides the longest sentence likewise; by default 128 where nothing says it.
+      max_len: overrides the serving length likewise (see `find_serving_length`).
       seed: of the pooler that is drawn for weights without one. Towers that start from the same
         weights need different seeds, or they draw the same pooler.
     Raises:
       UserError: no such model or tower, an unknown pooling, a step asked of something without
-        steps.
+        steps, a `max_len` above the model's positions.
     """
     name, tower = split_name(str(name))
     folder = hf_files.find_folder(name)
@@ -94,20 +94,21 @@ def load(
         )
         tokenizer = hf_tokenizer.load_tokenizer(towers[0])
         source = str(name)
+    longest = architecture.longest_sentence
     if max_len is None:
-        max_len = description.get("max_len") or min(128, architecture.longest_sentence)
-    if type(max_len) is not int or max_len < 1:
-        raise UserError(f"{name}: max_len = {reprlib.repr(max_len)}: give a whole number above 0.")
-    if max_len > architecture.longest_sentence:
+        serving_length = find_serving_length(folder, tokenizer, longest)
+    elif type(max_len) is not int or not 1 <= max_len <= longest:
         raise UserError(
-            f"{name}: max_len = {max_len} is above the {architecture.longest_sentence} positions "
+            f"{name}: max_len = {reprlib.repr(max_len)}: choose from 1 to {longest}, the positions "
             "of the model."
         )
+    else:
+        serving_length = max_len
     hf_tokenizer.check_tokenizer(tokenizer, architecture)
     if tower is not None:
         params, source = _pick(params, tower, name), f"{source}, tower {tower}"
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
-    return SavedModel(bank, params, tokenizer, max_len, source, folder, step)
+    return SavedModel(bank, params, tokenizer, serving_length, source, folder, step)
 
 
 def split_name(name: str) -> tuple[str, int | None]:
@@ -125,14 +126,35 @@ def read_description(folder: Path) -> dict[str, Any]:
     return read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
 
 
-def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, max_len: int) -> None:
+def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
+    """The longest sentence, in tokens, that the model in a folder reads; at most `longest`.
+
+    It is what the folder's description names, else the limit of its tokenizer, else `longest`.
+    Raises UserError where the description names no whole number above 0.
+    """
+    length = read_description(folder).get("serving_length")
+    if length is None:
+        limit = tokenizer.model_max_length  # 1e30 if the tokenizer has no limit
+        length = limit if type(limit) is int and limit > 0 else longest
+    if type(length) is not int or length < 1:
+        found = reprlib.repr(length)
+        raise UserError(f"{folder}: serving_length = {found}: write a whole number above 0.")
+    return min(length, longest)
+
+
+def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, serving_length: int) -> None:
     """Writes what a workdir needs beside its checkpoints; OSError where that fails."""
     hf_tokenizer.save_tokenizer(tokenizer, workdir / TOKENIZER)
+    describe_workdir(workdir, bank, serving_length)
+
+
+def describe_workdir(workdir: Path, bank: Bank, serving_length: int) -> None:
+    """Writes the `jtcse.json` of a workdir; OSError where that fails."""
     description = {
         "architecture": dataclasses.asdict(bank.architecture),
         "num_towers": bank.num_towers,
         "pooling": bank.pooling,
-        "max_len": max_len,
+        "serving_length": serving_length,
     }
     write_description(workdir, description)
 
@@ -234,10 +256,5 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     description = {"pooling": mode}
     lengths = folder / "sentence_bert_config.json"
     if lengths.is_file():
-        description["max_len"] = read_json(lengths, dict).get("max_seq_length")
-    tokenizer = folder / "tokenizer_config.json"  # the new place
-    if not description.get("max_len") and tokenizer.is_file():
-        length = read_json(tokenizer, dict).get("model_max_length")
-        # 1e30 says that there is no limit.
-        description["max_len"] = length if type(length) is int and 0 < length < 10**6 else None
+        description["serving_length"] = read_json(lengths, dict).get("max_seq_length")
     return description

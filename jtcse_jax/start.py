@@ -3,6 +3,7 @@ the teacher."""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -26,6 +27,7 @@ from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"
+POOLING = "cls"  # as published, of towers that name none
 FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
 TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
 # What may differ when a run goes on; any other change would make it another run.
@@ -43,12 +45,15 @@ class Start(NamedTuple):
 
     architecture: Architecture
     tokenizer: Any
+    pooling: str  #: the config's, or that of the start model
+    serving_length: int  #: likewise, in tokens
     towers: Params | None  #: leaves [K, ...] on the host; None where a checkpoint has them
     mlm_head: Params | None = None  #: likewise, where every tower's folder brings one
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the tokenizer and of the weights that are on the host."""
-        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
+        """sha256 (hex) of pooling, length, tokenizer and the weights that are on the host."""
+        digest = hashlib.sha256(f"{self.pooling} {self.serving_length} ".encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         for leaf in jax.tree.leaves((self.towers, self.mlm_head)):
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
@@ -63,6 +68,11 @@ def check_config(workdir: Path, config: Config) -> None:
     defaults = _flat(json.loads(to_json(Config())))
     before = defaults | _flat(saved_model.read_json(path, dict))
     now = _flat(json.loads(to_json(config)))
+    # What a config leaves to the start model, the run has taken from it.
+    taken = saved_model.read_description(workdir)
+    for fields, name in itertools.product((before, now), ("pooling", "serving_length")):
+        if fields.get(f"model.{name}") is None:
+            fields[f"model.{name}"] = taken.get(name)
     changed = [
         f"{name} (was {before.get(name)}, now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())
@@ -95,23 +105,35 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
     2. random weights, with a tokenizer trained on the text unless the config names one;
     3. trained towers, each from its own folder.
 
-    Raises UserError for towers that do not fit each other, the tokenizer or `data.max_len`.
+    Its pooling and serving length are the config's, or else that model's own. Raises UserError for
+    towers that do not fit each other, the tokenizer, `data.max_len` or `model.serving_length`.
     """
     if resuming:
         bank, tokenizer = saved_model.read_workdir_model(workdir)
-        start = Start(bank.architecture, tokenizer, None)
+        length = saved_model.find_serving_length(
+            workdir, tokenizer, bank.architecture.longest_sentence
+        )
+        start = Start(bank.architecture, tokenizer, bank.pooling, length, None)
     elif SCRATCH in config.model.towers:
         start = _from_scratch(config, source)
     else:
         start = _from_towers(config.model, config.seed)
         if config.objective.name == "mlm":
             start = start._replace(mlm_head=_mlm_heads(config.model.towers, start.architecture))
+    start = start._replace(
+        pooling=config.model.pooling or start.pooling,
+        serving_length=config.model.serving_length or start.serving_length,
+    )
     architecture = start.architecture
-    if config.data.max_len > architecture.longest_sentence:
-        raise UserError(
-            f"data.max_len = {config.data.max_len} is above the {architecture.longest_sentence} "
-            "positions of the model."
-        )
+    for name, length in (
+        ("data.max_len", config.data.max_len),
+        ("model.serving_length", start.serving_length),
+    ):
+        if length > architecture.longest_sentence:
+            raise UserError(
+                f"{name} = {length} is above the {architecture.longest_sentence} positions of the "
+                "model."
+            )
     hf_tokenizer.check_tokenizer(start.tokenizer, architecture)
     if config.objective.name == "jtcse":
         config.model.cross.interval(architecture.num_layers)
@@ -188,8 +210,8 @@ def _from_scratch(config: Config, source: Source) -> Start:
             source, architecture.vocab_size, lowercase=config.model.lowercase
         )
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
-    bank = Bank.from_config(config.model, architecture)
-    return Start(architecture, tokenizer, bank.init(config.seed))
+    towers = Bank(architecture, len(config.model.towers)).init(config.seed)
+    return Start(architecture, tokenizer, POOLING, architecture.longest_sentence, towers)
 
 
 def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
@@ -207,10 +229,15 @@ def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
 
 
 def _from_towers(config: ModelConfig, seed: int) -> Start:
+    poolings = {
+        name: saved_model.read_description(_folder(name)).get("pooling") for name in config.towers
+    }
     loaded = []
     for number, name in enumerate(config.towers):
         # Towers from the same weights must not share a missing pooler.
-        model = saved_model.load(name, pooling=config.pooling, seed=seed + number)
+        model = saved_model.load(
+            name, pooling=config.pooling or poolings[name] or POOLING, seed=seed + number
+        )
         if model.bank.num_towers > 1:
             raise UserError(
                 f"model.towers: {name} has {model.bank.num_towers} towers: name one of them, "
@@ -219,6 +246,11 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
         loaded.append(model)
         log.info("a tower starts from %s", model.source)
     first = loaded[0]
+    for name, pooling in poolings.items():
+        if config.pooling and pooling not in (None, config.pooling):
+            log.info(
+                "model.pooling = %s, and %s was made for %s pooling", config.pooling, name, pooling
+            )
     for name, model in zip(config.towers, loaded, strict=True):
         differing = [
             f"{field.name} {getattr(first.bank.architecture, field.name)} and "
@@ -232,6 +264,11 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
                 f"model.towers: {config.towers[0]} and {name} differ in {', '.join(differing)}: "
                 "towers of one bank have one shape."
             )
+        if model.bank.pooling != first.bank.pooling:
+            raise UserError(
+                f"model.towers: {config.towers[0]} has {first.bank.pooling} pooling and {name} "
+                f"{model.bank.pooling}: choose one, model.pooling."
+            )
         if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
             raise UserError(
                 f"model.towers: {config.towers[0]} and {name} have different vocabularies: "
@@ -241,20 +278,26 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
     if config.tokenizer:
         tokenizer = hf_tokenizer.find_tokenizer(config.tokenizer)
     towers = stack([jax.tree.map(lambda leaf: leaf[0], model.params) for model in loaded])
-    return Start(first.bank.architecture, tokenizer, towers)
+    return Start(
+        first.bank.architecture, tokenizer, first.bank.pooling, first.serving_length, towers
+    )
 
 
 def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | None:
     """The towers' heads [K, ...], or None where one has none: workdirs and exports do not."""
     heads = []
     for name in names:
-        folder = hf_files.find_folder(saved_model.split_name(name)[0])
+        folder = _folder(name)
         plain = (folder / hf_config.CONFIG).is_file()
         heads.append(hf_weights.read_mlm_head(folder, architecture) if plain else None)
     if None in heads:
         log.info("the head of masked language modelling starts from random weights")
         return None
     return stack(heads)
+
+
+def _folder(name: str) -> Path:
+    return hf_files.find_folder(saved_model.split_name(name)[0])
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

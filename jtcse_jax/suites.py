@@ -40,6 +40,11 @@ class Model(NamedTuple):
             return self.encoder.encode(sentences)
         return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
+    @property
+    def cut_sentences(self) -> int | None:
+        """Sentences cut at the serving length so far; a foreign encoder does not count them."""
+        return self.encoder.truncated if self.members else None
+
 
 def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:
     """The model `name`, with the options of `ensemble.load_members`, which a foreign one has not.
@@ -71,7 +76,7 @@ def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Mod
                 "model": model.source,
                 "towers": model.bank.num_towers,
                 "pooling": model.bank.pooling,
-                "max_len": model.max_len,
+                "serving_length": model.serving_length,
                 "compute_dtype": model.bank.compute_dtype,
             }
             for weight, model in members

@@ -81,7 +81,7 @@ class SumOfTowers(torch.nn.Module):
             [AutoModel.from_pretrained(path, **(model_kwargs or {})) for path in paths],
             AutoTokenizer.from_pretrained(paths[0]),
             pooling=description["pooling"],
-            max_seq_length=description["max_len"],
+            max_seq_length=description["serving_length"],
         )
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
@@ -91,7 +91,11 @@ class SumOfTowers(torch.nn.Module):
             path = os.path.join(output_path, name)
             tower.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
-        description = {"towers": names, "pooling": self.pooling, "max_len": self.max_seq_length}
+        description = {
+            "towers": names,
+            "pooling": self.pooling,
+            "serving_length": self.max_seq_length,
+        }
         with open(os.path.join(output_path, DESCRIPTION), "w", encoding="utf-8") as file:
             json.dump(description, file, indent=2)
             file.write("\n")

@@ -89,13 +89,16 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
                 f"from: name a new --workdir, or {FORCE}, from the first step."
             )
         start = start_model(config, source, workdir, resuming=resuming)
-        bank = Bank.from_config(config.model, start.architecture, mesh)
+        bank = Bank.from_config(config.model, start.architecture, start.pooling, mesh)
         teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         if jax.process_count() > 1:  # all weights are hashed for it
             distributed.check_agreement(model=start.fingerprint(), teacher=taught)
-        if not resuming and is_primary():
+        if is_primary():
             with writing(workdir):
-                saved_model.write_workdir(workdir, bank, start.tokenizer, config.data.max_len)
+                if resuming:  # pooling and length may be others, with --force
+                    saved_model.describe_workdir(workdir, bank, start.serving_length)
+                else:
+                    saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
         tokenizers = [start.tokenizer, *teacher_tokenizers]
         positions = start.architecture.longest_sentence
         batches = make_batches(config, source, tokenizers, mesh, positions)
@@ -122,6 +125,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
                 mesh=mesh,
                 bank=bank,
                 tokenizer=start.tokenizer,
+                serving_length=start.serving_length,
                 batches=batches,
                 train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
                 checkpoints=checkpoints,

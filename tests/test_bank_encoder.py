@@ -32,7 +32,7 @@ def test_other_batches_parts_and_calls_give_the_same_vectors(embed, monkeypatch)
     for block, part, rows in ((7, 1024, 64), (8192, 1, 2), (23, 2, 1)):
         monkeypatch.setattr(encoder, "BLOCK", block)
         monkeypatch.setattr(bank_encoder, "PART", part)
-        monkeypatch.setattr(embed.banks[0], "most_rows", rows)
+        monkeypatch.setattr(embed.banks[0], "call_tokens", 64 * rows)
         np.testing.assert_allclose(embed.encode(sentences), expected, atol=2e-5)
         np.testing.assert_allclose(embed.encode(sentences, batch_size=13), expected, atol=2e-5)
 
@@ -40,8 +40,8 @@ def test_other_batches_parts_and_calls_give_the_same_vectors(embed, monkeypatch)
 def test_few_shapes_are_compiled_whatever_is_encoded(model, monkeypatch):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     bank = dataclasses.replace(model.bank, dropout=0.5)  # a bank of its own in the cache
-    one = BankEncoder(bank, model.params, model.tokenizer, model.max_len, mesh)
-    monkeypatch.setattr(one, "most_rows", 16)
+    one = BankEncoder(bank, model.params, model.tokenizer, model.serving_length, mesh)
+    monkeypatch.setattr(one, "call_tokens", 16 * 64)
     monkeypatch.setattr(bank_encoder, "PART", 300)
     embed = SentenceEncoder([one])
     before = bank_encoder.embed._cache_size()
@@ -75,20 +75,46 @@ def test_cut_sentences_are_told_in_their_order_whatever_the_parts(model, monkeyp
     assert encoded.cut.tolist() == long
 
 
-@pytest.mark.parametrize("max_len", [16, 64, 100, 600])
-def test_a_call_on_a_cpu_is_small_whatever_the_length(model, max_len):
-    one = BankEncoder(model.bank, model.params, model.tokenizer, max_len)
-    assert one.row_length == max(64, max_len)
-    assert one.most_rows == {16: 8, 64: 8, 100: 5, 600: 1}[max_len]
+@pytest.mark.parametrize("serving_length", [16, 64, 100, 600])
+def test_a_call_on_a_cpu_is_small_whatever_the_length(model, serving_length):
+    one = BankEncoder(model.bank, model.params, model.tokenizer, serving_length)
+    assert one.row_lengths == ((64,) if serving_length <= 64 else (64, serving_length))
+    most = [len(one._rows_of_calls(1000, length)[0]) for length in one.row_lengths]
+    expected = {16: [8], 64: [8], 100: [8, 5], 600: [8, 1]}[serving_length]
+    assert most == [8 * rows for rows in expected]  # of the 8 devices
+
+
+def test_only_sentences_beyond_64_tokens_lie_in_long_rows(model):
+    """Each sentence lies in one call, alone with its segment, at the slot that is named."""
+    bank = BankEncoder(model.bank, model.params, model.tokenizer, 150)
+    words = [*range(0, 199, 3), 62, 63]  # with [CLS] and [SEP] the last are 64 and 65 tokens
+    random = np.random.default_rng(0)
+    order = random.permutation(len(words))
+    sentences = [" ".join(["cat"] * words[number]) for number in order]
+    cut, calls = bank.place(sentences)
+    assert cut.tolist() == [words[number] > 148 for number in order]
+    seen = []
+    for call in calls:
+        row_length = call.batch.tokens.shape[1]
+        starts = np.asarray(call.batch.cls_positions)
+        segments = np.asarray(call.batch.segments)
+        for number, slot in zip(call.sentences, call.slots, strict=True):
+            tokens = min(150, words[order[number]] + 2)
+            assert row_length == (64 if tokens <= 64 else 150)
+            row, place = divmod(slot, starts.shape[1])
+            (mine,) = np.nonzero(segments[row] == place + 1)
+            assert len(mine) == tokens and mine[0] == starts[row, place]
+        seen += call.sentences.tolist()
+    assert sorted(seen) == list(range(len(sentences)))
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_calls_cover_the_rows_and_waste_little(model, devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    one = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
-    one.most_rows = 64
+    one = BankEncoder(model.bank, model.params, model.tokenizer, model.serving_length, mesh)
+    one.call_tokens = 64 * 64
     for num_rows in [*range(1, 90), 500]:
-        calls = one._calls(num_rows)
+        calls = one._rows_of_calls(num_rows, 64)
         assert [row for call in calls for row in call][:num_rows] == list(range(num_rows))
         assert {len(call) for call in calls} <= {devices * each for each in (1, 4, 16, 64)}
         assert num_rows <= calls[-1].stop <= max(2 * num_rows, devices)
@@ -100,10 +126,10 @@ def test_eight_devices_equal_one(model, tower_devices):
     mesh = sharding.make_mesh(tower_devices)
     assert mesh.size == 8
     bank = dataclasses.replace(model.bank, mesh=mesh)
-    spread = BankEncoder(bank, model.params, model.tokenizer, model.max_len)
+    spread = BankEncoder(bank, model.params, model.tokenizer, model.serving_length)
     assert spread.mesh is mesh
     lone = sharding.make_mesh(devices=jax.devices()[:1])
-    one = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, lone)
+    one = BankEncoder(model.bank, model.params, model.tokenizer, model.serving_length, lone)
     sentences = some_sentences(90)
     vectors = SentenceEncoder([spread]).encode(sentences)
     np.testing.assert_allclose(vectors, SentenceEncoder([one]).encode(sentences), atol=2e-5)
@@ -118,8 +144,8 @@ def test_loaded_model_uses_all_local_devices(model, embed):
 
 def test_devices_that_divide_no_power_of_two(embed, model, monkeypatch):
     mesh = sharding.make_mesh(devices=jax.devices()[:3])
-    spread = BankEncoder(model.bank, model.params, model.tokenizer, model.max_len, mesh)
-    monkeypatch.setattr(spread, "most_rows", 4)
+    spread = BankEncoder(model.bank, model.params, model.tokenizer, model.serving_length, mesh)
+    monkeypatch.setattr(spread, "call_tokens", 4 * 64)
     sentences = some_sentences(70)
     vectors = SentenceEncoder([spread]).encode(sentences)
     np.testing.assert_allclose(vectors, embed.encode(sentences), atol=2e-5)
@@ -128,7 +154,7 @@ def test_devices_that_divide_no_power_of_two(embed, model, monkeypatch):
 def test_progress_is_told_after_every_call_of_the_model(model, monkeypatch):
     mix = SentenceEncoder.of((Member(0.5, model), Member(0.5, model)))
     for bank in mix.banks:
-        monkeypatch.setattr(bank, "most_rows", 1)
+        monkeypatch.setattr(bank, "call_tokens", 64)
     done = []
     mix.encode_block(some_sentences(200), done=done.append)
     assert len(done) > 4 and sum(done) == pytest.approx(200)
@@ -144,7 +170,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, bad):
 
 def test_length_without_room_for_a_token_is_refused(model):
     with pytest.raises(UserError, match="max_len = 2: with this tokenizer it must be from 3"):
-        SentenceEncoder.of(dataclasses.replace(model, max_len=2))
+        SentenceEncoder.of(dataclasses.replace(model, serving_length=2))
 
 
 def test_tokenizer_without_special_tokens_is_refused(model):

@@ -162,6 +162,7 @@ TWO = ("a", "b")
         (lambda: ModelConfig(attention_dropout=1e-6), "model.attention_dropout = 1e-06"),
         (lambda: DataConfig(batch_size=1), "data.batch_size = 1"),
         (lambda: DataConfig(max_len=2), "data.max_len = 2"),
+        (lambda: ModelConfig(serving_length=2), "model.serving_length = 2"),
         (lambda: DataConfig(row_length=63), "data.row_length = 63 .*data.max_len = 64"),
         (lambda: DataConfig(slots=0), "data.slots = 0"),
         (lambda: DataConfig(micro_batch=12), "data.micro_batch = 12 .*data.batch_size = 64"),
@@ -261,7 +262,7 @@ STAGE_TWO = ADAMW | {
     "objective.icnce_weight": 1.0,
     "objective.ictm_weight": 1.0,
     "objective.modulus_half": True,
-    "model.pooling": "cls",
+    "model.pooling": None,  # of BERT and RoBERTa, whose folders name none: cls
     "data.max_len": 64,
     "data.pairs": "same",
     "epochs": 1,
@@ -281,7 +282,7 @@ STAGE_ONE = ADAMW | {
     "objective.simcse_negatives": "other_view",
     "objective.mlp_head": True,
     "objective.temperature": 0.05,
-    "model.pooling": "cls",
+    "model.pooling": None,  # of BERT and RoBERTa, whose folders name none: cls
     "model.dropout": 0.1,
     "model.attention_dropout": 0.1,
     "data.max_len": 32,

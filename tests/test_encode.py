@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     """Two models, an ensemble of them, and 50 lines of text, plain and compressed."""
     folder = tmp_path_factory.mktemp("encode")
     exported.export(tiny_model(2), folder / "two")
-    exported.export(tiny_model(1, pooling="mean", max_len=9), folder / "one")
+    exported.export(tiny_model(1, pooling="mean", serving_length=9), folder / "one")
     members = [{"model": "one", "weight": 0.3}, {"model": "two", "weight": 0.7}]
     (folder / "mix.json").write_text(json.dumps({"members": members}))
     (folder / "text.txt").write_text("\n".join(SENTENCES))
@@ -221,7 +221,7 @@ def test_cut_sentences_are_counted_once_at_the_end(folder, tmp_path, caplog):
     long = sum(len(sentence.split()) > 4 for sentence in SENTENCES)
     assert long > 20
     assert [record.message for record in caplog.records if "cut" in record.message] == [
-        f"{long} sentences cut to max_len = 6 tokens."
+        f"{long} sentences cut at 6 tokens."
     ]
 
 

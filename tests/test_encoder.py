@@ -31,7 +31,9 @@ SHAPE = Architecture(
 )
 
 
-def tiny_model(num_towers: int = 2, *, pooling: str = "cls", max_len: int = 16) -> SavedModel:
+def tiny_model(
+    num_towers: int = 2, *, pooling: str = "cls", serving_length: int = 16
+) -> SavedModel:
     """Towers whose weights all matter, and a tokenizer of a few whole words and all letters."""
     bank = Bank(SHAPE, num_towers, pooling=pooling)
     random = np.random.default_rng(num_towers)
@@ -43,7 +45,7 @@ def tiny_model(num_towers: int = 2, *, pooling: str = "cls", max_len: int = 16) 
     params = jax.tree.map_with_path(draw, bank.abstract())
     vocabulary = {entry: number for number, entry in enumerate(ENTRIES)}
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True)
-    return SavedModel(bank, params, tokenizer, max_len, "tiny")
+    return SavedModel(bank, params, tokenizer, serving_length, "tiny")
 
 
 def some_sentences(count: int, longest: int = 25) -> list[str]:
@@ -55,14 +57,14 @@ def some_sentences(count: int, longest: int = 25) -> list[str]:
 def padded_vectors(model: SavedModel, sentences: list[str]) -> np.ndarray:
     """[n, D]: each sentence in a row of its own, cut by hand."""
     numbers = {entry: number for number, entry in enumerate(ENTRIES)}
-    tokens = np.zeros((len(sentences), model.max_len), np.int32)
+    tokens = np.zeros((len(sentences), model.serving_length), np.int32)
     segments = np.zeros_like(tokens)
     for row, sentence in enumerate(sentences):
-        words = [numbers[word] for word in sentence.split()][: model.max_len - 2]
+        words = [numbers[word] for word in sentence.split()][: model.serving_length - 2]
         ids = [numbers["[CLS]"], *words, numbers["[SEP]"]]
         tokens[row, : len(ids)] = ids
         segments[row, : len(ids)] = 1
-    positions = np.where(segments, np.arange(model.max_len, dtype=np.int32), 0)
+    positions = np.where(segments, np.arange(model.serving_length, dtype=np.int32), 0)
     order = np.arange(len(sentences), dtype=np.int32)
     starts = np.zeros((len(sentences), 1), np.int32)
     batch = Batch(tokens, positions, segments, starts, order, np.ones(len(sentences), bool))
@@ -90,8 +92,8 @@ def test_vectors_are_those_of_padded_sentences_in_their_order(num_towers, poolin
 
 
 def test_sentence_beyond_one_row_of_the_usual_length(model):
-    long = dataclasses.replace(model, max_len=150)
-    sentences = some_sentences(12, longest=190)
+    long = dataclasses.replace(model, serving_length=150)
+    sentences = [*some_sentences(12, longest=190), *some_sentences(30)]
     assert max(len(sentence.split()) for sentence in sentences) > 150
     vectors = SentenceEncoder.of(long).encode(sentences)
     np.testing.assert_allclose(vectors, padded_vectors(long, sentences), atol=2e-5)
@@ -137,21 +139,21 @@ def test_iterator_is_read_block_by_block(embed, monkeypatch):
 
 def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
     embed = SentenceEncoder.of(model)
-    kept = "cat " * (model.max_len - 2)
+    kept = "cat " * (model.serving_length - 2)
     np.testing.assert_allclose(embed.encode(kept + "river " * 30), embed.encode(kept), atol=1e-6)
     assert np.abs(embed.encode(kept[4:] + "river") - embed.encode(kept)).max() > 1e-3
     assert embed.truncated == 1
     caplog.clear()
     embed.encode([kept, kept + "dog", "dog", kept + "cat", kept * 9], batch_size=2)
     assert [record.message for record in caplog.records] == [
-        f"3 sentences cut to max_len = {model.max_len} tokens."
+        f"3 sentences cut at {model.serving_length} tokens."
     ]
     assert embed.truncated == 4
 
 
 def test_ensemble_is_the_weighted_sum_of_raw_vectors(model):
     """The second member has its own words, pooling and length."""
-    second = tiny_model(1, pooling="mean", max_len=9)
+    second = tiny_model(1, pooling="mean", serving_length=9)
     entries = [*SPECIAL, *reversed(ENTRIES[len(SPECIAL) :])]
     vocabulary = {entry: number for number, entry in enumerate(entries)}
     second = dataclasses.replace(second, tokenizer=BertTokenizer(vocab=vocabulary))

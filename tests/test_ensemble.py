@@ -20,7 +20,7 @@ from jtcse_jax.errors import UserError
 def folder(tmp_path_factory):
     """`one` (mean), `two` (cls) and a workdir `run` with steps 2 and 3, in one folder."""
     folder = tmp_path_factory.mktemp("models")
-    exported.export(tiny_model(1, pooling="mean", max_len=20), folder / "one")
+    exported.export(tiny_model(1, pooling="mean", serving_length=20), folder / "one")
     exported.export(tiny_model(2), folder / "two")
     write_run(folder / "run", tiny_model(2), {2: 0.6, 3: 0.4})
     return folder
@@ -40,7 +40,7 @@ def test_anything_else_is_one_member_of_weight_one(folder):
     (only,) = load_members(folder / "run", step=3, pooling="mean", max_len=9)
     expected = saved_model.load(folder / "run", step=3, pooling="mean", max_len=9)
     assert only.weight == 1.0
-    assert (only.model.bank, only.model.max_len) == (expected.bank, 9)
+    assert (only.model.bank, only.model.serving_length) == (expected.bank, 9)
     assert largest_difference(only.model.params, expected.params) == 0
     assert ensemble.source((only,)) == expected.source
 
@@ -55,7 +55,7 @@ def test_members_have_their_own_options(folder, tmp_path, monkeypatch, given):
     )
     one, run = load_members(tmp_path / given)
     assert (one.weight, run.weight) == (0.3, 0.7)
-    assert (one.model.max_len, run.model.max_len) == (11, 16)
+    assert (one.model.serving_length, run.model.serving_length) == (11, 16)
     assert (one.model.bank.pooling, run.model.bank.pooling) == ("mean", "mean")
     assert "step 3" in run.model.source
     said = ensemble.source((one, run))
@@ -64,25 +64,25 @@ def test_members_have_their_own_options(folder, tmp_path, monkeypatch, given):
 
 def test_paths_are_looked_for_beside_the_file_then_as_given(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
-    exported.export(tiny_model(1, max_len=7), tmp_path / "two")
+    exported.export(tiny_model(1, serving_length=7), tmp_path / "two")
     path = describe(tmp_path / "mix.json", member("two"), member("one"))
     two, one = load_members(path)
-    assert two.model.max_len == 7  # the one beside the file, though the other exists too
-    assert one.model.max_len == 20
+    assert two.model.serving_length == 7  # the one beside the file, though the other exists too
+    assert one.model.serving_length == 20
 
 
 def test_nested_descriptions_are_flattened(folder, tmp_path):
     describe(tmp_path / "inner" / "ensemble.json", member("one", 0.5), member("leaf", 2))
     shutil.copytree(folder / "one", tmp_path / "inner" / "one")
     shutil.copytree(folder / "two", tmp_path / "two")
-    exported.export(tiny_model(1, max_len=5), tmp_path / "inner" / "leaf")
+    exported.export(tiny_model(1, serving_length=5), tmp_path / "inner" / "leaf")
     # The same description twice is no cycle.
     path = describe(
         tmp_path / "outer.json", member("inner", 3), member("two"), member("inner", 0.1)
     )
     found = load_members(path)
     assert [each.weight for each in found] == pytest.approx([1.5, 6, 1, 0.05, 0.2])
-    assert [each.model.max_len for each in found] == [20, 5, 16, 20, 5]
+    assert [each.model.serving_length for each in found] == [20, 5, 16, 20, 5]
 
 
 def test_ensemble_that_contains_itself_is_refused(tmp_path):
@@ -173,7 +173,7 @@ def test_fingerprint_tells_what_changes_the_vectors():
     leaf[..., -1] += 1e-6
     other = [
         Member(0.5, model),
-        Member(1.0, dataclasses.replace(model, max_len=15)),
+        Member(1.0, dataclasses.replace(model, serving_length=15)),
         Member(1.0, dataclasses.replace(model, params=touched)),
         Member(
             1.0, dataclasses.replace(model, bank=dataclasses.replace(model.bank, pooling="mean"))

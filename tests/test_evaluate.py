@@ -76,7 +76,7 @@ def test_evaluate_says_what_the_scores_depend_on(evaluated, run):
     assert result["model"] == f"{run}, step 2 (best by dev score)"
     (member,) = result["members"]
     assert (member["weight"], member["towers"], member["pooling"]) == (1, 2, "cls")
-    assert (member["max_len"], member["compute_dtype"]) == (60, "float32")
+    assert (member["serving_length"], member["compute_dtype"]) == (60, "float32")
     assert result["sts"]["pairs"]["STS-B"] == 25 and result["sts"]["pairs"]["STS12"] == 10
     assert result["sts"]["pairs"]["average"] == sum(result["sts"]["pairs"][task] for task in TASKS)
     assert {"jtcse_jax", "jax", "transformers", "tokenizers"} <= result["environment"].keys()
@@ -92,7 +92,22 @@ def test_evaluate_prints_a_table_and_the_same_json(evaluated, command, run, caps
     assert again == result
     for name, score in result["sts"]["spearman"].items():
         assert name in table and f"{score:.2f}" in table
-    assert "max_len 60" in " ".join(table.split())
+    assert "serving length 60" in " ".join(table.split())
+
+
+def test_cut_sentences_are_counted_for_each_suite(command, run, tmp_path, capsys):
+    long = ["the " * 8, "the " * 9, "the old river " * 4]  # 10 tokens or more
+    pairs = [(long[0], "the cat"), ("the " * 7, long[1]), (long[2], long[0]), ("a", "b")]
+    lines = [f"{one}\t{two}\t{gold}\n" for gold, (one, two) in enumerate(pairs)]
+    (tmp_path / "own.tsv").write_text("".join(lines))
+    own = ("--sts", tmp_path / "own.tsv", "--dev", tmp_path / "own.tsv")
+    for length, count in ((9, 3), (16, 0)):
+        command(evaluate, "--model", run, "--max-len", length, *own)
+        table, brace, rest = capsys.readouterr().out.partition("\n{\n")
+        result = json.loads(brace + rest)
+        for suite in ("sts", "diagnostics"):
+            assert result[suite]["cut_sentences"] == count
+        assert table.count(f"sentences cut at the serving length: {count}\n") == 2
 
 
 def test_subsets_stand_beside_the_whole(evaluated, run):
@@ -304,7 +319,8 @@ def test_a_model_of_sentence_transformers_is_scored_alike(command, tmp_path):
     ours, theirs = found
     assert theirs["sts"]["pearson"] == pytest.approx(ours["sts"]["pearson"], abs=0.02)
     assert theirs["members"][0]["pooling"].startswith("Transformer + Pooling")
-    assert theirs["members"][0]["max_len"] == ours["members"][0]["max_len"] == 16
+    assert theirs["members"][0]["serving_length"] == 16
+    assert ours["members"][0]["serving_length"] == 16
     assert len({one["fingerprint"] for one in found}) == 2
 
 

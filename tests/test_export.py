@@ -112,7 +112,7 @@ def test_export_of_an_export_is_the_same_files(tmp_path, make, num_towers):
     assert sum(name.name == "model.safetensors" for name in names) == num_towers
     one, other = (saved_model.load(tmp_path / name) for name in ("run", "once"))
     assert largest_difference(one.params, other.params) == 0
-    assert (one.bank, one.max_len) == (other.bank, other.max_len)
+    assert (one.bank, one.serving_length) == (other.bank, other.serving_length)
     assert one.tokenizer(SENTENCES).input_ids == other.tokenizer(SENTENCES).input_ids
 
 
@@ -287,7 +287,7 @@ def test_exporting_needs_no_torch(tmp_path, monkeypatch):
 
 
 def test_plain_truncation_of_the_tokenizer_cuts_where_we_do(tmp_path):
-    model = tiny_model(2, max_len=9)
+    model = tiny_model(2, serving_length=9)
     model.tokenizer.init_kwargs["max_length"] = 128  # how it was once called
     exported.export(model, tmp_path / "out")
     for tower in ("tower_0", "tower_1"):

@@ -130,7 +130,7 @@ def test_pushed_folder_is_the_exported_one_and_loads_by_name(server, tmp_path, c
 
     loaded = saved_model.load(NAME)
     assert largest_difference(loaded.params, twin.params) == 0
-    assert (loaded.bank, loaded.max_len) == (twin.bank, twin.max_len)
+    assert (loaded.bank, loaded.serving_length) == (twin.bank, twin.serving_length)
     exported.export(loaded, tmp_path / "again")
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == server["files"][name], name

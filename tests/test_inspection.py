@@ -101,6 +101,16 @@ def test_states_and_attention_are_those_of_transformers(tmp_path, monkeypatch):
             np.testing.assert_allclose(ours, reference, atol=1e-5 * np.abs(reference).max())
 
 
+def test_a_long_sentence_changes_nothing_of_a_short_one():
+    """It is cut at the serving length, and the others are padded to it."""
+    model = dataclasses.replace(two_layers(), serving_length=150)
+    found = joined(inspect(model, [*SENTENCES, "cat " * 190]))
+    assert len(found[-1][0]) == 150
+    for one, other in zip(joined(inspect(model, SENTENCES)), found, strict=False):
+        for alone, beside in zip(one, other, strict=True):
+            np.testing.assert_allclose(beside, alone, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "cross", [Cross("side", "value", 1), Cross("side", "value", 2), Cross("main", "probs", 1)]
 )

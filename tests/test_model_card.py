@@ -150,5 +150,5 @@ def test_programs_of_the_card_give_our_vectors(tmp_path, make, num_towers, pooli
             ours = encoder.encode([f"the cat {sentence}" for sentence in SENTENCES])
             ours /= np.linalg.norm(ours, axis=1, keepdims=True)
             np.testing.assert_allclose(behind, ours, atol=1e-5, err_msg=kind)
-            assert theirs.max_seq_length == model.max_len
+            assert theirs.max_seq_length == model.serving_length
             assert theirs.get_embedding_dimension() == 16

@@ -67,7 +67,7 @@ def test_every_command_is_known_here():
 
 def write_small_minilm(folder: Path) -> None:
     """A package of MiniLM's name, which hides the real one: narrow, and three layers to cross."""
-    model = tiny_model(1, pooling="mean", max_len=64)
+    model = tiny_model(1, pooling="mean", serving_length=64)
     shape = dataclasses.replace(model.bank.architecture, num_layers=3)
     bank = dataclasses.replace(model.bank, architecture=shape)
     model = dataclasses.replace(model, bank=bank, params=bank.init(0))

@@ -31,7 +31,7 @@ def shifted(model: SavedModel, step: int) -> dict:
 
 def write_run(workdir: Path, model: SavedModel, scores: dict[int, float | None]) -> Path:
     """A workdir with a checkpoint at every step of `scores`, as a run would leave it."""
-    saved_model.write_workdir(workdir, model.bank, model.tokenizer, model.max_len)
+    saved_model.write_workdir(workdir, model.bank, model.tokenizer, model.serving_length)
     with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=9) as checkpoints:
         for step, score in scores.items():
             state = {"params": shifted(model, step), "optimizer": {"step": jnp.int32(step)}}
@@ -47,7 +47,7 @@ def twin():
 
 @pytest.fixture(scope="module")
 def single():
-    return tiny_model(1, pooling="mean", max_len=20)
+    return tiny_model(1, pooling="mean", serving_length=20)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_workdir_gives_the_best_step_or_the_asked_one(run, twin):
     asked = saved_model.load(run, step=7)
     assert "step 7 (asked for)" in asked.source and asked.step == 7
     assert largest_difference(asked.params, shifted(twin, 7)) == 0
-    assert (best.bank, best.max_len) == (twin.bank, twin.max_len)
+    assert (best.bank, best.serving_length) == (twin.bank, twin.serving_length)
     assert best.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
 
 
@@ -126,21 +126,21 @@ def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path
 def test_full_disk_under_a_tokenizer_is_an_os_error(single, tmp_path, largest_files, size):
     """Which is what its callers make a sentence of; the tokenizers library raises its own."""
     with largest_files(size), pytest.raises(OSError, match="File too large"):
-        saved_model.write_workdir(tmp_path, single.bank, single.tokenizer, single.max_len)
+        saved_model.write_workdir(tmp_path, single.bank, single.tokenizer, single.serving_length)
 
 
 def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):
     model = saved_model.load(write_run(tmp_path / "run", single, {1: None, 3: None}))
     assert "step 3 (newest, no dev score)" in model.source
     assert largest_difference(model.params, shifted(single, 3)) == 0
-    assert model.bank.pooling == "mean" and model.max_len == 20
+    assert model.bank.pooling == "mean" and model.serving_length == 20
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_exported_folder_gives_identical_vectors(exported, twin, single, count):
     model = {1: single, 2: twin}[count]
     loaded = saved_model.load(exported[count])
-    assert (loaded.bank, loaded.max_len) == (model.bank, model.max_len)
+    assert (loaded.bank, loaded.serving_length) == (model.bank, model.serving_length)
     np.testing.assert_array_equal(
         SentenceEncoder.of(loaded).encode(SENTENCES), SentenceEncoder.of(model).encode(SENTENCES)
     )
@@ -178,12 +178,12 @@ OLD = {"word_embedding_dimension": 16, "pooling_mode_max_tokens": False}
 def test_sentence_transformers_folder_says_pooling_and_length(exported, tmp_path, config, pooling):
     folder = as_sentence_transformers(tmp_path / "st", exported[1], config, ("Normalize",))
     model = saved_model.load(folder)
-    assert (model.bank.pooling, model.max_len) == (pooling, 11)
-    assert saved_model.load(folder, pooling="cls", max_len=9).max_len == 9
+    assert (model.bank.pooling, model.serving_length) == (pooling, 11)
+    assert saved_model.load(folder, pooling="cls", max_len=9).serving_length == 9
     assert saved_model.load(folder, pooling="cls").bank.pooling == "cls"
 
 
-@pytest.mark.parametrize(("said", "taken"), [(17, 17), (10**30, 128), (None, 128)])
+@pytest.mark.parametrize(("said", "taken"), [(17, 17), (10**30, 200), (None, 200)])
 def test_new_sentence_transformers_folder_says_length_with_its_tokenizer(
     exported, tmp_path, said, taken
 ):
@@ -192,7 +192,7 @@ def test_new_sentence_transformers_folder_says_length_with_its_tokenizer(
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     text = json.dumps(tokenizer | {"model_max_length": said})
     (folder / "tokenizer_config.json").write_text(text)
-    assert saved_model.load(folder).max_len == taken
+    assert saved_model.load(folder).serving_length == taken
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,41 @@ def test_other_modules_of_sentence_transformers_are_refused(exported, tmp_path):
         saved_model.load(folder)
 
 
-def test_length_is_128_or_what_the_model_can_where_nothing_says_it(exported):
-    assert saved_model.load(exported[2] / "tower_1", pooling="cls").max_len == 128
+@pytest.mark.parametrize(("limit", "taken"), [(17, 17), (512, 200), (10**30, 200), (0, 200)])
+def test_length_of_a_plain_folder_is_its_tokenizers_within_the_positions(
+    exported, tmp_path, limit, taken
+):
+    folder = Path(shutil.copytree(exported[2] / "tower_1", tmp_path / "plain"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"model_max_length": limit})
+    )
+    assert saved_model.load(folder, pooling="cls").serving_length == taken
+
+
+def test_length_of_a_folder_is_at_most_the_positions(exported, tmp_path):
+    folder = as_sentence_transformers(tmp_path / "st", exported[1], {"pooling_mode": "cls"})
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    assert saved_model.load(folder).serving_length == 200
+
+
+def test_older_exported_folder_keeps_its_length(exported, tmp_path):
+    """Its jtcse.json has the length under another name; its tokenizer has the same."""
+    folder = Path(shutil.copytree(exported[1], tmp_path / "older"))
+    description = json.loads((folder / saved_model.DESCRIPTION).read_text())
+    description["max_len"] = description.pop("serving_length")
+    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    assert saved_model.load(folder).serving_length == 20
+
+
+@pytest.mark.parametrize("length", ["16", 0, 16.0, True])
+def test_serving_length_that_is_no_whole_number_is_named(exported, tmp_path, length):
+    folder = Path(shutil.copytree(exported[1], tmp_path / "odd"))
+    description = json.loads((folder / saved_model.DESCRIPTION).read_text())
+    description["serving_length"] = length
+    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"odd: serving_length = "):
+        saved_model.load(folder)
 
 
 def test_poolers_that_are_drawn_differ_by_seed_and_by_tower(exported, tmp_path):
@@ -255,9 +288,9 @@ def test_step_needs_a_workdir_that_has_it(exported, run):
 
 def test_sentences_longer_than_the_positions_are_refused(exported, run):
     for folder in (exported[1], run):
-        with pytest.raises(UserError, match="max_len = 201 is above the 200 positions"):
+        with pytest.raises(UserError, match="max_len = 201: choose from 1 to 200"):
             saved_model.load(folder, max_len=201)
-    assert saved_model.load(exported[1], max_len=200).max_len == 200
+    assert saved_model.load(exported[1], max_len=200).serving_length == 200
 
 
 @pytest.mark.parametrize("content", ['{"pooling": "cls"', "[1]", "\xff"])
@@ -317,7 +350,7 @@ def test_folder_saved_by_sentence_transformers_gives_its_vectors(exported, tmp_p
         ours = SentenceEncoder.load(tmp_path / mode)
         assert ours.banks[0].bank.pooling == mode
         np.testing.assert_allclose(ours.encode(SENTENCES), theirs.encode(SENTENCES), atol=2e-5)
-        assert ours.banks[0].max_len == 20
+        assert ours.banks[0].serving_length == 20
 
 
 def test_a_pipelines_workdir_names_its_model(tmp_path):

@@ -25,6 +25,7 @@ from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
+from jtcse_jax.saved_model import read_description
 from jtcse_jax.stage_scores import print_table
 from jtcse_jax.stages import Pipeline, run, stage_configs
 from jtcse_jax.start import keep
@@ -70,6 +71,29 @@ def test_every_stage_starts_from_those_before_it(tmp_path):
         assert config.workdir == str(workdir / name) and config.seed == 5042
         assert config.data.source == str(tmp_path / "text.txt")
         assert (config.data.dev is None) == (name == "language")
+
+
+def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    first = dataclasses.replace(pipeline.stages["language"].model, pooling="mean")
+    stages = {
+        "first": dataclasses.replace(
+            pipeline.stages["twin"],
+            model=dataclasses.replace(first, serving_length=24),
+            objective=ObjectiveConfig(name="simcse"),
+        ),
+        "twin": pipeline.stages["twin"],
+    }
+    stages["twin"] = dataclasses.replace(
+        stages["twin"], model=dataclasses.replace(stages["twin"].model, towers=("first", "first"))
+    )
+    run(dataclasses.replace(pipeline, stages=stages))
+    for name in ("first", "twin", "model"):
+        description = read_description(tmp_path / "pipeline" / name)
+        assert (description["pooling"], description["serving_length"]) == ("mean", 24)
+        assert "max_len" not in description
+    written = json.loads((tmp_path / "pipeline" / "twin" / "train_config.json").read_text())
+    assert written["model"]["pooling"] is written["model"]["serving_length"] is None
 
 
 TWO_PROCESSES = """

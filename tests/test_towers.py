@@ -366,11 +366,10 @@ def test_sentence_embedding_is_the_sum_of_the_towers():
 def test_from_config():
     model = ModelConfig(
         towers=("a", "b", "c"),
-        pooling="mean",
         dropout=0.2,
         attention_dropout=0.3,
         compute_dtype="bfloat16",
         cross=Cross("main", "probs", 2),
     )
-    bank = Bank.from_config(Config(model=model).model, SMALL)
+    bank = Bank.from_config(Config(model=model).model, SMALL, "mean")
     assert bank == Bank(SMALL, 3, "mean", 0.2, 0.3, "bfloat16", Cross("main", "probs", 2), None)

@@ -1,7 +1,9 @@
 """Whole runs: resuming, choosing a step, devices, and what goes wrong."""
 
 import dataclasses
+import itertools
 import json
+import logging
 import multiprocessing
 import time
 from pathlib import Path
@@ -10,15 +12,17 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT, wait_for
-from runs import largest_difference, saved_params, tiny_config
+from runs import ANIMALS, largest_difference, saved_params, tiny_config
+from test_encoder import tiny_model
 
-from jtcse_jax import saved_model, trainer
+from jtcse_jax import exported, saved_model, trainer
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.inspection import layer_figures
+from jtcse_jax.start import check_config, keep, start_model
 from jtcse_jax.trainer import train
 
 
@@ -162,6 +166,101 @@ def test_other_config_in_the_same_workdir_is_refused(finished):
     changed = dataclasses.replace(finished, seed=1)
     with pytest.raises(UserError, match=r"seed \(was 42, now 1\)"):
         train(changed, devices=one_device())
+
+
+def test_dev_score_in_training_is_that_of_the_saved_step(tmp_path):
+    """On sentences that are longer than those of training; then with another length."""
+    config = tiny_config(tmp_path, max_steps=2, eval_every=2)
+    same = "The old big red house near the river behind the garden at night sees the"
+    pairs = enumerate(itertools.combinations(ANIMALS, 2))  # no two of one cosine
+    lines = [f"{same} {one}.\t{same} {two}.\t{i % 5}\n" for i, (one, two) in pairs]
+    Path(config.data.dev).write_text("".join(lines))
+    train(config, devices=one_device())
+    dev = Development(config.data.dev)
+    encoder = SentenceEncoder.load(config.workdir, step=2)
+    logged = {x["step"]: x["dev_spearman"] for x in read_metrics(config) if "dev_spearman" in x}
+    assert dev.score(encoder.encode).spearman == pytest.approx(logged[2], abs=1e-6)
+    assert encoder.truncated == 0
+    short = SentenceEncoder.load(config.workdir, step=2, max_len=config.data.max_len)
+    assert dev.score(short.encode).spearman != pytest.approx(logged[2], abs=1e-3)
+    model = dataclasses.replace(config.model, serving_length=20, pooling="mean")
+    train(dataclasses.replace(config, model=model, force=True), devices=one_device())
+    described = saved_model.load(config.workdir)
+    assert (described.serving_length, described.bank.pooling) == (20, "mean")
+
+
+def start_from(folder: Path, *towers: Path, **fields):
+    """How a run starts from folders, with the fields of `model` and data.max_len = 9."""
+    model = ModelConfig(towers=tuple(map(str, towers)), **fields)
+    objective = ObjectiveConfig(name="simcse")
+    config = tiny_config(folder, model=model, data=DataConfig(max_len=9), objective=objective)
+    return start_model(config, None, folder / "run", resuming=False)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """Two folders with poolings and lengths of their own, and one that names no pooling."""
+    folder = tmp_path_factory.mktemp("starts")
+    exported.export(tiny_model(1, pooling="mean", serving_length=50), folder / "mean")
+    exported.export(tiny_model(1, serving_length=30), folder / "cls")
+    exported.export(tiny_model(2, pooling="mean", serving_length=40), folder / "two")
+    return folder / "mean", folder / "cls", folder / "two" / "tower_0"
+
+
+def test_pooling_and_serving_length_are_those_of_the_start_model(tmp_path, starts, caplog):
+    caplog.set_level(logging.INFO, logger="jtcse_jax")
+    mean, cls, plain = starts
+    for towers, pooling, length in (
+        ((mean, mean), "mean", 50),
+        ((cls, plain), "cls", 30),
+        ((plain,), "cls", 40),
+    ):
+        start = start_from(tmp_path, *towers)
+        assert (start.pooling, start.serving_length) == (pooling, length)
+    scratch = tiny_config(tmp_path).model
+    config = tiny_config(tmp_path, model=dataclasses.replace(scratch, tokenizer=str(mean)))
+    start = start_model(config, None, tmp_path / "run", resuming=False)
+    assert (start.pooling, start.serving_length) == ("cls", 32)
+    assert "model.pooling" not in caplog.text
+
+
+def test_config_chooses_pooling_and_serving_length_and_a_line_tells(tmp_path, starts, caplog):
+    caplog.set_level(logging.INFO, logger="jtcse_jax")
+    mean, cls, plain = starts
+    start = start_from(tmp_path, mean, cls, plain, pooling="cls", serving_length=200)
+    assert (start.pooling, start.serving_length) == ("cls", 200)
+    (line,) = [line for line in caplog.messages if "model.pooling" in line]
+    assert line == f"model.pooling = cls, and {mean} was made for mean pooling"
+
+
+def test_towers_of_different_poolings_need_a_choice(tmp_path, starts):
+    mean, cls, _ = starts
+    with pytest.raises(UserError, match=f"{mean}.*mean.*{cls}.*cls.*model.pooling"):
+        start_from(tmp_path, mean, cls)
+
+
+def test_serving_length_above_the_positions_is_refused(tmp_path, starts):
+    with pytest.raises(UserError, match="model.serving_length = 201 .*200 positions"):
+        start_from(tmp_path, starts[0], serving_length=201)
+
+
+def test_what_a_config_leaves_to_its_start_is_no_other_config(tmp_path):
+    """Whether it is named or not, and for a workdir of a time with another default."""
+    config = tiny_config(tmp_path)
+
+    def with_model(**fields):
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
+
+    model = tiny_model(2, pooling="mean", serving_length=30)
+    saved_model.describe_workdir(tmp_path, model.bank, model.serving_length)
+    for begun in (config, with_model(pooling="mean"), with_model(serving_length=30)):
+        keep(tmp_path, begun, {})
+        check_config(tmp_path, config)
+        check_config(tmp_path, with_model(pooling="mean", serving_length=30))
+        with pytest.raises(UserError, match=r"model.pooling \(was mean, now cls\)"):
+            check_config(tmp_path, with_model(pooling="cls"))
+        with pytest.raises(UserError, match=r"model.serving_length \(was 30, now 31\)"):
+            check_config(tmp_path, with_model(serving_length=31))
 
 
 @pytest.mark.slow

@@ -57,13 +57,13 @@ class Bank:
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, architecture: Architecture, mesh: Mesh | None = None
+        cls, config: ModelConfig, architecture: Architecture, pooling: str, mesh: Mesh | None = None
     ) -> "Bank":
-        """The bank that a run trains."""
+        """The bank that a run trains; `pooling` is the config's, or that of the start model."""
         return cls(
             architecture=architecture,
             num_towers=len(config.towers),
-            pooling=config.pooling,
+            pooling=pooling,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
             compute_dtype=config.compute_dtype,

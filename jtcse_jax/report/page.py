@@ -69,7 +69,8 @@ def _conditions(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     for one in results:
         members = "; ".join(
             f"{member.get('towers')} tower(s), {member.get('pooling')} pooling, "
-            f"max_len {member.get('max_len')}, {member.get('compute_dtype', 'float32')}"
+            f"serving length {member.get('serving_length')}, "
+            f"{member.get('compute_dtype', 'float32')}"
             for member in one.get("members", ())
         )
         environment = one.get("environment", {})
