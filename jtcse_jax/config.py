@@ -92,8 +92,8 @@ class DataConfig:
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     batches: Literal["random", "similar"] = "random"
-    """similar: a batch groups sentences with rare words in common, as hard negatives of each other;
-    nearly equal sentences are kept apart. For text without labels and a start that is trained."""
+    """similar: a batch groups sentences on the same topic, as hard negatives of each other; nearly
+    equal ones are kept out of each other's groups. For a start that is trained."""
     random_share: float = 0.25
     """batches = similar: share of random sentences in a batch."""
     row_length: int | None = None

@@ -80,7 +80,7 @@ def test_neighbours_are_similar_at_any_size_and_start():
     order = similar_order(vectors, 8)
     by_chance = mean_cosine(vectors, batches_of(random.permutation(3200), 16))
     assert abs(by_chance) < 0.03
-    for size, least in ((8, 0.6), (16, 0.5), (32, 0.4), (64, 0.3)):
+    for size, least in ((8, 0.64), (16, 0.61), (32, 0.52), (64, 0.41)):
         for turn in (0, size // 2):
             assert mean_cosine(vectors, batches_of(np.roll(order, turn), size)) > least
 
@@ -161,7 +161,7 @@ def test_a_batch_is_a_run_of_neighbours_and_a_share_of_the_others():
     assert 25 < sum(seen) < 75 and max(seen) < 5
     # Every item is grouped in some epoch and random in another.
     grouped = [epoch for epoch in range(12) if 77 in grouped_items(plan, size, epoch)]
-    assert 10 < len(grouped) < 12
+    assert 0 < len(grouped) < 12
 
 
 def grouped_items(plan, size, epoch):
