@@ -49,6 +49,9 @@ def main() -> None:
         for when, (sentence, cosine) in zip(("before", "after"), found, strict=True):
             table.add_row(when, f"{cosine:.3f}", Text(sentence))
         rich.print(table)
+    print("Your own text, one sentence a line, and scored pairs as a development set:")
+    print("  bash launch/local.sh --config configs/quickstart_minilm.py --data.source TEXT \\")
+    print("    --data.dev PAIRS.tsv --workdir runs/mine --max-steps 300")
 
 
 if __name__ == "__main__":
