@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.data.packing import fill, pack, usual_row_length
 from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
@@ -87,7 +87,7 @@ class BankEncoder:
         platform = self.mesh.devices.flat[0].platform
         self.row_lengths = (SHORT_ROW,)
         if serving_length > SHORT_ROW:
-            self.row_lengths += (serving_length,)
+            self.row_lengths += (usual_row_length(serving_length),)
         self.call_tokens = CALL.get(platform, USUAL_CALL)
 
     @classmethod
@@ -147,7 +147,7 @@ class BankEncoder:
         return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
 
     def _calls(self, tokens: list[np.ndarray]) -> Iterator[Call]:
-        """Each row length's sentences, packed for themselves."""
+        """Packs the sentences of each row length separately."""
         all_lengths = np.array([len(ids) for ids in tokens])
         shortest = 1
         for row_length in self.row_lengths:

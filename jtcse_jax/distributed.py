@@ -266,3 +266,14 @@ def _count(name: str) -> int:
         return int(value)
     except ValueError:
         raise UserError(f"{name} is {value!r}; it must be a whole number") from None
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Prints a line, on the primary process alone."""
+    if is_primary():
+        print(line, flush=True)

@@ -191,7 +191,7 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
     """A suite's result with its seconds; where others run beside it, an error is one of them.
 
-    Of a model of ours, also how many sentences were cut.
+    For our own models also how many sentences were cut.
     """
     start, cut_before = time.perf_counter(), model.cut_sentences
     try:

@@ -117,8 +117,8 @@ def listwise(
 
     With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise of the
     student, the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself takes no
-    part: it would take all of P. A batch that `mask` leaves one sentence has no ranking: its loss
-    is 0. ListNet, as in RankCSE (arXiv 2305.16726).
+    part: it would take all of P. With only one sentence left by `mask` the loss is 0.
+    ListNet, as in RankCSE (arXiv 2305.16726).
 
     Args:
       student: [2B, D] embeddings.

@@ -3,10 +3,11 @@
 import logging
 
 from jtcse_jax import config_file, distributed
+from jtcse_jax.distributed import is_primary
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.stage_scores import print_table, print_verdict
+from jtcse_jax.stage_scores import print_table, verdict
 from jtcse_jax.stages import Pipeline, run, stage_configs
-from jtcse_jax.trainer import is_primary, set_up_jax
+from jtcse_jax.trainer import set_up_jax
 
 
 @one_line_errors
@@ -21,7 +22,8 @@ def main() -> None:
     rows = run(pipeline)
     if is_primary():
         print_table(rows)
-        print_verdict(stage_configs(pipeline), {row["stage"]: row for row in rows})
+        for line in verdict(stage_configs(pipeline), {row["stage"]: row for row in rows}):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from jtcse_jax.config import Config
-from jtcse_jax.evaluation.comparison import Difference
 from jtcse_jax.evaluation.development import METRIC, Development
 from jtcse_jax.metrics import JSONL, read_jsonl
 
@@ -27,7 +26,7 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, 
     rate = trained[-1]["sentences_per_second"]
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
     # Of equal scores the later, as `Checkpoints.best_step` takes it.
-    best = max(filter(None, scores), key=lambda step: (scores[step], step), default=None)
+    best = max(scores, key=lambda step: (scores[step], step), default=None)
     step = best if taken is None else taken
     return {
         "stage": name,
@@ -54,47 +53,56 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         rich.print(tasks)
 
 
-def compare(
-    name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]
-) -> tuple[str, Difference | None]:
-    """The best stage on the dev set of stage `name`, and how far `name` is above it.
+def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str | None:
+    """What is wrong with a finished stage: it collapsed, or an earlier one scores higher.
 
-    Only finished stages count. (`name`, None) if it has no dev score or is the best itself.
+    None if nothing is, or if it has no dev set. Only finished stages on the same dev set count.
     """
     row, dev = rows[name], configs[name].data.dev
-    if row is None or row["dev"] is None:
-        return name, None
-    scored = {
-        other: each["dev"]
-        for other, each in rows.items()
-        if each is not None and each["dev"] is not None and configs[other].data.dev == dev
-    }
-    best = max(scored, key=lambda other: (scored[other], other == name))
-    if best == name:
-        return name, None
-    steps = [(Path(configs[other].workdir), rows[other]["step"]) for other in (name, best)]
-    return best, Development(dev).difference(*steps)
+    if row is None or dev is None:
+        return None
+    if row["dev"] is None:
+        return f"stage {name} has no dev score: its vectors had collapsed at every evaluation"
+    best = _best_stage(dev, configs, rows)
+    if rows[best]["dev"] == row["dev"]:
+        return None
+    difference = Development(dev).difference(
+        *((Path(configs[each].workdir), rows[each]["step"]) for each in (name, best))
+    )
+    interval = "" if difference is None else f": {difference}"
+    return f"stage {name} is below stage {best} on the dev set{interval}"
 
 
-def print_verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> None:
-    """Prints which stage is best on the dev set, and its difference from the start of the first.
+def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> list[str]:
+    """Which stage is best on the dev set, its gain over the first start, and what is exported.
 
-    Prints nothing for a pipeline without a dev set.
+    No lines for a pipeline without a dev score.
     """
     scored = [name for name, row in rows.items() if row["dev"] is not None]
     if not scored:
-        return
-    last = scored[-1]
-    best, behind = compare(last, configs, rows)
-    first = next(name for name in scored if configs[name].data.dev == configs[best].data.dev)
-    workdirs = {name: Path(configs[name].workdir) for name in (first, best)}
-    gain = Development(configs[best].data.dev).difference(
-        (workdirs[best], rows[best]["step"]), (workdirs[first], 0)
-    )
-    above = "" if gain is None else f"; above the start: {gain}"
-    print(f"best stage on the dev set: {best}, {rows[best]['dev']:.2f}{above}")
-    if behind is not None:
-        print(f"stage {last}, which is exported, against it: {behind}")
+        return []
+    dev = configs[scored[-1]].data.dev
+    best = _best_stage(dev, configs, rows)
+    first = next(name for name in scored if configs[name].data.dev == dev)
+    start = Path(configs[first].workdir), 0
+    end = Path(configs[best].workdir), rows[best]["step"]
+    gain = Development(dev).difference(end, start)
+    against = "it is the start" if start == end else f"difference from the start: {gain or '?'}"
+    lines = [f"best stage on the dev set: {best}, {rows[best]['dev']:.2f}; {against}"]
+    last = list(rows)[-1]
+    if last != best:
+        lines.append(f"exported: {warning(last, configs, rows) or f'stage {last}'}")
+    return lines
+
+
+def _best_stage(dev: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str:
+    """The finished stage with the highest score on a dev set; the later of equal ones."""
+    scored = [
+        name
+        for name, row in rows.items()
+        if row is not None and row["dev"] is not None and configs[name].data.dev == dev
+    ]
+    return max(reversed(scored), key=lambda name: rows[name]["dev"])
 
 
 def _table(*names: str) -> Table:

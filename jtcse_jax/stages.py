@@ -19,13 +19,14 @@ from jtcse_jax.architecture import check_fields
 from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
+from jtcse_jax.distributed import is_primary, say
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
-from jtcse_jax.stage_scores import compare, stage_row
+from jtcse_jax.stage_scores import stage_row, warning
 from jtcse_jax.start import check_config
-from jtcse_jax.trainer import is_primary, say, train
+from jtcse_jax.trainer import train
 from jtcse_jax.user_path import user_path
 
 FINISHED = "finished.json"  # in a stage's folder: its row of the table
@@ -96,8 +97,8 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
                 say(f"--- stage {name}")
                 train(config)
                 rows[name] = _finish(name, config, tasks)
-                if is_primary():
-                    _warn_if_worse(name, configs, rows)
+                if is_primary() and (reason := warning(name, configs, rows)):
+                    say(f"warning: {reason}")
             else:
                 say(f"--- stage {name}: finished before")
                 _check_finished(name, config, rows[name])
@@ -111,15 +112,6 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
         (workdir / FROM).unlink(missing_ok=True)
     _wait_for_all("exported")
     return list(rows.values())
-
-
-def _warn_if_worse(
-    name: str, configs: dict[str, Config], rows: dict[str, dict[str, Any] | None]
-) -> None:
-    """Prints a warning if an earlier stage scores higher on the same dev set."""
-    best, difference = compare(name, configs, rows)
-    if best != name and difference is not None:
-        say(f"warning: stage {name} is below stage {best} on the dev set, {difference}")
 
 
 def stage_configs(pipeline: Pipeline) -> dict[str, Config]:

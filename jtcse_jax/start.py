@@ -27,7 +27,7 @@ from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"
-POOLING = "cls"  # as published, of towers that name none
+POOLING = "cls"  # of towers whose folder names none: SimCSE and JTCSE pool [CLS]
 FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
 TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
 # What may differ when a run goes on; any other change would make it another run.

@@ -5,8 +5,6 @@ import dataclasses
 import gc
 import logging
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from jtcse_jax import (
+    announce,
     compilation,
+    config_file,
     distributed,
     environment,
     flops,
@@ -24,14 +24,15 @@ from jtcse_jax import (
     sharding,
 )
 from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.config import SCRATCH, Config, ObjectiveConfig
+from jtcse_jax.config import Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.distributed import is_primary, say
 from jtcse_jax.errors import UserError, writing
-from jtcse_jax.evaluation.development import METRIC, Development, DevScore
+from jtcse_jax.evaluation.development import Development
 from jtcse_jax.loop import Loop
-from jtcse_jax.metrics import JSONL, SPEEDS, MetricsLog, read_jsonl
+from jtcse_jax.metrics import MetricsLog
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
 from jtcse_jax.start import (
@@ -53,6 +54,18 @@ from jtcse_jax.train_step import (
     make_train_step,
 )
 from jtcse_jax.user_path import user_path
+
+
+def train_from_command_line(program: str) -> Config:
+    """Trains what the arguments of `python -m program` ask for, and returns its config."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    with distributed.said_once():
+        config = config_file.parse(Config, program)
+    set_up_jax(config.deterministic)
+    if is_primary():
+        logging.getLogger("jtcse_jax").setLevel(logging.INFO)
+    train(config)
+    return config
 
 
 def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
@@ -93,12 +106,9 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         if jax.process_count() > 1:  # all weights are hashed for it
             distributed.check_agreement(model=start.fingerprint(), teacher=taught)
-        if is_primary():
+        if not resuming and is_primary():
             with writing(workdir):
-                if resuming:  # pooling and length may be others, with --force
-                    saved_model.describe_workdir(workdir, bank, start.serving_length)
-                else:
-                    saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
+                saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
         tokenizers = [start.tokenizer, *teacher_tokenizers]
         positions = start.architecture.longest_sentence
         batches = make_batches(config, source, tokenizers, mesh, positions)
@@ -110,8 +120,10 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         first = int(state.step)
         if is_primary():
             keep(workdir, config, {TEXT: text, DEV: scored} | taught)
+            with writing(workdir):  # pooling and length may be others, with --force
+                saved_model.describe_workdir(workdir, bank, start.serving_length)
             environment.record(workdir, first)
-        say_start(config, batches, mesh, first, stop)
+        announce.say_start(config, batches, mesh, first, stop)
         log = MetricsLog(
             workdir,
             start_step=first if resuming else None,
@@ -144,7 +156,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
                 say(f"already trained for {first} steps; more with --max-steps")
             else:
                 loop.run(state, first, stop)
-        say_end(config, checkpoints, dev)
+        announce.say_end(config, checkpoints, dev)
 
 
 def start_state(
@@ -245,89 +257,6 @@ def peak_of_all(config: Config, mesh: Mesh) -> float | None:
     if config.peak_tflops is not None:
         each = config.peak_tflops * 1e12
     return each and each * mesh.devices.size
-
-
-def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
-    """Says what is about to run."""
-    devices = mesh.devices
-    others = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
-    micro = f", {config.data.micro_batch} at a time" if config.data.micro_batch else ""
-    negatives = f", {others} negatives an anchor" if others else ""
-    say(
-        f"{config.objective.name}, {len(config.model.towers)} tower(s) in "
-        f"{config.model.compute_dtype} on {devices.size} {devices.flat[0].device_kind} device(s) "
-        f"of {jax.process_count()} process(es); {config.data.batch_size} sentences a batch{micro} "
-        f"in {batches.usual_rows} rows of {batches.row_length}{negatives}; "
-        f"steps {first} to {stop}, {batches.steps_per_epoch} an epoch"
-    )
-    warmup = config.optimizer.warmup_steps
-    if warmup >= stop:
-        say(f"optimizer.warmup_steps = {warmup}: the run ends before the peak learning rate")
-
-
-def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
-    """Prints how the run went, where the model is and, if it is worth using, how to use it."""
-    workdir = user_path(config.workdir)
-    lines = read_jsonl(workdir / JSONL)
-    trained = [line for line in lines if "loss" in line]
-    if len(trained) > 1:
-        changes = ", ".join(
-            f"{name} {trained[0][name]:.4g} -> {value:.4g}"
-            for name, value in trained[-1].items()
-            if name not in ("step", *SPEEDS)
-        )
-        say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
-    newest, best = checkpoints.newest_step(), checkpoints.best_step()
-    if dev is None:
-        _say_usage(workdir, f"step {newest} (newest)")
-        return
-    scores = {line["step"]: _dev_score(line) for line in lines if METRIC in line}
-    if best is None:
-        say(f"No step has a dev score: the vectors had collapsed at each. {_advice(config)}")
-        say(f"model: {workdir}, step {newest} (newest), not worth using")
-    elif best == 0 and newest:
-        say(f"No step is better than the start, dev Spearman {scores.get(0)}. {_advice(config)}")
-        say(f"model: {workdir}, step 0: the start, unchanged")
-    else:
-        if 0 in scores and best in scores:
-            gain = dev.difference((workdir, best), (workdir, 0))
-            gain = "" if gain is None else f": {gain}"
-            say(f"dev Spearman {scores[0]} at the start, {scores[best]} at step {best}{gain}")
-        _say_usage(workdir, f"step {best} (best by dev score)")
-
-
-def _say_usage(workdir: Path, which: str) -> None:
-    say(f"model: {workdir}, {which}. To use it:")
-    say(f"  {sys.executable} -m jtcse_jax.encode --model {workdir} --input FILE --output V.npy")
-    say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
-    say(f"  {sys.executable} -m jtcse_jax.export --model {workdir} --output FOLDER")
-
-
-def _dev_score(line: dict[str, float]) -> DevScore:
-    return DevScore(line[METRIC], line["dev_low"], line["dev_high"])
-
-
-def _advice(config: Config) -> str:
-    if SCRATCH in config.model.towers:
-        return (
-            "A short run from random weights learns to tell sentences apart, not what they mean: "
-            "for a useful encoder start from trained towers, as configs/quickstart_minilm.py does."
-        )
-    return (
-        "Try a lower optimizer.learning_rate, data.batches = similar, or text that is more like "
-        "the dev set."
-    )
-
-
-def is_primary() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
-
-
-def say(line: str) -> None:
-    """Prints a line, on the primary process alone."""
-    if is_primary():
-        print(line, flush=True)
 
 
 def set_up_jax(deterministic: bool) -> None:

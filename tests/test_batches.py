@@ -318,7 +318,7 @@ def test_repeated_views_lose_no_token_and_fit(
 
 @pytest.mark.parametrize(
     ("max_len", "positions", "row_length"),
-    [(32, None, 64), (64, None, 83), (64, 512, 83), (64, 70, 70), (64, 64, 64)],
+    [(32, None, 64), (64, None, 88), (64, 512, 88), (64, 70, 72), (64, 64, 64)],
 )
 def test_rows_that_nobody_chose_hold_the_longest_repeated_view(max_len, positions, row_length):
     cache = Sentences(8, lengths=np.full(8, max_len))

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jtcse_jax"
 COMMANDS = {"train", "pipeline", "augment", "evaluate", "encode", "search", "export", "report"}
-COMMANDS |= {"preflight", "prepare"}
+COMMANDS |= {"preflight", "prepare", "quickstart"}
 LEAVES = {"data", "optimizer", "sharding", "checkpoint", "metrics", "evaluation"}
 FOR_EVERYONE = {"errors", "batch", "architecture", "locks", "user_path"}
 OPTIONAL = {

@@ -14,7 +14,7 @@ from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development, read_cosines
 from jtcse_jax.evaluation.sts import spearman
-from jtcse_jax.stage_scores import compare, print_verdict
+from jtcse_jax.stage_scores import stage_row, verdict, warning
 from jtcse_jax.trainer import train
 
 
@@ -86,6 +86,7 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
     (start, end) = (line for line in lines_of(config) if "dev_anisotropy" in line)
     assert min(start["dev_anisotropy"], end["dev_anisotropy"]) > 0.95
     assert "dev_spearman" not in start.keys() | end.keys()
+    assert start["dev_collapsed"] == end["dev_collapsed"] == 1
     with Checkpoints(Path(config.workdir) / saved_model.CHECKPOINTS) as checkpoints:
         assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
 
@@ -135,17 +136,27 @@ def two_stages(tmp_path):
 
 def test_a_stage_below_an_earlier_one_is_told_by_how_much(two_stages):
     configs, rows = two_stages
-    assert compare("first", configs, rows | {"second": None}) == ("first", None)
-    best, difference = compare("second", configs, rows)
-    assert best == "first"
-    assert 100 * difference.mean == pytest.approx(rows["second"]["dev"] - rows["first"]["dev"])
+    assert warning("first", configs, rows | {"second": None}) is None
+    found = warning("second", configs, rows)
+    difference = rows["second"]["dev"] - rows["first"]["dev"]
+    assert "below stage first" in found and f"{difference:+.2f} [" in found
+    collapsed = rows | {"second": rows["second"] | {"dev": None}}
+    assert "collapsed" in warning("second", configs, collapsed)
 
 
-def test_the_last_table_names_the_best_stage(two_stages, capsys):
+def test_the_last_lines_name_the_best_stage_and_what_is_exported(two_stages):
     configs, rows = two_stages
-    print_verdict(configs, rows)
-    printed = capsys.readouterr().out
-    assert "best stage on the dev set: first" in printed and "above the start: +" in printed
-    assert "stage second, which is exported" in printed
-    print_verdict(configs, {name: row | {"dev": None} for name, row in rows.items()})
-    assert capsys.readouterr().out == ""
+    best, exported = verdict(configs, rows)
+    assert "best stage on the dev set: first" in best and "from the start: +" in best
+    assert "exported: stage second is below stage first" in exported
+    (best,) = verdict(configs, {"first": rows["first"]})
+    assert "first" in best
+    assert verdict(configs, {name: row | {"dev": None} for name, row in rows.items()}) == []
+
+
+def test_the_start_is_the_step_of_a_stage_that_it_beats(tmp_path, monkeypatch):
+    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.4, 4: 0.5})
+    row = stage_row("only", config)
+    assert (row["step"], row["dev"]) == (0, 60.0)
+    (line,) = verdict({"only": config}, {"only": row})
+    assert "it is the start" in line

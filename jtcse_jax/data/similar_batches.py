@@ -12,6 +12,7 @@ left of all blocks, and the near-duplicates, is the pool that random sentences a
 """
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from jtcse_jax.data.similar import near_duplicates, quantised, similar_order
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.locks import lock_byte
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _GROUP = 8  # neighbours that are in no order, in batches of at least as many
@@ -86,7 +89,7 @@ def similar_batches(cache: TokenCache, num_items: int) -> SimilarBatches:
     """The order of a cache's items, planned unless it is kept beside the tokens.
 
     Item i is a sentence, of a pair the first. The same tokens give the same order on every machine.
-    Of several processes that ask for it at once one plans. It takes 0.3 GB of memory for a million
+    If several processes ask at once, only one plans. It takes 0.3 GB of memory for a million
     items.
 
     Raises:
@@ -99,6 +102,7 @@ def similar_batches(cache: TokenCache, num_items: int) -> SimilarBatches:
             with contextlib.suppress(OSError):  # a file system without locks: planned twice
                 lock_byte(lock, 0, wait=True)
             if not _is_whole(path, num_items):
+                _log.info("planning batches of similar sentences")
                 _plan(cache, num_items, path)
     stored = np.asarray(np.memmap(path, np.int64, mode="r"))
     return SimilarBatches(path, stored[1:], int(stored[0]), time.monotonic() - start)

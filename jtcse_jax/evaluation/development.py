@@ -24,7 +24,7 @@ from jtcse_jax.evaluation.sts import (
 METRIC = "dev_spearman"
 WATCHED = 512  # sentences of the all-pairs figures: a few percent of an evaluation's time
 COLLAPSED = 0.95  # mean cosine of different sentences above which vectors tell nothing apart
-COSINES = "dev_cosines"  # folder of a workdir: STEP.npy, [p] float64, of every scored step
+COSINES = "dev_cosines"  # folder of a workdir: STEP.npy, [p] float64, of every evaluation
 
 
 class DevScore(NamedTuple):
@@ -45,9 +45,9 @@ class DevScore(NamedTuple):
         return self.diagnostics.get("dev_anisotropy", 0.0) > COLLAPSED
 
     def as_metrics(self) -> dict[str, float]:
-        """The score as numbers for a checkpoint; none if collapsed: it must never be the best."""
+        """The score as numbers for a checkpoint; without METRIC if collapsed: never the best."""
         if self.collapsed:
-            return {}
+            return {"dev_collapsed": 1.0}
         return {METRIC: self.spearman, "dev_low": self.low, "dev_high": self.high}
 
 
@@ -101,12 +101,14 @@ def keep_cosines(workdir: Path, step: int, cosines: np.ndarray) -> None:
     path = workdir / COSINES / f"{step}.npy"
     with writing(path):
         path.parent.mkdir(exist_ok=True)
-        np.save(path, cosines, allow_pickle=False)
+        unfinished = path.with_name(f".{path.name}")
+        np.save(unfinished, cosines, allow_pickle=False)
+        unfinished.replace(path)
 
 
 def read_cosines(workdir: Path, step: int) -> np.ndarray | None:
     """What `keep_cosines` wrote, or None if there is none that can be read."""
     try:
         return np.load(workdir / COSINES / f"{step}.npy", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None

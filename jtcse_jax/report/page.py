@@ -69,7 +69,7 @@ def _conditions(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     for one in results:
         members = "; ".join(
             f"{member.get('towers')} tower(s), {member.get('pooling')} pooling, "
-            f"serving length {member.get('serving_length')}, "
+            f"serving length {member.get('serving_length', member.get('max_len'))}, "
             f"{member.get('compute_dtype', 'float32')}"
             for member in one.get("members", ())
         )

@@ -41,8 +41,7 @@ class Run:
     @property
     def best(self) -> dict[str, float] | None:
         """The line of the step that is used: best by dev score, of equal ones the later."""
-        lines = [line for line in self.scored if line["step"]]
-        return max(lines, key=lambda line: (line[METRIC], line["step"]), default=None)
+        return max(self.scored, key=lambda line: (line[METRIC], line["step"]), default=None)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

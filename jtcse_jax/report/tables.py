@@ -48,7 +48,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
         steps = str(run.trained[-1]["step"]) if run.trained else ""
         rows.append([run.name, run.objective, str(len(towers) or ""), steps, *dev, *_speed(run)])
     note = (
-        "Dev Spearman times 100 at the best step after the start, with its bootstrap interval. "
+        "Dev Spearman times 100 at the best step, with its bootstrap interval. "
         "Training time is that of all steps at the last logged speed, without compiling, "
         "evaluating and saving."
     )

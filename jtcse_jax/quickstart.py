@@ -1,0 +1,64 @@
+"""`python -m jtcse_jax.quickstart --config FILE [--any.field VALUE ...]`: train, then examples.
+
+Trains as `jtcse_jax.train` does. Then it prints the sentence that is nearest to each of three
+queries, by the model that the run started from and by the model that it trained. The sentences are
+those of the built-in dev set.
+"""
+
+import jax
+import rich
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from jtcse_jax import saved_model
+from jtcse_jax.config import SCRATCH, Config
+from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.errors import one_line_errors
+from jtcse_jax.evaluation.sts import builtin_dev
+from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.trainer import train_from_command_line
+
+QUERIES = (
+    "What is returned if nothing was found?",
+    "How much RAM does it take?",
+    "Nobody came to swim.",
+)
+
+
+def nearest(model: SavedModel) -> list[tuple[str, float]]:
+    """For each of `QUERIES` the nearest sentence of the built-in dev set, and their cosine."""
+    pairs = builtin_dev()
+    encoder = SentenceEncoder.of(model)
+    encoder.build_index(dict.fromkeys([*pairs.first, *pairs.second]))
+    hits = [encoder.search(query, top_k=1)[0] for query in QUERIES]
+    return [(hit.sentence, hit.score) for hit in hits]
+
+
+def show(config: Config) -> None:
+    """Prints the examples of a finished run, and the command to go on with; on one process only.
+
+    Nothing is shown for towers that started from random weights.
+    """
+    if SCRATCH in config.model.towers or jax.process_count() > 1:
+        return
+    trained = saved_model.load(config.workdir)
+    start = saved_model.load(config.model.towers[0], pooling=trained.bank.pooling)
+    for query, *found in zip(QUERIES, nearest(start), nearest(trained), strict=True):
+        table = Table("", "cosine", query, box=SIMPLE_HEAD, pad_edge=False)
+        for when, (sentence, cosine) in zip(("before", "after"), found, strict=True):
+            table.add_row(when, f"{cosine:.3f}", Text(sentence))
+        rich.print(table)
+    print("Your own text, one sentence a line, and scored pairs as a development set:")
+    print("  bash launch/local.sh --config configs/quickstart_minilm.py --data.source TEXT \\")
+    print("    --data.dev PAIRS.tsv --workdir runs/mine --max-steps 300")
+
+
+@one_line_errors
+def main() -> None:
+    """The command line."""
+    show(train_from_command_line("jtcse_jax.quickstart"))
+
+
+if __name__ == "__main__":
+    main()
