@@ -278,7 +278,7 @@ def test_sigterm_while_the_last_step_is_evaluated_lets_nothing_follow(tmp_path, 
     monkeypatch.setattr(loop.Loop, "evaluate", interrupted)
     with pytest.raises(Stopped):
         train(config, devices=ONE_DEVICE)
-    assert steps_of(config.workdir) == [2]
+    assert steps_of(config.workdir) == [0, 2]
     train(config, devices=ONE_DEVICE)
 
 

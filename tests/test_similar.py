@@ -299,7 +299,7 @@ def test_a_run_prints_its_order(text, tmp_path, capsys):
     source, tokenizer = text
     data = DataConfig(source=source.spec, batches="similar", cache_dir=str(tmp_path), max_len=32)
     mesh = make_mesh(1, 1, devices=None)
-    batches = make_batches(Config(data=data), source, [tokenizer], mesh)
+    batches = make_batches(Config(data=data), source, [tokenizer], mesh, positions=512)
     assert batches.similar is not None
     assert "similar" in (printed := capsys.readouterr().out) and "25% random" in printed
     assert re.search(r" \d+ near-duplicates", printed)

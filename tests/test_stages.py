@@ -101,6 +101,8 @@ from pathlib import Path
 from test_stages import make_pipeline
 from jtcse_jax.stages import run
 from jtcse_jax.trainer import set_up_jax
+from jtcse_jax.evaluation import development
+development.COLLAPSED = 2.0  # random towers
 set_up_jax(False)
 folder = Path({folder!r})
 pipeline = make_pipeline(folder, sts=str(folder / "STS"))
@@ -151,7 +153,7 @@ class Trainer:
         self.trained.append(workdir.name)
         lines = [{"step": 2, "loss": 1.0, "sentences_per_second": 4.0}]
         if config.data.dev:
-            lines += [{"step": 0, "dev_spearman": 0.9}]  # of the start: no checkpoint has it
+            lines += [{"step": 0, "dev_spearman": 0.5}]
             lines += [{"step": step, "dev_spearman": 0.6} for step in (1, 2)]  # the later is taken
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (workdir / "metrics.jsonl").write_text(text)
