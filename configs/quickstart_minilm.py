@@ -28,7 +28,7 @@ config = Config(
     data=DataConfig(source="stdlib", max_len=32, batch_size=16, dev="builtin"),
     objective=ObjectiveConfig(name="jtcse"),
     optimizer=OptimizerConfig(learning_rate=3e-5, schedule="linear"),
-    max_steps=60,
+    max_steps=40,
     eval_every=20,
     save_every=20,
 )
