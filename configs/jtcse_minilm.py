@@ -3,7 +3,7 @@
     python -m jtcse_jax.train --config configs/jtcse_minilm.py --data.source TEXT --data.dev STSB
 
 The towers come from `configs/simcse_minilm.py`, run twice. A real model on real text that two
-processor cores train in seconds a step; what came out is in `docs/results.md`.
+processor cores train in seconds a step.
 """
 
 from jtcse_jax.config import (

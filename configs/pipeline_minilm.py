@@ -6,7 +6,7 @@
 
 Two SimCSE towers that differ in seed, learning rate and views (the second repeats words), JTCSE on
 both, distillation into one. Each stage takes 500 steps of 16 sentences (--stages.NAME.max-steps
-None: an epoch of TEXT); what came out is in `docs/results.md`.
+None: an epoch of TEXT). Its scores in this pooling have not been measured yet.
 """
 
 import dataclasses
