@@ -172,8 +172,8 @@ class Loop:
             shown = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
             self.say(
                 f"The contrastive loss is near zero from the start ({shown}): these sentences are "
-                "easy to tell apart and teach little. Harder batches helped: data.batches = similar, "
-                "or text whose sentences are more alike (docs/results.md)."
+                "easy to tell apart and teach little. Harder batches helped: data.batches = "
+                "similar, or text whose sentences are more alike (docs/results.md)."
             )
 
     def _speeds(self) -> dict[str, float]:
