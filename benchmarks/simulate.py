@@ -154,7 +154,7 @@ def gradient_bytes(size: str) -> int:
     """Bytes of the gradients of all towers, float32."""
     architecture = SIZES[size]
     config = ModelConfig(towers=("scratch",) * TOWERS, cross=half(architecture))
-    abstract = Bank.from_config(config, architecture, "cls").abstract()
+    abstract = Bank.from_config(config, architecture).abstract()
     return 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract))
 
 

@@ -140,7 +140,7 @@ def step_and_state(
     architecture = SIZES[size]
     towers = ("scratch", "scratch")
     config = ModelConfig(towers=towers, compute_dtype=dtype, cross=half(architecture))
-    bank = Bank.from_config(config, architecture, "cls", mesh)
+    bank = Bank.from_config(config, architecture, mesh)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     if abstract:
         state = jax.eval_shape(

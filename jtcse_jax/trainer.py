@@ -102,7 +102,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
                 f"from: name a new --workdir, or {FORCE}, from the first step."
             )
         start = start_model(config, source, workdir, resuming=resuming)
-        bank = Bank.from_config(config.model, start.architecture, start.pooling, mesh)
+        bank = Bank.from_config(config.model, start.architecture, mesh, pooling=start.pooling)
         teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
         if jax.process_count() > 1:  # all weights are hashed for it
             distributed.check_agreement(model=start.fingerprint(), teacher=taught)

@@ -371,5 +371,5 @@ def test_from_config():
         compute_dtype="bfloat16",
         cross=Cross("main", "probs", 2),
     )
-    bank = Bank.from_config(Config(model=model).model, SMALL, "mean")
+    bank = Bank.from_config(Config(model=model).model, SMALL, pooling="mean")
     assert bank == Bank(SMALL, 3, "mean", 0.2, 0.3, "bfloat16", Cross("main", "probs", 2), None)

@@ -57,7 +57,12 @@ class Bank:
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, architecture: Architecture, pooling: str, mesh: Mesh | None = None
+        cls,
+        config: ModelConfig,
+        architecture: Architecture,
+        mesh: Mesh | None = None,
+        *,
+        pooling: str = "cls",
     ) -> "Bank":
         """The bank that a run trains; `pooling` is the config's, or that of the start model."""
         return cls(
