@@ -1,4 +1,4 @@
-"""A better encoder in two minutes: JTCSE on two MiniLM towers, on Python's documentation.
+"""A first look, in minutes: JTCSE on two MiniLM towers, on Python's documentation.
 
     bash launch/local.sh
 

@@ -17,6 +17,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.distributed import is_primary
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.errors import Stopped, UserError, writing
 from jtcse_jax.evaluation.development import Development, DevScore, keep_cosines
@@ -120,7 +121,7 @@ class Loop:
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         layers = self._layer_figures(state) if self.config.eval_layers else {}
         self.log.write(step, score.as_metrics() | score.diagnostics | layers)
-        if jax.process_index() == 0:
+        if is_primary():
             keep_cosines(user_path(self.config.workdir), step, score.cosines)
         if score.collapsed:
             cosine = score.diagnostics["dev_anisotropy"]
@@ -172,8 +173,8 @@ class Loop:
             shown = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
             self.say(
                 f"The contrastive loss is near zero from the start ({shown}): these sentences are "
-                "easy to tell apart and teach little. Harder batches helped: data.batches = "
-                "similar, or text whose sentences are more alike (docs/results.md)."
+                "easy to tell apart. Try data.batches = similar, or text whose sentences are more "
+                "alike (docs/results.md has what they gave)."
             )
 
     def _speeds(self) -> dict[str, float]:

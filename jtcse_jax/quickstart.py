@@ -1,8 +1,8 @@
 """`python -m jtcse_jax.quickstart --config FILE [--any.field VALUE ...]`: train, then examples.
 
 Trains as `jtcse_jax.train` does. Then it prints the sentence that is nearest to each of three
-queries, by the model that the run started from and by the model that it trained. The sentences are
-those of the built-in dev set.
+queries, by the model that the first tower started from and by the model that the run trained. The
+sentences are those of the built-in dev set.
 """
 
 import jax
@@ -36,7 +36,7 @@ def nearest(model: SavedModel) -> list[tuple[str, float]]:
 
 
 def show(config: Config) -> None:
-    """Prints the examples of a finished run, and the command to go on with; on one process only.
+    """Prints the examples of a finished run, and the next command; on one process only.
 
     Nothing is shown for towers that started from random weights.
     """

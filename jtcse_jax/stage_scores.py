@@ -15,7 +15,7 @@ from jtcse_jax.metrics import JSONL, read_jsonl
 Row = dict[str, Any]
 
 
-def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, Any]:
+def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
     """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
 
     `step` is that of the model, by default the best; `seconds` the training time of all steps at
@@ -25,7 +25,7 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, 
     trained = [line for line in lines if "loss" in line]
     rate = trained[-1]["sentences_per_second"]
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
-    # Of equal scores the later, as `Checkpoints.best_step` takes it.
+    # If scores are equal the later step counts, as in `Checkpoints.best_step`.
     best = max(scores, key=lambda step: (scores[step], step), default=None)
     step = best if taken is None else taken
     return {
@@ -37,7 +37,7 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> dict[str, 
     }
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[Row]) -> None:
     """Prints the stages, and below them the seven tasks where they were scored."""
     stages = _table("step", "training", "sentences/s", "dev")
     for row in rows:

@@ -335,7 +335,7 @@ def test_rows_that_nobody_chose_hold_the_longest_repeated_view(max_len, position
 
 
 def test_repeated_words_differ_between_epochs():
-    """Of sentences that are alike but in [CLS], so that their order is no difference."""
+    """All sentences are equal except for [CLS], so their order makes no difference."""
     cache = Sentences(16, lengths=np.full(16, MAX_LEN))
     batches = make(cache, pairs="repeat", batch_size=16)
     first, second = ([view[1:] for view in views_of(batches[step])] for step in (0, 1))

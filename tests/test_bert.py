@@ -310,8 +310,8 @@ def test_dropout_zeroes_the_share_and_keeps_the_mean():
 
 @pytest.mark.parametrize("rate", [0.1, 0.0175, 0.00025])
 def test_dropout_in_bfloat16_keeps_the_mean(rate):
-    """Of values of many mantissas, over which the rounding to bfloat16 averages out; the scale of
-    the smallest rate is lost in it."""
+    """The values have many mantissas, so rounding to bfloat16 averages out; the scale of the
+    smallest rate is lost in it."""
     x = jax.random.uniform(jax.random.key(1), (1000, 1000), minval=1, maxval=2)
     x = x.astype(jnp.bfloat16)
     kept = jnp.full(x.shape, 2**16 - 1, jnp.uint16)

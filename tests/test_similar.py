@@ -52,7 +52,7 @@ def cache(text, tmp_path):
 
 
 def mean_cosine(vectors, batches):
-    """Of different members of a batch, over all batches."""
+    """The mean cosine of two different members of a batch, over all batches."""
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = [vectors[batch] @ vectors[batch].T for batch in batches]
     return np.mean([(c.sum() - len(c)) / (len(c) * (len(c) - 1)) for c in cosines])
@@ -68,7 +68,7 @@ def test_order_holds_every_item_once(count):
     order = similar_order(vectors, 8)
     assert order.dtype == np.int64
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
-    # Of vectors that are all equal, or zeros, too.
+    # Vectors that are all zero, or all equal, give an order too.
     for same in (np.zeros((count, 4)), np.ones((count, 4))):
         np.testing.assert_array_equal(np.sort(similar_order(same, 8)), np.arange(count))
 
