@@ -1,6 +1,6 @@
 """One bank as an encoder: tokenises sentences, packs them into rows, runs the towers, sums them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ FEWEST = 4  # a short row has a slot for this many tokens
 # the cache for the next.
 CALL = {"cpu": 512}
 USUAL_CALL = 8192
+
+_Tokens = tuple[Sequence[np.ndarray], np.ndarray]  # ids of n sentences, and [n] what was cut
 
 
 class Encoded(NamedTuple):
@@ -115,13 +117,17 @@ class BankEncoder:
         `done` is told after each call of the model how many more are finished. Raises UserError
         for a string that is no valid Unicode.
         """
-        size = PART * sharding.row_shards(self.mesh)
-        parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
-        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
-        # One part ahead: the devices work on a part while the next is tokenised and packed.
-        for running, _ in pairwise(chain(map(self._start, parts), [None])):
-            encoded.append(self._finish(running, done))
-        return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
+        return self._encode(map(self._tokenize, self._parts(sentences)), done)
+
+    def encode_tokens(
+        self, tokens: Sequence[np.ndarray], done: Callable[[int], None] = lambda count: None
+    ) -> np.ndarray:
+        """[n, D] float32, the vectors of sentences given as token ids, special ones included.
+
+        None is longer than `serving_length`. `done` as in `encode`.
+        """
+        parts = ((part, np.zeros(len(part), bool)) for part in self._parts(tokens))
+        return self._encode(parts, done).vectors
 
     def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, Iterator[Call]]:
         """[n] what was cut, and the calls of the model, made one by one as they are asked for.
@@ -131,14 +137,26 @@ class BankEncoder:
         tokens, cut = self._tokenize(sentences)
         return cut, self._calls(tokens)
 
-    def _start(self, sentences: Sequence[str]) -> "_Running":
+    def _parts(self, sentences: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        size = PART * sharding.row_shards(self.mesh)
+        return (sentences[start : start + size] for start in range(0, len(sentences), size))
+
+    def _encode(self, parts: Iterable[_Tokens], done: Callable[[int], None]) -> Encoded:
+        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
+        # One part ahead: the devices work on a part while the next is tokenised and packed.
+        for running, _ in pairwise(chain(map(self._start, parts), [None])):
+            encoded.append(self._finish(running, done))
+        return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
+
+    def _start(self, part: _Tokens) -> "_Running":
         """Dispatches all calls of the model for some sentences, and waits for none."""
-        cut, calls = self.place(sentences)
+        tokens, cut = part
+        calls = self._calls(tokens)
         return _Running(
             cut, [(call, embed(self.bank, self.mesh, self.params, call.batch)) for call in calls]
         )
 
-    def _tokenize(self, sentences: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    def _tokenize(self, sentences: Sequence[str]) -> _Tokens:
         try:
             encoded = self._tokenizer.encode_batch_fast(sentences)
         except TypeError as error:  # half a surrogate pair; the tokenizer does not say where
@@ -146,7 +164,7 @@ class BankEncoder:
         tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
         return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
 
-    def _calls(self, tokens: list[np.ndarray]) -> Iterator[Call]:
+    def _calls(self, tokens: Sequence[np.ndarray]) -> Iterator[Call]:
         """Packs the sentences of each row length separately."""
         all_lengths = np.array([len(ids) for ids in tokens])
         shortest = 1

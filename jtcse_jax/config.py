@@ -92,8 +92,9 @@ class DataConfig:
     batch_size: int = 64
     """Sentences in a batch, over all devices (two views of each)."""
     batches: Literal["random", "similar"] = "random"
-    """similar: a batch groups sentences on the same topic, as hard negatives of each other; nearly
-    equal ones are kept out of each other's groups. For a start that is trained."""
+    """similar: a batch groups sentences that the first tower finds similar at the start of the run,
+    as hard negatives of each other; nearly equal ones (cosine above 0.9) are kept out of each
+    other's groups. All sentences are encoded once before the first step."""
     random_share: float = 0.25
     """batches = similar: share of random sentences in a batch."""
     row_length: int | None = None
@@ -302,6 +303,11 @@ class Config:
             raise UserError(
                 f"objective.name = {self.objective.name} and data.pairs = {self.data.pairs}: mlm "
                 "takes none, each sentence alone, and a contrastive objective takes pairs."
+            )
+        if self.data.batches == "similar" and SCRATCH in self.model.towers:
+            raise UserError(
+                "data.batches = similar groups sentences by the vectors of the start model, and "
+                "model.towers starts from scratch: use random."
             )
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")

@@ -26,8 +26,9 @@ from jtcse_jax import (
 from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
+from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.distributed import is_primary, say
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
@@ -35,6 +36,7 @@ from jtcse_jax.loop import Loop
 from jtcse_jax.metrics import MetricsLog
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.optimizer import make_optimizer
+from jtcse_jax.similar_plan import find_plan
 from jtcse_jax.start import (
     DEV,
     FORCE,
@@ -110,8 +112,12 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             with writing(workdir):
                 saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
         tokenizers = [start.tokenizer, *teacher_tokenizers]
+        caches = tokenize_text(config, source, tokenizers)
+        plan = None
+        if config.data.batches == "similar":
+            plan = find_plan(workdir, caches[0], config.data.pairs, bank, start)
         positions = start.architecture.longest_sentence
-        batches = make_batches(config, source, tokenizers, mesh, positions)
+        batches = make_batches(config, caches, plan, mesh, positions)
         stop = config.max_steps or config.epochs * batches.steps_per_epoch
         optimizer = make_optimizer(config.optimizer, stop)
         vocab_size = start.architecture.vocab_size
@@ -206,14 +212,8 @@ def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int)
     return dataclasses.replace(objective, mask_token_id=tokenizer.mask_token_id)
 
 
-def make_batches(
-    config: Config, source: Source, tokenizers: list[Any], mesh: Mesh, positions: int
-) -> PackedBatches:
-    """The batches of the run, with this process's rows.
-
-    The first tokenizer is the model's, the others are the teacher's; the model reads sentences of
-    at most `positions` tokens.
-    """
+def tokenize_text(config: Config, source: Source, tokenizers: list[Any]) -> list[TokenCache]:
+    """The text in the tokens of each tokenizer: the model's, then those of the teacher."""
     data = config.data
     caches = [
         tokenize(source, tokenizer, data.max_len, data.cache_dir, progress=is_primary())
@@ -225,7 +225,28 @@ def make_batches(
         f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
         "skipped"
     )
-    batches = PackedBatches(
+    return caches
+
+
+def make_batches(
+    config: Config,
+    caches: list[TokenCache],
+    similar: SimilarBatches | None,
+    mesh: Mesh,
+    positions: int,
+) -> PackedBatches:
+    """The batches of the run, with this process's rows.
+
+    `caches` are those of `tokenize_text`; the model reads at most `positions` tokens.
+    """
+    data = config.data
+    if similar is not None:
+        apart = len(similar.order) - similar.num_grouped
+        say(
+            f"batches of similar sentences, {data.random_share:.0%} of each random, {apart:,} "
+            "near-duplicates set apart"
+        )
+    return PackedBatches(
         caches[0],
         batch_size=data.batch_size,
         row_length=data.row_length,
@@ -235,19 +256,12 @@ def make_batches(
         pairs=data.pairs,
         repeat_rate=data.repeat_rate,
         positions=positions,
-        batches=data.batches,
+        similar=similar,
         random_share=data.random_share,
         row_multiple=sharding.row_shards(mesh),
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],
     )
-    if batches.similar is not None:
-        apart = len(batches.similar.order) - batches.similar.num_grouped
-        say(
-            f"batches of similar sentences, {data.random_share:.0%} random: planned in "
-            f"{batches.similar.seconds:.1f} s, {apart:,} near-duplicates set apart"
-        )
-    return batches
 
 
 def peak_of_all(config: Config, mesh: Mesh) -> float | None:

@@ -169,6 +169,12 @@ TWO = ("a", "b")
         (lambda: DataConfig(micro_batch=0), "data.micro_batch = 0"),
         (lambda: DataConfig(batches="sorted"), "data.batches = 'sorted'"),
         (lambda: DataConfig(batches="similar", pairs="none"), "data.batches = similar.* none"),
+        (
+            lambda: Config(
+                model=ModelConfig(towers=("scratch", "scratch")), data=DataConfig(batches="similar")
+            ),
+            "data.batches = similar.*model.towers",
+        ),
         (lambda: DataConfig(random_share=1.0), "data.random_share = 1.0"),
         (lambda: DataConfig(random_share=-0.1), "data.random_share = -0.1"),
         (lambda: DataConfig(timeout=0.0), "data.timeout = 0.0"),

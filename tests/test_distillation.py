@@ -26,7 +26,7 @@ from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.sharding import make_mesh, place_batch
 from jtcse_jax.start import keep, load_teacher
 from jtcse_jax.train_step import init_state, make_train_step
-from jtcse_jax.trainer import make_batches, train
+from jtcse_jax.trainer import make_batches, tokenize_text, train
 
 SGD = optax.sgd(0.1)
 
@@ -233,9 +233,9 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
         config, objective=dataclasses.replace(config.objective, distillation="listwise")
     )
     teacher, tokenizers, _ = load_teacher(config, student, mesh, resuming=False)
-    batches = make_batches(
-        config, open_source(config.data.source), [*tokenizers[:1], *tokenizers], mesh, 64
-    )
+    source = open_source(config.data.source)
+    caches = tokenize_text(config, source, [*tokenizers[:1], *tokenizers])
+    batches = make_batches(config, caches, None, mesh, 64)
     batch = batches[0]
     embed = jax.jit(teacher.embed)
     found = embed(teacher.params, place_batch(mesh, batch).teacher)

@@ -1,54 +1,29 @@
 """Batches of similar sentences: what is grouped, what is kept apart, and every item once."""
 
-import multiprocessing
-import re
+import dataclasses
+import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from processes import end, start_cluster
+from runs import largest_difference, saved_params, tiny_config
+from test_encoder import WORDS, padded_vectors, tiny_model
 
-from jtcse_jax.config import Config, DataConfig
-from jtcse_jax.data import similar_batches as module
+from jtcse_jax import exported
+from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar import near_duplicates, quantised, similar_order
-from jtcse_jax.data.similar_batches import (
-    SimilarBatches,
-    sentence_vectors,
-    similar_batches,
-    token_vectors,
-)
+from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
-from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.errors import UserError
-from jtcse_jax.sharding import make_mesh
-from jtcse_jax.trainer import make_batches
+from jtcse_jax.similar_plan import ORDER, item_vectors
+from jtcse_jax.start import Start
+from jtcse_jax.trainer import train
 
-TOPICS, SENTENCES = 12, 960
-FORK = multiprocessing.get_context("fork")
-
-
-def write_topics(path, count=SENTENCES):
-    """Sentence i is of topic i % 12: five of the topic's 15 words, four that all topics share."""
-    random = np.random.default_rng(0)
-    lines = []
-    for number in range(count):
-        words = [f"t{number % TOPICS:02}w{word:02}" for word in random.choice(15, 5, replace=False)]
-        words += [f"all{word}" for word in random.choice(8, 4)]
-        lines.append(" ".join(random.permutation(words)))
-    path.write_text("\n".join(lines) + "\n")
-    return open_source(str(path))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A source and its tokenizer."""
-    source = write_topics(tmp_path_factory.mktemp("topics") / "topics.txt")
-    return source, train_tokenizer(source, 400, lowercase=True)
-
-
-@pytest.fixture
-def cache(text, tmp_path):
-    return tokenize(*text, 32, tmp_path / "cache", progress=False)
+RATE = OptimizerConfig(learning_rate=3e-5)  # small: AdamW turns rounding into a whole step
 
 
 def mean_cosine(vectors, batches):
@@ -132,7 +107,7 @@ def test_near_duplicates_are_looked_for_in_64_positions():
 @pytest.mark.parametrize("apart", [0, 1, 7])
 def test_each_epoch_visits_every_item_once(count, size, share, apart):
     order = np.random.default_rng(0).permutation(count)
-    plan = SimilarBatches("order.bin", order, count - apart, 0.0)
+    plan = SimilarBatches(order, count - apart)
     epochs = []
     for epoch in range(3):
         batches = [plan.items(step, size, share, (1, epoch)) for step in range(-(-count // size))]
@@ -144,7 +119,7 @@ def test_each_epoch_visits_every_item_once(count, size, share, apart):
 
 def test_a_batch_is_a_run_of_neighbours_and_a_share_of_the_others():
     count, apart, size = 10_007, 100, 40
-    plan = SimilarBatches("order.bin", np.arange(count), count - apart, 0.0)
+    plan = SimilarBatches(np.arange(count), count - apart)
     starts = []
     for step in range(count // size):
         items = plan.items(step, size, 0.25, (3, 0))
@@ -170,136 +145,134 @@ def grouped_items(plan, size, epoch):
 
 
 def test_more_near_duplicates_than_the_share_leave_every_batch_a_group():
-    plan = SimilarBatches("order.bin", np.arange(100), 40, 0.0)
+    plan = SimilarBatches(np.arange(100), 40)
     for step in range(10):
         items = plan.items(step, 10, 0.0, (0, 0))
         assert (items < 40).sum() == 4
 
 
-def test_order_with_an_item_that_is_not_there_is_damaged():
-    for wrong in (-1, 20):
-        order = np.arange(20)
-        order[5] = wrong
-        plan = SimilarBatches("order.bin", order, 20, 0.0)
-        with pytest.raises(UserError, match=r"order\.bin"):
-            for step in range(2):
-                plan.items(step, 10, 0.0, (0, 0))
-
-
-def test_batches_of_a_text_hold_few_topics(cache):
-    similar = PackedBatches(cache, batch_size=16, seed=0, batches="similar", random_share=0.0)
-    random = PackedBatches(cache, batch_size=16, seed=0)
-    of_one_topic = []
-    for batches in (similar, random):
-        shares = []
-        for step in range(batches.steps_per_epoch):
-            topics = topics_of(batches[step], cache)
-            assert len(topics) == 16
-            shares.append((topics[:, None] == topics).mean())
-        of_one_topic.append(np.mean(shares))
-    assert of_one_topic[1] < 0.18 and of_one_topic[0] > 4 * of_one_topic[1]
-
-
-def topics_of(batch, cache):
-    """The topic of each item, from the tokens of its first view."""
-    slots = batch.cls_positions.shape[1]
-    texts = {cache.sentence(i).tobytes(): i for i in range(len(cache))}
-    topics = []
-    for place in batch.order[::2]:
-        row, slot = divmod(int(place), slots)
-        topics.append(texts[batch.tokens[row, batch.segments[row] == slot + 1].tobytes()] % TOPICS)
-    return np.array(topics)
-
-
-def test_topics_are_told_apart_by_what_comes_together(cache):
-    """Two sentences of one topic need no rare word in common."""
-    words, topics = token_vectors(cache)
-    number = np.arange(len(cache)) % TOPICS
-    differ = []
-    for tokens in (words, topics):
-        vectors = sentence_vectors(cache, len(cache), tokens).astype(float)
-        within = mean_cosine(vectors, [np.flatnonzero(number == topic) for topic in range(TOPICS)])
-        differ.append(within - mean_cosine(vectors, [np.arange(len(cache))]))
-    assert differ[1] > 2 * differ[0] > 0
-
-
 @pytest.mark.parametrize("pairs", ["same", "adjacent"])
-def test_every_process_and_step_has_the_same_batches(cache, pairs):
-    fields = dict(batch_size=16, seed=5, batches="similar", pairs=pairs, row_multiple=2)
+def test_every_process_and_step_has_the_batches_of_the_plan(tmp_path, pairs):
+    lines = [" ".join(f"{number:03}") for number in range(300)]
+    cache = tokenize(*text_and_tokenizer(tmp_path, lines), 16, tmp_path, progress=False)
+    count = 300 - (pairs == "adjacent")
+    plan = SimilarBatches.plan(np.random.default_rng(1).normal(size=(count, 8)))
+    fields = dict(batch_size=16, seed=5, similar=plan, pairs=pairs, row_multiple=2)
     whole = PackedBatches(cache, **fields)
     halves = [PackedBatches(cache, **fields, shard=(index, 2)) for index in range(2)]
-    assert len(whole.similar.order) == SENTENCES - (pairs == "adjacent")
-    for step in (70, 3, 59):
+    for step in (70, 3, 18):
+        epoch, number = divmod(step, whole.steps_per_epoch)
         batch, parts = whole[step], [half[step] for half in halves]
+        planned = plan.items(number, 16, 0.25, (5, epoch))
+        slots = batch.cls_positions.shape[1]
+        for item, place in zip(planned, batch.order[::2], strict=False):
+            row, slot = divmod(int(place), slots)
+            tokens = batch.tokens[row, batch.segments[row] == slot + 1]
+            np.testing.assert_array_equal(tokens, cache.sentence(item))
         np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), batch.tokens)
         np.testing.assert_array_equal(parts[0].order, batch.order)
-        np.testing.assert_array_equal(PackedBatches(cache, **fields)[step].tokens, batch.tokens)
 
 
-def test_pairs_are_grouped_by_their_first_sentences(text, tmp_path):
-    lines = open(text[0].spec).read().splitlines()
-    noise = np.random.default_rng(3).permutation(lines)
-    (tmp_path / "pairs.tsv").write_text(
-        "".join(f"{first}\t{second}\n" for first, second in zip(lines, noise, strict=True))
+def text_and_tokenizer(folder, lines, name="text.txt"):
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return open_source(str(folder / name)), tiny_model(1).tokenizer
+
+
+@pytest.mark.parametrize("pairs", ["same", "adjacent", "file of pairs"])
+def test_vectors_of_items_are_those_of_the_first_tower(tmp_path, pairs):
+    random = np.random.default_rng(0)
+    lines = [" ".join(random.choice(WORDS, random.integers(1, 12))) for _ in range(50)]
+    first, second = lines, lines[::-1]
+    rows, name = (lines, "text.txt")
+    if pairs == "adjacent":
+        first = lines[:-1]
+    if pairs == "file of pairs":
+        rows, name, pairs = map("\t".join, zip(first, second, strict=True)), "text.tsv", "same"
+    cache = tokenize(*text_and_tokenizer(tmp_path, rows, name), 16, tmp_path, progress=False)
+    twin, alone = tiny_model(2, pooling="mean"), tiny_model(1, pooling="mean")
+    params = jax.tree.map(lambda leaf: leaf[:1], twin.params)
+    expected = padded_vectors(dataclasses.replace(alone, params=params), first)
+    start = Start(twin.bank.architecture, twin.tokenizer, "mean", 16, twin.params)
+    found = item_vectors(cache, pairs, twin.bank, start)
+    assert np.abs(found.astype(int) - quantised(expected)).max() <= 1
+
+
+def test_a_saved_order_is_read_again_and_a_damaged_one_is_refused(tmp_path):
+    plan = SimilarBatches(np.random.default_rng(0).permutation(20), 18)
+    path = tmp_path / "order.npy"
+    plan.save(path)
+    again = SimilarBatches.load(path, 20)
+    np.testing.assert_array_equal(again.order, plan.order)
+    assert again.num_grouped == 18 and list(tmp_path.iterdir()) == [path]
+    whole, stored = path.read_bytes(), np.load(path)
+    twice = np.where(stored == stored[3], stored[4], stored)
+    damaged = [whole[:-8], b"", None, np.append(0, plan.order), np.append(21, plan.order), twice]
+    damaged += [stored.astype(float), stored[:-1], stored[:0], stored[:, None]]
+    for other in damaged:
+        path.unlink(missing_ok=True)
+        if isinstance(other, bytes):
+            path.write_bytes(other)
+        elif other is not None:
+            np.save(path, other)
+        with pytest.raises(UserError, match=r"order\.npy.*--workdir"):
+            SimilarBatches.load(path, 20)
+
+
+def test_an_order_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere"):
+        SimilarBatches(np.arange(4), 4).save(tmp_path / "nowhere" / "order.npy")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """The folders of two small towers that read the same tokens."""
+    folder = tmp_path_factory.mktemp("towers")
+    exported.export(tiny_model(2, pooling="mean"), folder)
+    return str(folder / "tower_0"), str(folder / "tower_1")
+
+
+def run_from(towers, folder, **fields):
+    """Trains the run of `tiny_config` from two towers, in batches of similar sentences."""
+    folder.mkdir(exist_ok=True)
+    fields = dict(optimizer=RATE, objective=ObjectiveConfig(name="tncse")) | fields
+    config = tiny_config(folder, model=ModelConfig(towers=towers), **fields)
+    data = dataclasses.replace(config.data, batches="similar")
+    train(dataclasses.replace(config, data=data), devices=jax.devices()[:1])
+    return Path(config.workdir)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_batches_of_its_first_start(tmp_path, towers, capsys):
+    whole = run_from(towers, tmp_path / "whole")
+    assert "near-duplicates" in capsys.readouterr().out
+    resumed = run_from(towers, tmp_path / "resumed", max_steps=4)
+    planned = (resumed / ORDER).read_bytes()
+    assert planned == (whole / ORDER).read_bytes()
+    run_from(towers, tmp_path / "resumed")
+    assert (resumed / ORDER).read_bytes() == planned
+    assert largest_difference(saved_params(whole), saved_params(resumed)) == 0
+    (resumed / ORDER).unlink()
+    with pytest.raises(UserError, match=ORDER):
+        run_from(towers, tmp_path / "resumed", max_steps=12)
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_order(tmp_path, towers):
+    whole = run_from(towers, tmp_path / "whole")
+    many = tmp_path / "many"
+    many.mkdir()
+    data = f"data=__import__('dataclasses').replace(tiny_config(Path({str(many)!r})).data, "
+    fields = (
+        f"model=ModelConfig(towers={towers!r}), objective=ObjectiveConfig(name='tncse'), "
+        f"optimizer=OptimizerConfig(learning_rate=3e-5), {data}batches='similar')"
     )
-    pairs = tokenize(open_source(str(tmp_path / "pairs.tsv")), text[1], 32, tmp_path / "cache")
-    assert pairs.views == 2
-    plan = similar_batches(pairs, SENTENCES)
-    topics = plan.order[: plan.num_grouped] % TOPICS
-    assert (topics[1:] == topics[:-1]).mean() > 0.6
+    ended = [end(process) for process in start_cluster(2, many, fields)]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    np.testing.assert_array_equal(np.load(many / "run" / ORDER), np.load(whole / ORDER))
+    for line, other in zip(losses_of(whole), losses_of(many / "run"), strict=True):
+        assert other == pytest.approx(line, rel=1e-3)
 
 
-def test_the_order_is_kept_and_made_again_when_damaged(cache, monkeypatch):
-    first = similar_batches(cache, len(cache))
-    expected = first.path.read_bytes()
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_plan", None)
-        again = similar_batches(cache, len(cache))
-    np.testing.assert_array_equal(again.order, first.order)
-    assert again.num_grouped == first.num_grouped
-    for damaged in (expected[:-8], b"", bytes(8) + expected[8:], b"\xff" * 8 + expected[8:]):
-        first.path.unlink()
-        first.path.write_bytes(damaged)
-        similar_batches(cache, len(cache))
-        assert first.path.read_bytes() == expected
-    assert {path.suffix for path in cache.folder.glob("*similar*")} == {".bin", ".lock"}
-
-
-def test_an_order_that_cannot_be_written_is_an_error(cache, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "_plan", full)
-    with pytest.raises(UserError, match=r"similar.*No space left"):
-        similar_batches(cache, len(cache))
-
-
-def test_processes_that_start_at_once_plan_once(cache, tmp_path, monkeypatch):
-    plan = module._plan
-
-    def noted(*arguments):
-        with open(tmp_path / "planned", "a") as file:
-            file.write("x")
-        plan(*arguments)
-
-    monkeypatch.setattr(module, "_plan", noted)
-    processes = [
-        FORK.Process(target=similar_batches, args=(cache, len(cache)), daemon=True)
-        for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert (tmp_path / "planned").read_text() == "x"
-
-
-def test_a_run_prints_its_order(text, tmp_path, capsys):
-    source, tokenizer = text
-    data = DataConfig(source=source.spec, batches="similar", cache_dir=str(tmp_path), max_len=32)
-    mesh = make_mesh(1, 1, devices=None)
-    batches = make_batches(Config(data=data), source, [tokenizer], mesh, positions=512)
-    assert batches.similar is not None
-    assert "similar" in (printed := capsys.readouterr().out) and "25% random" in printed
-    assert re.search(r" \d+ near-duplicates", printed)
+def losses_of(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [[line[name] for name in ("loss", "nce", "ictm")] for line in lines if "loss" in line]

@@ -17,7 +17,7 @@ import numpy as np
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import most_rows, usual_row_length, usual_slots
 from jtcse_jax.data.shuffling import shuffled
-from jtcse_jax.data.similar_batches import SimilarBatches, similar_batches
+from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import Plan, Views, longest_view
 from jtcse_jax.errors import Hung, UserError
@@ -46,7 +46,6 @@ class PackedBatches:
         usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing.
         most_rows: rows (of all shards) that hold any micro-batch.
         row_length: tokens of a row.
-        similar: the order that groups similar sentences, None where batches are random.
     """
 
     num_items: int
@@ -54,7 +53,6 @@ class PackedBatches:
     usual_rows: int
     most_rows: int
     row_length: int
-    similar: SimilarBatches | None
 
     def __init__(
         self,
@@ -68,7 +66,7 @@ class PackedBatches:
         pairs: str = "same",
         repeat_rate: float = 0.32,
         positions: int | None = None,
-        batches: str = "random",
+        similar: SimilarBatches | None = None,
         random_share: float = 0.25,
         row_multiple: int = 1,
         shard: tuple[int, int] = (0, 1),
@@ -89,7 +87,7 @@ class PackedBatches:
             repeat_rate: largest share of repeated words where `pairs` is "repeat".
             positions: most tokens of a view with repeated words, those the model can read, at
                 least the `max_len` of the cache; by default a row's.
-            batches: "random", or "similar" to group similar sentences, see `data.similar_batches`.
+            similar: the order that groups similar sentences; None for random batches.
             random_share: share of random sentences in a batch of similar ones.
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
             shard: (index, count): the row arrays hold the index-th of count equal runs of
@@ -123,7 +121,7 @@ class PackedBatches:
         self.row_length = row_length
         self.num_items = self._views[0].num_items
         _check_fields(self._views, batch_size, seed)
-        self.similar = similar_batches(cache, self.num_items) if batches == "similar" else None
+        self._similar = similar
         self._random_share = random_share
         self._batch_size, self._seed = batch_size, seed
         self._micro_batch = micro_batch
@@ -180,8 +178,8 @@ class PackedBatches:
     def _items(self, step: int) -> np.ndarray:
         """The numbers of the items in the batch of a step."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        if self.similar is not None:
-            return self.similar.items(
+        if self._similar is not None:
+            return self._similar.items(
                 number, self._batch_size, self._random_share, (self._seed, epoch)
             )
         start = number * self._batch_size

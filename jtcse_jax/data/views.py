@@ -38,6 +38,16 @@ def longest_view(max_len: int, pairs: str, repeat_rate: float, positions: int | 
     return longest if positions is None else min(longest, positions)
 
 
+def items_stride(cache: TokenCache, pairs: str) -> int:
+    """Item i begins with cached sentence i times this."""
+    return 1 if pairs == "none" else cache.views
+
+
+def count_items(cache: TokenCache, pairs: str) -> int:
+    """Items of an epoch, with `pairs` as of `Views`."""
+    return len(cache) // items_stride(cache, pairs) - (pairs == "adjacent")
+
+
 class Plan(NamedTuple):
     """Where each view of a batch lies, before any token is read."""
 
@@ -98,9 +108,9 @@ class Views:
             )
         self.per_item = 1 if pairs == "none" else 2
         self.source = cache.stats["source"]
-        self._stride = cache.views if self.per_item == 2 else 1
+        self._stride = items_stride(cache, pairs)
         self._second = 1 if cache.views == 2 or pairs == "adjacent" else 0
-        self.num_items = len(cache) // self._stride - (pairs == "adjacent")
+        self.num_items = count_items(cache, pairs)
         self._repeat_rate = repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
         self._row_length = row_length

@@ -1,0 +1,78 @@
+"""The order of similar batches, planned once in a run from the vectors of its start model."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jtcse_jax import sharding
+from jtcse_jax.bank_encoder import BankEncoder
+from jtcse_jax.data.similar import quantised
+from jtcse_jax.data.similar_batches import SimilarBatches
+from jtcse_jax.data.tokens import TokenCache
+from jtcse_jax.data.views import count_items, items_stride
+from jtcse_jax.distributed import is_primary
+from jtcse_jax.encoder import progress_bar
+from jtcse_jax.models.towers import Bank
+from jtcse_jax.start import Start
+
+ORDER = "similar.npy"  # in the workdir
+
+_CHUNK = 2**14  # sentences whose tokens are in memory together
+
+_log = logging.getLogger(__name__)
+
+
+def find_plan(
+    workdir: Path, cache: TokenCache, pairs: str, bank: Bank, start: Start
+) -> SimilarBatches:
+    """The order of the run in `workdir`, planned unless the run is resumed.
+
+    The primary process plans it and writes it to `similar.npy` in the workdir, from where all
+    processes, and every later start, read it. All processes call it.
+
+    Args:
+        workdir: of the run, shared by all processes.
+        cache: the model's tokens.
+        pairs: `data.pairs` of the run.
+        bank: the shape of the towers.
+        start: the model whose first tower says what is similar; its towers are None where the run
+            is resumed.
+
+    Raises:
+        UserError: the file of a resumed run is absent or damaged, or cannot be written.
+    """
+    path = workdir / ORDER
+    if start.towers is not None:
+        if is_primary():
+            _log.info("grouping similar sentences by the vectors of the start model")
+            SimilarBatches.plan(item_vectors(cache, pairs, bank, start)).save(path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the order is planned")
+    return SimilarBatches.load(path, count_items(cache, pairs))
+
+
+def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.ndarray:
+    """[items, D] int8, the first tower's vectors of each item's first sentence, quantised.
+
+    It runs on the devices of this process. Arguments as `find_plan`, at the first start.
+    """
+    bank = dataclasses.replace(bank, num_towers=1, mesh=None)
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    tower = jax.tree.map(lambda leaf: leaf[:1], start.towers)
+    tower = jax.device_put(tower, sharding.whole_towers(mesh, tower))
+    encoder = BankEncoder(bank, tower, start.tokenizer, cache.max_len, mesh)
+    stride, count = items_stride(cache, pairs), count_items(cache, pairs)
+    vectors = np.empty((count, encoder.width), np.int8)
+    with progress_bar(count) as progress:
+        for first in range(0, count, _CHUNK):
+            items = range(first, min(first + _CHUNK, count))
+            tokens = [cache.sentence(stride * item) for item in items]
+            found = encoder.encode_tokens(
+                tokens, lambda done: progress.advance(progress.task_ids[0], done)
+            )
+            vectors[items.start : items.stop] = quantised(found)
+    return vectors
