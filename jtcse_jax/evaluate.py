@@ -129,16 +129,25 @@ def print_tables(result: dict[str, Any]) -> None:
             continue
         protocol = scored[0][suite]["protocol"]
         _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
+        _print_cut_sentences(suite, scored)
         for one in scored:
-            if "cut_sentences" in one[suite]:
-                count = f"{one[suite]['cut_sentences']:,}"
-                rich.print(Text(f"{one['model']}: sentences cut at the serving length: {count}"))
             for said in one[suite].get("undefined", ()):
                 rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
     if result.get("differences"):
         rows = {method: [found["average"]] for method, found in result["differences"].items()}
         reference = results[0]["method"]
         _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
+
+
+def _print_cut_sentences(suite: str, results: list[dict[str, Any]]) -> None:
+    counts = {
+        one["model"]: one[suite]["cut_sentences"]
+        for one in results
+        if "cut_sentences" in one[suite]
+    }
+    if counts:
+        each = (f"{count:,} ({model})" for model, count in counts.items() if count)
+        rich.print(Text(f"sentences cut at the serving length: {', '.join(each) or 0}"))
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:

@@ -8,7 +8,7 @@ TensorBoard and Weights & Biases keep it, and show those steps twice.
 import json
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +129,16 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
 
 
 class Speed:
-    """How much is done a second, and the time left, over the training steps alone."""
+    """How much is done a second, and the time left, over the last 100 steps of training alone.
+
+    Not over all steps: a second shape that compiles in the middle of a run takes as long as a
+    thousand of its steps.
+    """
 
     def __init__(self, steps_left: int):
         self._steps_left = steps_left
-        self._steps = 0
-        self._seconds = 0.0
+        self._last: deque[tuple[float, dict[str, float]]] = deque(maxlen=100)  # seconds, done
         self._since: float | None = None
-        self._done: dict[str, float] = defaultdict(float)
 
     def step(self, **done: float) -> None:
         """A step has ended, with so much done of each name.
@@ -146,10 +148,7 @@ class Speed:
         now = time.perf_counter()
         self._steps_left -= 1
         if self._since is not None:
-            self._steps += 1
-            self._seconds += now - self._since
-            for name, amount in done.items():
-                self._done[name] += amount
+            self._last.append((now - self._since, done))
         self._since = now
 
     def pause(self) -> None:
@@ -157,13 +156,18 @@ class Speed:
         self._since = None
 
     def per_second(self, name: str) -> float:
-        """Of that name since the start; 0 before two steps."""
-        return self._done[name] / self._seconds if self._seconds else 0.0
+        """Of that name; 0 before two steps."""
+        seconds = self._seconds()
+        return sum(done[name] for _, done in self._last) / seconds if seconds else 0.0
 
     @property
     def seconds_left(self) -> float:
         """For the remaining steps at that speed."""
-        return self._steps_left * self._seconds / self._steps if self._steps else float("nan")
+        seconds = self._seconds()
+        return self._steps_left * seconds / len(self._last) if self._last else float("nan")
+
+    def _seconds(self) -> float:
+        return sum(seconds for seconds, _ in self._last)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the stages of a pipeline score: a row for each, the table, and which of them is the best."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
     """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
 
     `step` is that of the model, by default the best; `seconds` the training time of all steps at
-    the logged speed: compiling, evaluating and saving are not in it.
+    the median logged speed: compiling, evaluating and saving are not in it.
     """
     lines = read_jsonl(Path(config.workdir) / JSONL)
     trained = [line for line in lines if "loss" in line]
-    rate = trained[-1]["sentences_per_second"]
+    rate = statistics.median(line["sentences_per_second"] for line in trained)
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
     # If scores are equal the later step counts, as in `Checkpoints.best_step`.
     best = max(scores, key=lambda step: (scores[step], step), default=None)

@@ -131,6 +131,17 @@ def test_speed_counts_training_alone(monkeypatch):
     assert speed.per_second("sentences") == pytest.approx(4 * 8 / 20)
 
 
+def test_speed_forgets_a_shape_that_compiled_late(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    speed = Speed(steps_left=1000)
+    for seconds in [0, 1, 30] + 100 * [1]:
+        now += seconds
+        speed.step(sentences=8)
+    assert speed.per_second("sentences") == pytest.approx(8)
+    assert speed.seconds_left == pytest.approx(1000 - 103)
+
+
 def test_wandb_gets_the_same_numbers_and_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
     """A stand-in: the real one wants a login, or writes a binary file of its own."""
     made = []

@@ -1,5 +1,6 @@
 """The tables of a report: runs, scores of every suite, and what differs between configs."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _speed(run: Run) -> list[str]:
-    rate = run.trained[-1].get("sentences_per_second", 0) if run.trained else 0
+    rates = [line["sentences_per_second"] for line in run.trained if "sentences_per_second" in line]
+    rate = statistics.median(rates) if rates else 0
     if not rate:
         return ["", ""]
     size = run.config.get("data", {}).get("batch_size")
