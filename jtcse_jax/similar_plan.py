@@ -1,6 +1,8 @@
-"""The order of similar batches, planned once in a run from the vectors of its start model."""
+"""The order of similar batches, planned from the vectors of the model that a run starts with."""
 
+import contextlib
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import count_items, items_stride
 from jtcse_jax.distributed import is_primary
 from jtcse_jax.encoder import progress_bar
+from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.start import Start
 
@@ -31,8 +34,9 @@ def find_plan(
 ) -> SimilarBatches:
     """The order of the run in `workdir`, planned unless the run is resumed.
 
-    The primary process plans it and writes it to `similar.npy` in the workdir, from where all
-    processes, and every later start, read it. All processes call it.
+    The primary process writes it to `similar.npy` in the workdir, from where all processes, and
+    every later start, read it. A second copy beside the tokens serves other runs with the same text
+    and first tower. All processes call this function.
 
     Args:
         workdir: of the run, shared by all processes.
@@ -48,11 +52,25 @@ def find_plan(
     path = workdir / ORDER
     if start.towers is not None:
         if is_primary():
-            _log.info("grouping similar sentences by the vectors of the start model")
-            SimilarBatches.plan(item_vectors(cache, pairs, bank, start)).save(path)
+            _plan_once(cache, pairs, bank, start).save(path)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the order is planned")
     return SimilarBatches.load(path, count_items(cache, pairs))
+
+
+def _plan_once(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> SimilarBatches:
+    """The order from the copy beside the tokens; planned, and copied there, if there is none."""
+    digest = hashlib.sha256(bank.pooling.encode())
+    for leaf in jax.tree.leaves(start.towers):
+        digest.update(np.ascontiguousarray(leaf[0]).data)
+    count = count_items(cache, pairs)
+    copy = cache.folder / f"similar-{count}-{digest.hexdigest()[:32]}.npy"
+    with contextlib.suppress(UserError):
+        return SimilarBatches.load(copy, count)
+    _log.info("grouping similar sentences by the vectors of the start model")
+    plan = SimilarBatches.plan(item_vectors(cache, pairs, bank, start))
+    plan.save(copy)
+    return plan
 
 
 def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.ndarray:

@@ -257,6 +257,32 @@ def test_a_resumed_run_has_the_batches_of_its_first_start(tmp_path, towers, caps
 
 
 @pytest.mark.slow
+def test_an_order_is_planned_once_for_a_text_and_a_first_tower(tmp_path, towers, monkeypatch):
+    planned = []
+    plan = SimilarBatches.plan.__func__
+
+    def noted(cls, vectors):
+        planned.append(len(vectors))
+        return plan(cls, vectors)
+
+    monkeypatch.setattr(SimilarBatches, "plan", classmethod(noted))
+    orders = {}
+    for name, start, again in (
+        ("first", towers, 1),
+        ("other seed", (towers[0], towers[0]), 1),
+        ("other start", towers[::-1], 2),
+    ):
+        workdir = run_from(start, tmp_path, workdir=str(tmp_path / name), max_steps=1, seed=again)
+        assert planned == again * [160]
+        orders[name] = (workdir / ORDER).read_bytes()
+    assert orders["first"] == orders["other seed"] != orders["other start"]
+    for copy in (tmp_path / "cache").glob("*/similar*.npy"):
+        copy.write_bytes(b"damaged")
+    run_from(towers, tmp_path, workdir=str(tmp_path / "damaged"), max_steps=1)
+    assert len(planned) == 3 and (tmp_path / "damaged" / ORDER).read_bytes() == orders["first"]
+
+
+@pytest.mark.slow
 def test_two_processes_share_an_order(tmp_path, towers):
     whole = run_from(towers, tmp_path / "whole")
     many = tmp_path / "many"
