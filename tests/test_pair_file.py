@@ -155,7 +155,7 @@ def test_a_damaged_line_is_refused(output, partial, damaged):
     write(output, windows=1)
     lines = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join([damaged, *lines[1:]]))
-    with pytest.raises(UserError, match="pairs.tsv.partial:1: not a pair"):
+    with pytest.raises(UserError, match="pairs.tsv.partial:1: not the pair"):
         write(output)
 
 

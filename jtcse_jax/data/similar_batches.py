@@ -20,7 +20,7 @@ from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.similar import near_duplicates, similar_order
 from jtcse_jax.errors import UserError, writing
 
-_GROUP = 8  # neighbours whose order is arbitrary; a batch groups at least as many
+_GROUP = 8  # neighbours in arbitrary order; for batches of at least this size
 
 
 @dataclass(frozen=True)

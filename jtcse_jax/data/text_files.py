@@ -70,7 +70,7 @@ def lines(path: Path, part: range) -> Iterator[str]:
 
 
 def pair_lines(path: Path, part: range) -> Iterator[str]:
-    """The two columns of each such line, one by one; a blank line gives one empty string."""
+    """The two columns of each of these lines, one by one; a blank line gives an empty string."""
     for number, line in _decoded_lines(path, part):
         columns = line.split("\t")
         if not line.strip():

@@ -99,7 +99,7 @@ class TokenParts:
 
     @contextmanager
     def locked(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Whether this process has locked a shard; `num_shards` is the lock for joining them."""
+        """Locks a shard while the block runs, if it is free; `num_shards` is for joining."""
         with open(self._folder / "lock", "ab") as file:
             try:
                 ours = lock_byte(file, number, wait=wait)
