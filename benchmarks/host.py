@@ -1,9 +1,10 @@
-"""The host's part: tokenising, opening the cache, and feeding the device.
+"""The host's work: tokenising, opening the cache, and feeding the device.
 
     python -m benchmarks.host --text sentences.txt --output host.json
 
-Linux only, since memory is read from /proc. Without `--text` the text is English-like: words of
-the tokenizer's vocabulary, drawn by Zipf's law. The comparisons need `pip install datasets torch`.
+It needs Linux, because memory is read from /proc. Without `--text` the text is English-like: words
+of the tokenizer's vocabulary, drawn by Zipf's law. The comparisons need `pip install datasets
+torch`.
 """
 
 import argparse
@@ -52,16 +53,16 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line, may end in .xz; repeated with changes")
+    parser.add_argument("--text", help="one sentence per line, .xz allowed; repeated with changes")
     parser.add_argument("--sentences", type=int, default=1_000_000)
     parser.add_argument("--sample", type=int, default=50_000, help="sentences of the comparison")
     parser.add_argument("--tokenizer", default=MINILM)
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--batches", type=int, default=300, help="batches taken in a round")
-    parser.add_argument("--step-ms", type=float, default=13.0, help="the step that is fed")
-    parser.add_argument("--rounds", type=int, default=3, help="calls that count, of each process")
-    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
+    parser.add_argument("--batches", type=int, default=300, help="batches per round")
+    parser.add_argument("--step-ms", type=float, default=13.0, help="time of the simulated step")
+    parser.add_argument("--rounds", type=int, default=3, help="measured calls per process")
+    parser.add_argument("--turns", type=int, default=2, help="processes per contender")
     parser.add_argument("--ours-only", action="store_true", help="leave out the comparisons")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
@@ -245,10 +246,10 @@ def _feed(folder: str, size: int, count: int, step: float) -> Callable[[], Numbe
 def _consume(
     batches: PackedBatches, mesh: jax.sharding.Mesh, count: int, step: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds waited for each batch, and to place it, by a consumer that then sleeps a step.
+    """Seconds to wait for each batch, and to place it, for a consumer that then sleeps a step.
 
-    The first batches are not counted. The trainer dispatches a step while the device still does
-    the one before: it hides both, so that this is the most that a device would wait.
+    The first batches are not counted. The trainer dispatches a step while the device still runs the
+    previous one, which hides both, so this is an upper bound of the device's wait.
     """
     waits, places = [], []
     ahead = batches.iterate(0, count)
@@ -266,7 +267,7 @@ def _consume(
 
 
 def _collate(folder: str, size: int, count: int, tokenizer: str) -> Callable[[], Numbers]:
-    """The same sentences, each twice, from memory through DataCollatorWithPadding."""
+    """The same sentences, each twice, from memory, through DataCollatorWithPadding."""
     from torch.utils.data import DataLoader
     from transformers import DataCollatorWithPadding
 
@@ -287,7 +288,7 @@ def _collate(folder: str, size: int, count: int, tokenizer: str) -> Callable[[],
     return work
 
 
-# Small things.
+# Helpers.
 
 
 def _tokenizer(options: argparse.Namespace) -> dict[str, Any]:
@@ -303,7 +304,7 @@ def _median(outcomes: list[Outcome], key: str) -> float:
 
 
 def _drained(batches: Iterable[Any]) -> float:
-    """Seconds to take all of them, none kept."""
+    """Seconds to iterate over all of them without keeping any."""
     began = time.perf_counter()
     for _ in batches:
         pass

@@ -1,11 +1,12 @@
-"""What the device can do at most, measured, and the least time that a training step could take.
+"""Measures the limits of the device, and computes the least time of a training step from them.
 
     python -m benchmarks.limits --output limits.json
 
-The floor of a step is the sum of two times that nothing can hide in a step without waste: its
-matrix products over real tokens at the rate of one large product, and the optimizer's bytes at the
-rate of a plain copy. Of AdamW these are 28 a parameter (weight, gradient and two moments read, all
-but the gradient written, 4 each) and, where the towers compute in bfloat16, 6 for the copy.
+The floor of a step is the sum of two times that cannot overlap much in a step: its matrix products
+over real tokens at the rate of one large product, and the optimizer's bytes at the rate of a plain
+copy. AdamW moves 28 bytes per parameter (it reads weight, gradient and two moments and writes all
+but the gradient, 4 bytes each) and, if the towers compute in bfloat16, 6 more for the bfloat16
+copy.
 """
 
 import argparse
@@ -33,7 +34,7 @@ _ROUNDS = 10
 
 @one_line_errors
 def main() -> None:
-    """Measures the device and prints the floors of a step of 64 sentences twice."""
+    """Measures the device and prints the floors of a step of 64 sentences with two views each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[25, 31, 64], help="of sentences")
     parser.add_argument("--batch", type=int, default=64)
@@ -72,15 +73,15 @@ def floor(
     towers: int = 2,
     crossed_layers: int = 0,
 ) -> float:
-    """Seconds of a training step at least.
+    """The least seconds of a training step.
 
     Args:
-      architecture: of a tower.
-      work: of a batch, in one tower.
-      dtype: that the towers compute in.
-      rate: operations a second, as `product_rate`.
-      copy: bytes a second, as `bandwidth`.
-      towers: how many.
+      architecture: architecture of a tower.
+      work: work of a batch in one tower.
+      dtype: dtype in which the towers compute.
+      rate: operations per second, from `product_rate`.
+      copy: bytes per second, from `bandwidth`.
+      towers: number of towers.
       crossed_layers: layers that a crossed stream runs too, see `flops.crossed_layers`.
     """
     products = 3 * towers * forward_flops(architecture, work, crossed_layers=crossed_layers)
@@ -96,7 +97,7 @@ def parameters(architecture: Architecture) -> int:
 
 
 def product_rate(dtype: str) -> float:
-    """Operations a second of the fastest of some large square products."""
+    """Operations per second of the fastest of a few large square products."""
     rates = []
     for size in (2048, 3072) if jax.default_backend() == "cpu" else (4096, 8192):
         x = jnp.ones((size, size), dtype)
@@ -106,7 +107,7 @@ def product_rate(dtype: str) -> float:
 
 
 def bandwidth() -> float:
-    """Bytes a second, read and written together, of a large float32 array plus one, in place."""
+    """Bytes per second, read and written together, of x + 1 in place, for a large float32 array."""
     x = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
     add_one = jax.jit(lambda x: x + 1, donate_argnums=0)
     seconds = []

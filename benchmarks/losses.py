@@ -1,11 +1,12 @@
-"""`python -m benchmarks.losses`: the losses of JTCSE alone, forward and backward, on the CPU.
+"""`python -m benchmarks.losses`: only the losses of JTCSE, forward and backward, on the CPU.
 
-On given vectors of two towers (of the plain streams, of their poolers, of the crossed streams):
-ours, compiled, against vectorised PyTorch and against PyTorch as the authors' public scripts are,
-whose broadcast cosines take 12 GB and more than ten seconds at 512 rows: fewer `--rows` are kinder.
+The inputs are vectors of two towers (of the plain streams, their poolers and the crossed streams).
+Our compiled losses are compared with vectorised PyTorch and with PyTorch like the authors' public
+scripts, whose broadcast cosines take 12 GB and more than ten seconds at 512 rows; use fewer
+`--rows` on a small machine.
 
-`seconds` is the median of a call. `memory` is what a process grows by during its calls, at most,
-above what it holds before the first; `planned` is XLA's own account of temporaries and results.
+`seconds` is the median of a call. `memory` is the peak growth of a process during its calls, over
+its memory before the first; `planned` is XLA's own count of temporaries and results.
 """
 
 import argparse
@@ -28,9 +29,9 @@ DEFAULT_ROUNDS = 5
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
-    parser.add_argument("--rows", type=int, default=512, help="vectors of a tower, two a sentence")
-    parser.add_argument("--size", type=int, default=768, help="their width")
-    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="calls that count")
+    parser.add_argument("--rows", type=int, default=512, help="vectors per tower, two per sentence")
+    parser.add_argument("--size", type=int, default=768, help="size of a vector")
+    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="measured calls")
     parser.add_argument("--without-published", action="store_true", help="leave out the slow one")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     arguments = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def ours(rows: int, size: int) -> Callable[[], dict[str, float]]:
-    """Loss and gradients of our objective, compiled before it is returned."""
+    """Loss and gradients of our objective, compiled before the function is returned."""
     import jax
 
     from jtcse_jax import objectives
@@ -116,14 +117,14 @@ def torch_losses(rows: int, size: int, opponent: str) -> Callable[[], dict[str, 
 
 
 def vectors(rows: int, size: int) -> np.ndarray:
-    """[3, 2, rows, size] float32: h, p and c of two towers, the views of a sentence alike."""
+    """[3, 2, rows, size] float32: h, p and c of two towers; views of a sentence are similar."""
     random = np.random.default_rng(0)
     sentences = np.repeat(random.normal(size=(3, 1, rows // 2, size)), 2, axis=2)
     return (sentences + 0.5 * random.normal(size=(3, 2, rows, size))).astype(np.float32)
 
 
 def with_growth(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """`work`, which also tells what the process has grown by since before its first call."""
+    """`work`, which also returns the growth of the process since before its first call."""
     forget_peak()
     before = memory("VmRSS")
 
@@ -134,7 +135,7 @@ def with_growth(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, An
 
 
 def forget_peak() -> None:
-    """Sets this process's peak of resident memory to what it holds now (Linux)."""
+    """Resets this process's peak resident memory to its current memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

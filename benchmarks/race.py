@@ -1,8 +1,8 @@
-"""Contenders side by side: one process at a time, all of them in turn.
+"""Measures contenders side by side: one process at a time, in several turns.
 
-A process of its own, so that the thread pools and the memory of one library are not in the way of
-another (two idle gigabytes beside a step cost it half its speed on a small machine); turns, so that
-a machine that slows down for a while does not do so to one contender alone.
+Each contender has its own process, so that the thread pools and the memory of one library do not
+disturb another (two idle gigabytes beside a step halve its speed on a small machine). Turns
+alternate, so that a temporary slowdown of the machine does not affect only one contender.
 """
 
 import json
@@ -22,32 +22,32 @@ from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError
 from jtcse_jax.output import replace
 
-# The parent measures too, and must not take a GPU's memory from the contenders.
+# The parent measures too, and must leave the GPU's memory to the contenders.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What one process runs: `factory(**arguments)` gives a function that does one unit of work.
+    """The work of one process: `factory(**arguments)` returns a function that does one unit of it.
 
-    The function takes nothing, returns when the work is done (not when it is dispatched), and may
-    return a dictionary of numbers that are then shown beside the time.
+    The function has no arguments, returns when the work is done (not when it is dispatched), and
+    may return a dictionary of numbers to report beside the time.
     """
 
     factory: Callable[..., Callable[[], dict[str, float] | None]]
     arguments: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)  #: variables, set before it starts
+    environment: dict[str, str] = field(default_factory=dict)  #: variables, set before its start
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a contender."""
+    """The measurements of a contender."""
 
-    seconds: list[float]  #: of each round, warm-up left out
-    start_seconds: float  #: from the call of the factory to its return, at best
-    first_seconds: float  #: the first call, compilation included, at best
-    peak_bytes: int  #: most memory of the process so far, of the host
-    numbers: dict[str, float]  #: what the last call returned
+    seconds: list[float]  #: of each round, without the warm-up
+    start_seconds: float  #: of the call of the factory, the best of all turns
+    first_seconds: float  #: of the first call, compilation included, the best of all turns
+    peak_bytes: int  #: the process's peak host memory
+    numbers: dict[str, float]  #: the result of the last call
 
     @property
     def median(self) -> float:
@@ -60,8 +60,8 @@ def race(
 ) -> dict[str, Outcome]:
     """The outcome of each contender over `turns` processes of `rounds` calls each.
 
-    `warmup` calls of each process do not count. Raises UserError with the child's own words where
-    one fails.
+    `warmup` calls of each process do not count. Raises UserError with the child's own error message
+    if one fails.
     """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
     for _ in range(turns):
@@ -83,17 +83,17 @@ def _run(name: str, contender: Contender, rounds: int, warmup: int) -> Outcome:
     context = multiprocessing.get_context("spawn")
     end, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(contender, theirs), daemon=True)
-    # A child inherits the environment of its start: its libraries read it when imported.
+    # A child inherits the environment at its start; its libraries read it when they are imported.
     kept = {key: os.environ.get(key) for key in contender.environment}
     os.environ.update(contender.environment)
     process.start()
     _restore(kept)
-    theirs.close()  # so that the end of the child ends the wait for it
+    theirs.close()  # so that waiting for the child ends when the child ends
     try:
         start = _answer(end, name)
         answers = [_answer(end, name, ask=True) for _ in range(warmup + rounds)]
     finally:
-        end.close()  # it ends by itself when nobody asks any more
+        end.close()  # the child ends by itself when the pipe is closed
         process.join(10)
         process.kill()
         process.join()
@@ -109,8 +109,8 @@ def _run(name: str, contender: Contender, rounds: int, warmup: int) -> Outcome:
 def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields: Any) -> None:
     """Prints `rows` as a table and writes them, with versions and device, as JSON to `output`.
 
-    All rows have the same keys, which head the columns; numbers are shown to three digits. Raises
-    UserError where the file cannot be written.
+    All rows have the same keys, which are the column titles; numbers are printed to three digits.
+    Raises UserError if the file cannot be written.
     """
     result = {"benchmark": title, **fields, "rows": rows, "environment": environment()}
     result["environment"]["cpus"] = str(len(os.sched_getaffinity(0)))
@@ -120,7 +120,7 @@ def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
     console = Console()
-    # Nothing is folded in a file.
+    # No folding when the output is a file.
     console.width = max(console.width, 100 if console.is_terminal else 200)
     console.print(table)
     if output:
@@ -128,7 +128,7 @@ def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields
 
 
 def outcome_fields(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as JSON."""
+    """The outcome in a form that JSON accepts."""
     return asdict(outcome) | {"median": outcome.median}
 
 
@@ -162,7 +162,7 @@ def _serve(contender: Contender, end) -> None:
 
 
 def memory(name: str) -> int:
-    """Bytes of a line of /proc/self/status (Linux): VmRSS, VmHWM (its peak), RssAnon."""
+    """Bytes in a line of /proc/self/status (Linux): VmRSS, VmHWM (its peak), RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -173,7 +173,7 @@ def _answer(end, name: str, ask: bool = False) -> dict[str, Any]:
             end.send(True)
         answer = end.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise UserError(f"{name} ended without an answer: is memory left?") from None
+        raise UserError(f"{name} ended without an answer: it may have run out of memory.") from None
     if "error" in answer:
         raise UserError(f"{name}: {answer['error']}")
     return answer

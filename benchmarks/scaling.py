@@ -1,12 +1,12 @@
-"""A training step on more devices and on larger batches: time, memory, and what travels.
+"""A training step on more devices and on larger batches: time, memory, and transfers.
 
     python -m benchmarks.scaling --batch 64 256 1024 --devices 1 2 4 8 --output scaling.json
     python -m benchmarks.scaling --batch 65536 --micro-batch 64 --plan
 
-Every device count gets `--batch` sentences in all: negatives are global, so that more devices do
-not change the step, only who does it. On a CPU the devices are simulated on the same cores: memory
-and collectives are real there, speed-up is not. Memory is what the compiler plans; with `--plan`
-the step is compiled and not run, so that it may be larger than the machine.
+Every device count gets `--batch` sentences in total: negatives are global, so more devices divide
+the same step. On a CPU the devices are simulated on the same cores: memory and collectives are real
+there, the speed-up is not. Memory is the compiler's plan. With `--plan` the step is compiled and
+not run, so it may be larger than the machine.
 """
 
 import argparse
@@ -38,11 +38,11 @@ _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 
 
 class Collective(NamedTuple):
-    """Arrays that travel between devices in a compiled program."""
+    """Arrays that are transferred between devices in a compiled program."""
 
-    kind: str  #: as all-gather
+    kind: str  #: for example all-gather
     sizes: list[int]  #: bytes of each result, on one device
-    source: str  #: the operation of jax that asked for it
+    source: str  #: the jax operation it comes from
 
 
 @one_line_errors
@@ -82,14 +82,14 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else English-like ones")
+    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
     parser.add_argument("--size", choices=SIZES, default="small" if on_cpu else "base")
     parser.add_argument("--objective", choices=("tncse", "jtcse"), default="jtcse")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sentences in all")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sentences in total")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
-    parser.add_argument("--tower-devices", type=int, default=1, help="groups of devices")
-    parser.add_argument("--fsdp-devices", type=int, default=1, help="that share parameters")
-    parser.add_argument("--micro-batch", type=int, help="sentences at a time, else all")
+    parser.add_argument("--tower-devices", type=int, default=1, help="groups of devices by tower")
+    parser.add_argument("--fsdp-devices", type=int, default=1, help="devices to split parameters")
+    parser.add_argument("--micro-batch", type=int, help="sentences at a time; default: all")
     parser.add_argument("--plan", action="store_true", help="compile the step, do not run it")
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
@@ -113,9 +113,9 @@ def sharded_step(
     dtype: str,
     plan: bool,
 ) -> Callable[[], dict[str, float]]:
-    """A compiled step over that many devices; it also tells its memory and what it moves.
+    """A compiled step over `devices` devices; each call returns its memory and transfers.
 
-    `plan`: it tells that alone, and does nothing.
+    With `plan` a call only returns these and does not run the step.
     """
     mesh = sharding.make_mesh(tower_devices, fsdp_devices, devices=jax.devices()[:devices])
     step, state = step_and_state(objective, size, dtype, mesh, abstract=plan)
@@ -141,7 +141,7 @@ def sharded_step(
 
 
 def _packed(sentences: Sentences, micro_batch: int | None, columns: int) -> Batch:
-    """Both views of all sentences, in micro-batches of one number of rows, a multiple."""
+    """Both views of all sentences; every micro-batch has one multiple of `columns` rows."""
     count = micro_batch or len(sentences)
     parts = [sentences[start : start + count] for start in range(0, len(sentences), count)]
     rows = -(-max(map(rows_of, parts)) // columns) * columns
@@ -159,7 +159,7 @@ def collectives(program: str) -> list[Collective]:
                 _BYTES.get(dtype, 4) * math.prod(int(size) for size in dims.split(",") if size)
                 for dtype, dims in _ARRAY.findall(results)
             ]
-            # What has only started names its operands too, before the results.
+            # A collective's "-start" lists its operands before the results.
             if started and len(sizes) > 1:
                 sizes = sizes[len(sizes) // 2 :]
             source = _SOURCE.search(line)

@@ -1,23 +1,24 @@
-"""What a training step on many devices would take, simulated: nothing here has run on them.
+"""Simulates the time of a training step on many devices: nothing here has run on them.
 
     python -m benchmarks.simulate --text sentences.txt --devices 8 64 512 --output simulate.json
 
-Two BERT towers trained with JTCSE, data parallel, on hosts of some devices each. A step takes
+Two BERT towers are trained with JTCSE, data parallel, on hosts with several devices each. A step
+takes
 
     max(packing, compute + gradients + vectors)
 
-* packing: measured here, as processor time of one thread. The process of one of that many hosts
-  plans the whole batch and fills its own rows, by the trainer's own code.
+* packing: measured here, as processor time of one thread. The process of one host plans the whole
+  batch and fills its own rows, by the trainer's own code.
 * compute: the matrix products of `jtcse_jax.flops` at `--mfu` of `--peak-tflops`.
-* gradients: an all-reduce of 4 bytes a parameter.
-* vectors: what the losses move, in units of all sentence vectors, K * 2B * D * 4 bytes: 4.3 of them
-  gathered and 4 reduced, as counted in the compiled step (a test holds them to it).
+* gradients: an all-reduce of 4 bytes per parameter.
+* vectors: the transfers of the losses, in units of all sentence vectors, K * 2B * D * 4 bytes: 4.3
+  units gathered and 4 reduced, as counted in the compiled step (a test checks these numbers).
 
-Bytes travel as by NCCL's ring inside each host and between hosts: an all-reduce of S bytes over g
-devices a host and H hosts takes 2 (g-1)/g S / device_rate + 2 (H-1)/H S / host_rate, and 2 (g-1 +
-H-1) latencies; an all-gather half of it. Rates are the wire's, so that these times are the least
-possible, and nothing overlaps with computing, so that their sum is the most. Left out: the
-optimizer, the losses' products, and waiting for the slowest device. `fed` is without the wait for
+Transfers follow NCCL's ring inside each host and between hosts: an all-reduce of S bytes over g
+devices per host and H hosts takes 2 (g-1)/g S / device_rate + 2 (H-1)/H S / host_rate, and 2 (g-1 +
+H-1) latencies; an all-gather takes half of it. The rates are those of the wire, so these times are
+lower bounds. Nothing overlaps with computing, so their sum is an upper bound. The optimizer, the
+losses' products, and waiting for the slowest device are left out. `fed` excludes the wait for
 packing.
 """
 
@@ -50,17 +51,17 @@ _MEASURED = 3  # batches packed
 
 
 class Cluster(NamedTuple):
-    """Hosts that are alike."""
+    """A number of equal hosts."""
 
-    devices: int  #: of all hosts
-    per_host: int  #: devices of a host
-    device_rate: float  #: bytes a second that a device sends to another one of its host
-    host_rate: float  #: bytes a second that a host sends to other hosts
-    latency: float  #: seconds of a message
+    devices: int  #: devices of all hosts
+    per_host: int  #: devices of one host
+    device_rate: float  #: bytes per second from a device to another one of its host
+    host_rate: float  #: bytes per second from a host to other hosts
+    latency: float  #: seconds per message
 
     @property
     def hosts(self) -> int:
-        """Hosts there are."""
+        """The number of hosts."""
         return max(1, self.devices // self.per_host)
 
 
@@ -83,22 +84,22 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else English-like ones")
+    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--batch", type=int, default=64, help="sentences of a device")
+    parser.add_argument("--batch", type=int, default=64, help="sentences per device")
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--per-host", type=int, default=8, help="devices of a host")
+    parser.add_argument("--per-host", type=int, default=8, help="devices per host")
     parser.add_argument("--peak-tflops", type=float, default=989, help="H100, bfloat16: data sheet")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of it; an assumption")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak; an assumption")
     parser.add_argument(
         "--device-gb", type=float, default=450, help="GB/s one way; NVLink 4, H100 data sheet"
     )
     parser.add_argument(
         "--host-gb", type=float, default=400, help="GB/s one way; 8 x 400 Gb/s, DGX H100 data sheet"
     )
-    parser.add_argument("--latency-us", type=float, default=10, help="of a message; an assumption")
+    parser.add_argument("--latency-us", type=float, default=10, help="per message; an assumption")
     parser.add_argument("--max-len", type=int, default=64)
-    parser.add_argument("--sentences", type=int, default=20_000, help="at least; packed from these")
+    parser.add_argument("--sentences", type=int, default=20_000, help="least size of the text")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
 
@@ -138,12 +139,12 @@ def _row(options: argparse.Namespace, cache: TokenCache, cluster: Cluster) -> di
 
 
 def all_reduce(size: float, cluster: Cluster) -> float:
-    """Seconds until every device has the sum of all devices' arrays of that many bytes."""
+    """Seconds until every device has the sum of all devices' arrays of `size` bytes."""
     return 2 * all_gather(size, cluster)
 
 
 def all_gather(size: float, cluster: Cluster) -> float:
-    """Seconds until every device has an array of that many bytes, of which each had a share."""
+    """Seconds until every device has an array of `size` bytes, of which each had a share."""
     inside = (cluster.per_host - 1) / cluster.per_host * size / cluster.device_rate
     between = (cluster.hosts - 1) / cluster.hosts * size / cluster.host_rate
     messages = cluster.per_host - 1 + cluster.hosts - 1
@@ -159,12 +160,12 @@ def gradient_bytes(size: str) -> int:
 
 
 def vector_bytes(size: str, batch: int) -> int:
-    """Bytes of the vectors of all views by all towers, float32."""
+    """Bytes of the vectors of all views in all towers, float32."""
     return TOWERS * 2 * batch * SIZES[size].hidden_size * 4
 
 
 def step_operations(size: str, cache: TokenCache, batch: int) -> float:
-    """Operations of a device's share of a step."""
+    """Operations of one device's share of a step."""
     architecture = SIZES[size]
     lengths = cache.lengths.astype(np.float64)
     views = 2 * batch
@@ -174,7 +175,7 @@ def step_operations(size: str, cache: TokenCache, batch: int) -> float:
 
 
 def measure_packing(cache: TokenCache, batch: int, cluster: Cluster) -> tuple[float, int]:
-    """Processor seconds and bytes of a batch, in the process of the first host."""
+    """Processor seconds and bytes of a batch in the process of the first host."""
     batches = PackedBatches(
         cache,
         batch_size=batch,

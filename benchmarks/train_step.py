@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_step --text sentences.txt --batch 8 --output train_step.json
 
-Every contender gets the same token ids, batch after batch, from random weights; padding or packing
-them is part of its step, the text's tokenising is not. Ours has one number of rows, enough for all
-batches; the trainer has two. `real tokens/s` counts the tokens of both
-views in one tower. `first step` is that of a fresh process: tracing and compiling, without imports.
+Every contender gets the same token ids, batch after batch, and random weights. Padding or packing
+them is part of the step, tokenising the text is not. Ours has one number of rows, enough for all
+batches; the trainer has two. `real tokens/s` counts the tokens of both views in one tower. `first
+step` is that of a fresh process: tracing and compiling, without imports.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
             module, own = OPPONENTS[name]
             own = {"module": module, "max_len": options.max_len} | own
             contenders[name] = Contender(theirs, common | own)
-        # Two warm-up steps: torch.compile compiles anew at the second length.
+        # Two warm-up steps: torch.compile compiles again at the second length.
         raced = race(contenders, options.rounds, warmup=2, turns=options.turns)
         outcomes[objective] = {name: outcome_fields(one) for name, one in raced.items()}
         for name, outcome in raced.items():
@@ -83,21 +83,21 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence a line; else English-like ones")
+    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--objective", nargs="+", choices=("tncse", "jtcse"), default=["tncse"])
     parser.add_argument("--batch", type=int, default=8 if on_cpu else 64, help="sentences")
     parser.add_argument("--max-len", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=8, help="different ones, taken in turn")
+    parser.add_argument("--batches", type=int, default=8, help="number of different batches")
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--against", nargs="*", choices=OPPONENTS, default=[*OPPONENTS])
-    parser.add_argument("--rounds", type=int, default=5, help="steps that count, of each process")
-    parser.add_argument("--turns", type=int, default=2, help="processes of each contender")
+    parser.add_argument("--rounds", type=int, default=5, help="measured steps per process")
+    parser.add_argument("--turns", type=int, default=2, help="processes per contender")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
     return parser.parse_args()
 
 
-# Of the well made one, whether rows are sorted by length into groups and whether it is compiled.
+# For the well made one: into how many groups rows are sorted by length, and whether it is compiled.
 OPPONENTS = {
     "as published": ("published", {}),
     "well made": ("well_made", {"groups": 1}),
@@ -107,13 +107,13 @@ OPPONENTS = {
 
 
 def work_of(sentences: Sentences) -> Work:
-    """Of one tower, both views."""
+    """The work of one tower for both views."""
     lengths = np.array([len(sentence) for sentence in sentences], np.float64)
     return Work(2 * lengths.sum(), 2 * (lengths**2).sum(), 2 * len(lengths))
 
 
 def ours(objective: str, size: str, batches: list[Sentences], dtype: str) -> Callable:
-    """A step of the trainer: packing, placing, the jitted step, and waiting for its loss."""
+    """A step of the trainer: packing, placing, running the jitted step and waiting for its loss."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, state = step_and_state(objective, size, dtype, mesh)
     key = jax.random.key(0)
@@ -133,9 +133,9 @@ def ours(objective: str, size: str, batches: list[Sentences], dtype: str) -> Cal
 def step_and_state(
     objective: str, size: str, dtype: str, mesh: Mesh, *, abstract: bool = False
 ) -> tuple[TrainStep, TrainState]:
-    """The trainer's step of two towers from random weights, every second layer crossed.
+    """The trainer's step for two towers with random weights, every second layer crossed.
 
-    `abstract`: the state's shapes alone, to compile the step and not to run it.
+    With `abstract` the state has only shapes: the step can be compiled but not run.
     """
     architecture = SIZES[size]
     towers = ("scratch", "scratch")
@@ -164,7 +164,7 @@ def rows_of(sentences: Sentences) -> int:
 
 
 def packed(sentences: Sentences, num_rows: int) -> Batch:
-    """Both views of each sentence, in rows as the trainer has them."""
+    """Both views of each sentence, in rows like the trainer's."""
     lengths = _lengths(sentences)
     plan = pack(lengths, ROW_LENGTH, SLOTS)
     arrays = fill(

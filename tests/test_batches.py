@@ -213,8 +213,8 @@ def test_usual_rows_cost_least_over_the_first_batches():
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"batch_size": 51}, "some.txt gives 50 sentences.*data.batch_size from 51"),
-        ({"batch_size": 50, "pairs": "adjacent"}, "gives 49 sentences"),
+        ({"batch_size": 51}, "some.txt has 50 sentences.*data.batch_size from 51"),
+        ({"batch_size": 50, "pairs": "adjacent"}, "has 49 sentences"),
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"row_length": 15}, "data.row_length is 15.*16 tokens"),
         ({"slots": 0}, "data.slots is 0"),

@@ -37,7 +37,7 @@ def test_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no tokenizer"):
         hf_tokenizer.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="its tokenizer does not open"):
+    with pytest.raises(UserError, match="cannot load its tokenizer"):
         hf_tokenizer.load_tokenizer(tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_partial_file_of_unknown_settings_is_refused(output, tmp_path, sidecar
     write(output, windows=1)
     path = tmp_path / "pairs.tsv.partial.json"
     path.unlink() if sidecar is None else path.write_text(sidecar)
-    with pytest.raises(UserError, match="partial.json, which says how it was made"):
+    with pytest.raises(UserError, match="partial.json, which has its settings"):
         write(output)
 
 
@@ -143,7 +143,7 @@ def test_a_partial_file_of_unknown_settings_is_refused(output, tmp_path, sidecar
 def test_another_input_is_refused(output, partial, line, sentences):
     write(output, windows=2)
     before = partial.read_bytes()
-    with pytest.raises(UserError, match=f"pairs.tsv.partial:{line}: not a pair of the input's"):
+    with pytest.raises(UserError, match=f"pairs.tsv.partial:{line}: not the pair of"):
         write(output, sentences)
     assert partial.read_bytes() == before
 
@@ -155,7 +155,7 @@ def test_a_damaged_line_is_refused(output, partial, damaged):
     write(output, windows=1)
     lines = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join([damaged, *lines[1:]]))
-    with pytest.raises(UserError, match="pairs.tsv.partial:1: not a pair"):
+    with pytest.raises(UserError, match="pairs.tsv.partial:1: not the pair"):
         write(output)
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_what_is_done(output, partial, tmp_path):
             pairs.resume(iter(SENTENCES), 3)
             pairs.append([(sentence, second(sentence)) for sentence in SENTENCES[:3]])
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 30, hard))
-            with pytest.raises(UserError, match=r"too large; .*pairs.tsv.partial keeps what is do"):
+            with pytest.raises(UserError, match=r"too large; .*pairs.tsv.partial keeps"):
                 pairs.append([(sentence, second(sentence)) for sentence in SENTENCES[3:6]])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

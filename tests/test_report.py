@@ -242,18 +242,18 @@ def test_what_a_run_does_not_have_is_left_out_with_its_reason(tmp_path, command)
     assert "the last line of metrics.jsonl was cut short" in text
     assert "a model without a training log" in text
     # Neither has weights: the page says so, and goes on.
-    assert "its sentence vectors are not looked at" in text
-    assert text.count("the model is not looked at: ") == 2
+    assert "its sentence vectors are not inspected" in text
+    assert text.count("the model is not inspected: ") == 2
     assert not [told for told in page.told() if "Dev score" in told]
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"step": 5, "loss": 1', "no line of metrics"),
+        ('{"step": 5, "loss": 1', "not a line of metrics"),
         ("[1]", "no step in it"),
-        ('{"step": 5, "loss": NaN}', "loss = nan is no finite number"),
-        ('{"step": 5, "loss": "high"}', "loss = 'high' is no finite number"),
+        ('{"step": 5, "loss": NaN}', "loss = nan is not a finite number"),
+        ('{"step": 5, "loss": "high"}', "loss = 'high' is not a finite number"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, refused, line, said):
@@ -276,14 +276,14 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, refused, monkeypatch):
     (tmp_path / "wrong.json").write_text('{"model": 3}')
     output = ("--output", tmp_path / "report.html")
     assert "absent: no such folder" in refused(report, tmp_path / "absent", *output)
-    assert "neither a run's workdir" in refused(report, tmp_path / "empty", *output)
+    assert "not the workdir of a run" in refused(report, tmp_path / "empty", *output)
     assert "has logged nothing yet" in refused(report, tmp_path / "started", *output)
     assert "no such folder" in refused(report, run, "--output", tmp_path / "no" / "report.html")
     assert "a folder; name a file" in refused(report, run, "--output", tmp_path)
     (tmp_path / "empty.json").write_text('{"model": "x", "sts": {"protocol": "p"}}')
     for name, said in (
-        ("wrong.json", "no scores as"),
-        ("empty.json", "no scores as"),
+        ("wrong.json", "not a file of scores"),
+        ("empty.json", "not a file of scores"),
         ("absent.json", "no such file"),
     ):
         assert said in refused(report, run, *output, "--scores", tmp_path / name)

@@ -86,8 +86,8 @@ def test_bad_text_is_refused(tmp_path, content, problem):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("only one", r"p\.tsv:3: 1 tab-separated column where"),
-        ("a\tb\tc", r"p\.tsv:3: 3 tab-separated columns where"),
+        ("only one", r"p\.tsv:3: 1 tab-separated column,"),
+        ("a\tb\tc", r"p\.tsv:3: 3 tab-separated columns,"),
         ("a\t  ", r"p\.tsv:3: an empty column"),
         ("\tb", r"p\.tsv:3: an empty column"),
     ],

@@ -25,7 +25,7 @@ from jtcse_jax.data.tokens import tokenize, truncating_backend
 from jtcse_jax.errors import UserError
 
 WORDS = "a cat sat on the mat and saw two dogs run far away from it".split()
-FULL = "cannot write the token cache .*too large; free space there, and the same command goes on"
+FULL = "cannot write the token cache .*too large; free space there"
 FORK = multiprocessing.get_context("fork")
 
 

@@ -267,9 +267,9 @@ def test_a_run_with_a_token_outside_of_the_vocabulary_is_damaged(source, tokeniz
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tokens.bin", 65_535, "a token of number 65535, in a vocabulary of 23"),
-        ("lengths.bin", 0, "a sentence of 0 tokens, of at most 16"),
-        ("lengths.bin", 17, "a sentence of 17 tokens, of at most 16"),
+        ("tokens.bin", 65_535, "token id 65535, in a vocabulary of 23"),
+        ("lengths.bin", 0, "a sentence of 0 tokens, not of 1 to 16"),
+        ("lengths.bin", 17, "a sentence of 17 tokens, not of 1 to 16"),
     ],
 )
 def test_what_cannot_be_in_a_batch_is_said(tmp_path, tokenizer, caches, name, value, message):

@@ -97,7 +97,7 @@ def test_a_missing_file_is_named_and_the_other_tasks_are_read(tmp_path):
         ("SST/binary/sentiment-dev", b"a\t1\nb\t2\n", ":2: the label '2' is not 0 or 1"),
         ("SST/binary/sentiment-dev", b"a\t1\n \t0\n", ":2: a sentence is empty"),
         ("SST/binary/sentiment-dev", b"a\t1\n\xff\t0\n", ":2: not UTF-8"),
-        ("SST/binary/sentiment-dev", b"\n", ": holds no sentences"),
+        ("SST/binary/sentiment-dev", b"\n", ": has no sentences"),
         ("TREC/TREC_10.label", b"NUM:dist How far ?\nWhere ?\n", ":2: .* type and a colon"),
         ("TREC/TREC_10.label", b"WHEN:x Now ?\n", ":1: .* type and a colon"),
         ("TREC/TREC_10.label", b"NUM:dist\n", ":1: a sentence is empty"),
@@ -112,8 +112,8 @@ def test_a_missing_file_is_named_and_the_other_tasks_are_read(tmp_path):
             (MRPC_HEADER + "yes\t7\t8\ta\tb\n").encode(),
             ":2: the label 'yes' is not 0 or 1",
         ),
-        ("MRPC/msr_paraphrase_test.txt", MRPC_HEADER.encode(), ": holds no sentence pairs"),
-        ("CR/custrev.neg", b"", ": holds no sentences"),
+        ("MRPC/msr_paraphrase_test.txt", MRPC_HEADER.encode(), ": has no sentence pairs"),
+        ("CR/custrev.neg", b"", ": has no sentences"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, file, content, message):

@@ -70,22 +70,22 @@ def test_names_choose_and_other_names_are_tasks_too(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "the file is no mapping"),
-        ({"theirs": {}}, "'theirs' is not known: use paper, ours"),
+        ([], "the file is not a mapping"),
+        ({"theirs": {}}, "unknown key 'theirs': use paper, ours"),
         ({"paper": {"sts": {"tasks": ["A"]}}}, "paper.sts needs a metric"),
-        ({"paper": {"sts": {"metric": "f1", "task": ["A"]}}}, "'task' is not known"),
-        ({"paper": {"sts": {"metric": "f1", "tasks": ["A", 3]}}}, "sts, task 1: 3 is neither"),
+        ({"paper": {"sts": {"metric": "f1", "task": ["A"]}}}, "unknown key 'task'"),
+        ({"paper": {"sts": {"metric": "f1", "tasks": ["A", 3]}}}, "sts, task 1: 3 is not a name"),
         (
             {"ours": {"sts": {"metric": "f1", "tasks": [{"name": "A", "split": "test"}]}}},
-            "split: 'test' is not known: use name, metric, subsets",
+            "unknown split: 'test': use name, metric, subsets",
         ),
         (
             {"ours": {"sts": {"metric": "f1", "tasks": [{"name": "A", "subsets": [False]}]}}},
-            "are no names",
+            "are not names",
         ),
         (
             {"paper": {c: {"metric": "f1", "tasks": ["A"]} for c in "xy"}},
-            "A is there twice",
+            "A is listed twice",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_wrong_list_is_refused_where_it_is_wrong(tmp_path, content, message):
 def test_a_list_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "tasks.yaml").write_text("paper: [", encoding="utf-8")
     for path in (tmp_path / "tasks.yaml", tmp_path / "gone.yaml"):
-        with pytest.raises(UserError, match=f"{path.name}: no readable list of tasks"):
+        with pytest.raises(UserError, match=f"{path.name}: not a readable list of tasks"):
             load_tasks(path)
 
 
@@ -228,7 +228,7 @@ def test_a_later_call_runs_what_is_not_finished(local, tmp_path):
     ):
         run(tmp_path, fingerprint="b" * 64)
     (tmp_path / "out" / "BUCC.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"BUCC.json is no result of MTEB: delete it"):
+    with pytest.raises(UserError, match=r"BUCC.json is not a result of MTEB: delete it"):
         run(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""What both PyTorch trainers compute: JTCSE and TNCSE (arXiv 2505.02366, 2503.12739) over two
-`transformers.BertModel`; how fast is the business of `published.py` and `well_made.py`.
+"""The computation of both PyTorch trainers: JTCSE and TNCSE (arXiv 2505.02366, 2503.12739) over two
+`transformers.BertModel`. `published.py` and `well_made.py` differ only in speed.
 
-transformers' own BERT has no crossed values, so the streams run over its layer modules.
+The BERT of transformers has no crossed values, so the streams run over its layer modules.
 """
 
 import random
@@ -23,23 +23,23 @@ Pair = Sequence[Tensor]  # one tensor of each tower
 
 
 class Trainer(ABC):
-    """Two towers and their optimizer; a subclass says how the loss is computed.
+    """Two towers and their optimizer; a subclass defines how the loss is computed.
 
     Args:
-      towers: two of one shape, trained in place.
+      towers: two towers of one shape, trained in place.
       objective: "jtcse" or "tncse".
       temperature: divides the cosines.
       cross_interval: layers k, 2k, ... cross (jtcse); None for none.
       dropout, attention_dropout: rates.
       learning_rate: constant.
       device: "cpu" or "cuda".
-      max_len: no sentence is longer, in tokens.
-      pad_id: token behind the shorter ones.
-      seed: of the coin.
+      max_len: length of the longest sentence, in tokens.
+      pad_id: padding token.
+      seed: seed of the random direction.
     """
 
-    attention: str  #: of transformers, "eager" or "sdpa"
-    fused: bool | None = None  #: AdamW's; None is torch's own choice
+    attention: str  #: the implementation in transformers, "eager" or "sdpa"
+    fused: bool | None = None  #: option of AdamW; None for torch's own choice
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Trainer(ABC):
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=self.fused)
 
     def step(self, sentences: Sequence[Sequence[int]]) -> float:
-        """One training step on sentences of token ids; the loss before it."""
+        """One training step on sentences of token ids; returns the loss before the update."""
         flip = self.crossing and self.coin.random() < 0.5
         loss = self.loss(sentences, flip)
         self.optimizer.zero_grad()
@@ -83,7 +83,7 @@ class Trainer(ABC):
 def prepare(
     towers: Sequence[BertModel], attention: str, dropout: float, attention_dropout: float
 ) -> None:
-    """Sets the attention implementation and the dropout rates of the towers; training mode."""
+    """Sets the towers' attention implementation and dropout rates, and training mode."""
     for tower in towers:
         tower.set_attn_implementation(attention)
         tower.train()
@@ -98,7 +98,7 @@ def prepare(
 def two_views(
     sentences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Token ids [2B, length] of every sentence twice, rows 2i and 2i + 1, and which are real."""
+    """Token ids [2B, length] of every sentence twice, in rows 2i and 2i + 1, and a mask of them."""
     ids = np.full((len(sentences), length), pad_id, np.int64)
     for row, sentence in zip(ids, sentences, strict=True):
         row[: len(sentence)] = sentence
@@ -113,7 +113,7 @@ def plain_layer(layer: BertLayer, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def crossed_layer(layers: Sequence[BertLayer], hidden: Pair, mask: Tensor) -> list[Tensor]:
-    """The same layer of both towers, each weighting the other tower's values."""
+    """The same layer of both towers; each tower weights the other tower's values."""
     values = [_heads(layer, "value", x) for layer, x in zip(layers, hidden, strict=True)]
     return [
         _with_values(layer, x, value, mask)
@@ -132,13 +132,13 @@ def streams(
     """Last hidden states [N, L, D] of the plain and of the crossed stream of each tower.
 
     The crossed streams have the towers' own weights, exchange values in the layers interval,
-    2 * interval, ... (counted from one) and are the plain ones before the first of these.
+    2 * interval, ... (counted from one) and equal the plain ones before the first of these.
 
     Args:
       ids: [N, L] token ids.
-      mask: as the towers' attention implementation wants it, [N, 1, 1, L].
-      interval: None crosses nothing.
-      plain, cross: the layers, compiled or not.
+      mask: in the form for the towers' attention implementation, [N, 1, 1, L].
+      interval: None for no crossed layer.
+      plain, cross: the layer functions, compiled or not.
     """
     hidden = crossed = [tower.embeddings(input_ids=ids) for tower in towers]
     every = zip(*(tower.encoder.layer for tower in towers), strict=True)
@@ -162,12 +162,12 @@ def total_loss(
     nce: Callable[[Tensor, Tensor], Tensor],
     modulus: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """L_NCE + L_ICNCE + L_ICTM of vectors [2B, D] of each tower.
+    """L_NCE + L_ICNCE + L_ICTM for vectors [2B, D] of each tower.
 
     Args:
-      hidden, pooled, crossed: [CLS] before and after the pooler, and of the crossed streams; None
-        for TNCSE, which has none.
-      flip: tower b's vectors are the anchors between towers, not a's.
+      hidden, pooled, crossed: [CLS] before and after the pooler, and of the crossed streams, which
+        are None for TNCSE.
+      flip: between towers, tower b's vectors are the anchors instead of a's.
       nce, modulus: NCE(x, y) and T(x, y, p, q).
     """
     a, b = (1, 0) if flip else (0, 1)

@@ -1,15 +1,15 @@
-"""A PyTorch trainer as the authors' public scripts are (GitHub tianyuzong/JTCSE and /TNCSE).
+"""A PyTorch trainer like the authors' public scripts (GitHub tianyuzong/JTCSE and /TNCSE).
 
-As in the scripts: two Hugging Face BERTs one after the other, eager attention, float32 with torch's
-own defaults, every sentence padded to `max_len`, twice; cosines of all rows by broadcasting to
-[2B, 2B, D], in the modulus loss too, where a Python loop then takes one cosine a pair and asks the
-device whether it is negative; a coin a step for the direction (JTCSE); `torch.optim.AdamW` as it
-comes. Batches are read, moved and stepped without overlap.
+As in the scripts: two Hugging Face BERTs one after the other; eager attention; float32 with torch's
+own defaults; every sentence padded to `max_len`, twice; cosines of all rows by broadcasting to
+[2B, 2B, D], also in the modulus loss, where a Python loop then takes one cosine per pair and asks
+the device whether it is negative; a random direction per step (JTCSE); `torch.optim.AdamW` with its
+defaults. Reading, moving and training on a batch do not overlap.
 
-Not as in the scripts: their crossed BERT is a private fork, so how it runs the crossed streams is
-not known. Here they share the plain streams' work up to the first crossed layer, which is the
-cheapest reading. Sentences are padded in the step instead of being stored padded (microseconds
-each), and the layers are called without the rest of BertModel's forward pass.
+Not as in the scripts: their crossed BERT is a private fork, so its way of running the crossed
+streams is unknown. Here they share the plain streams' work up to the first crossed layer, which is
+the cheapest interpretation. Sentences are padded in the step instead of being stored padded
+(microseconds each), and the layers are called without the rest of BertModel's forward pass.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from benchmarks.opponents import method
 
 
 class Trainer(method.Trainer):
-    """As the scripts train: every row is `max_len` long."""
+    """Trains as the scripts do: every row is `max_len` long."""
 
     attention = "eager"
 
@@ -47,13 +47,13 @@ def total_loss(
     flip: bool,
     temperature: float,
 ) -> Tensor:
-    """`method.total_loss` of the losses below."""
+    """`method.total_loss` with the losses below."""
     nce = partial(broadcast_nce, temperature=temperature)
     return method.total_loss(hidden, pooled, crossed, flip=flip, nce=nce, modulus=looped_modulus)
 
 
 def broadcast_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """NCE(x, y) of rows [2B, D], the vectors repeated to [2B, 2B, D]."""
+    """NCE(x, y) for rows [2B, D], with the vectors repeated to [2B, 2B, D]."""
     rows = torch.arange(len(x), device=x.device)
     cosines = F.cosine_similarity(x[:, None], y[None, :], dim=-1)
     itself = torch.eye(len(x), device=x.device)
@@ -61,7 +61,7 @@ def broadcast_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
 
 
 def looped_modulus(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """T(x, y, p, q) of rows [2B, D], pair by pair."""
+    """T(x, y, p, q) for rows [2B, D], pair by pair."""
     cosines = F.cosine_similarity(x[:, None], y[None, :], dim=-1)
     total = 0.0
     for row in range(0, len(x), 2):

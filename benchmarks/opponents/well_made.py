@@ -1,14 +1,14 @@
 """The PyTorch trainer that a good engineer would write: the same loss, faster.
 
-Against `published.py`: rows are padded to the longest sentence rounded up to 8, and sorted by
-length into `groups` that are padded each for itself (their vectors meet again before the losses,
-which are of the whole batch and do not ask for its order); `sdpa` attention; bfloat16
-autocast on CUDA, with poolers and losses in float32, and float32 on the CPU; crossed streams that
-share the plain streams' work up to the first crossed layer; normalised vectors multiplied as
-matrices; no loop over pairs; fused AdamW; one wait for the device a step, for the loss it returns.
+Differences from `published.py`: rows are padded to the longest sentence rounded up to 8, and sorted
+by length into `groups` that are padded separately (their vectors are joined before the losses,
+which need the whole batch but not its order); `sdpa` attention; bfloat16 autocast on CUDA, with
+poolers and losses in float32, and float32 on the CPU; crossed streams that share the plain streams'
+work up to the first crossed layer; normalised vectors multiplied as matrices; no loop over pairs;
+fused AdamW; one wait for the device per step, for the loss it returns.
 
-`compiled` puts layers and losses through torch.compile: layer by layer, so that two towers of
-twelve layers compile once. By default it is on for CUDA and off for the CPU.
+`compiled` passes layers and losses through torch.compile, layer by layer, so that two towers of
+twelve layers are compiled once. By default it is on for CUDA and off for the CPU.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from benchmarks.opponents import method
 
 
 class Trainer(method.Trainer):
-    """As a good engineer would train.
+    """Trains as a good engineer would.
 
-    Args as of `method.Trainer`, and:
-      groups: groups of rows by length; None for the device's default.
-      compiled: use torch.compile; None for the device's default.
+    Args as in `method.Trainer`, and:
+      groups: number of groups of rows by length; None for the device's default.
+      compiled: whether to use torch.compile; None for the device's default.
     """
 
     attention = "sdpa"
@@ -59,13 +59,13 @@ class Trainer(method.Trainer):
             [torch.cat(pieces).float() for pieces in zip(*stream, strict=True)]
             for stream in zip(*vectors, strict=True)
         )
-        # The pooler takes the first token of each row: here the only one.
+        # The pooler takes the first token of each row: here there is only one.
         pooled = [tower.pooler(x[:, None]) for tower, x in zip(self.towers, hidden, strict=True)]
         crossed = crossed if self.crossing else None
         return self.total_loss(hidden, pooled, crossed, flip, self.temperature)
 
     def _vectors(self, sentences: Sequence[Sequence[int]]) -> tuple[method.Pair, method.Pair]:
-        """[CLS] of the two views of each sentence, of the plain and the crossed streams."""
+        """[CLS] of the two views of each sentence, for the plain and the crossed streams."""
         longest = max(len(sentence) for sentence in sentences)
         length = min(-(-longest // 8) * 8, self.max_len)
         ids, real = (self._on_device(x) for x in method.two_views(sentences, length, self.pad_id))
@@ -85,7 +85,7 @@ def total_loss(
     flip: bool,
     temperature: float,
 ) -> Tensor:
-    """`method.total_loss` of the losses below."""
+    """`method.total_loss` with the losses below."""
 
     def scaled_nce(x: Tensor, y: Tensor) -> Tensor:
         return nce(x, y, temperature)
@@ -94,7 +94,7 @@ def total_loss(
 
 
 def nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """NCE(x, y) of rows [2B, D], float32."""
+    """NCE(x, y) for rows [2B, D], float32."""
     rows = torch.arange(len(x), device=x.device)
     logits = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T / temperature
     itself = rows[:, None] == rows[None, :]
@@ -102,7 +102,7 @@ def nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
 
 
 def modulus(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """T(x, y, p, q) of rows [2B, D], float32."""
+    """T(x, y, p, q) for rows [2B, D], float32."""
     x, y, p, q = x[0::2], y[1::2], p[0::2], q[1::2]
     cosine = F.cosine_similarity(x, y, dim=-1)
     direction = -torch.log(torch.where(cosine > 0, cosine, 1e-4))

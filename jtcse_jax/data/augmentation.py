@@ -1,8 +1,8 @@
 """Word repetition: a second view of a sentence that differs from it in length (ESimCSE).
 
-The two views that dropout makes of a sentence are equally long, and an encoder that reads lengths
-from positions may learn to match them by that. ESimCSE (arXiv 2109.04380, section 3.1) repeats
-some words of one view. Words or sub-words: the function takes any sequence.
+Dropout gives two views of equal length, and an encoder that reads lengths from positions may learn
+to match views by their length. ESimCSE (arXiv 2109.04380, section 3.1) repeats some words of one
+view. The function takes any sequence, so it repeats words or sub-words.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ def repeat_words(
 ) -> list[T]:
     """The words in their order, some of them twice in a row.
 
-    The number of repeated words is uniform over 0, 1, ..., max(2, int(rate * N)), N words given,
-    and at most N and `room`; which ones is uniform over all sets of so many. Even at rate 0, up to
-    two.
+    For N words the number of repeated words is uniform over 0, 1, ..., max(2, int(rate * N)),
+    then limited to N and to `room`. Every set of that many words is equally likely. Even at rate 0
+    up to two words are repeated.
 
     Args:
         words: N words or token ids; without [CLS] and [SEP], which must not be repeated. May be
@@ -33,7 +33,7 @@ def repeat_words(
         A new list of N to 2N words.
     """
     count = int(rng.integers(_most_drawn(len(words), rate), endpoint=True))
-    # The paper leaves open what sentences of fewer words than drawn get: all of theirs, twice.
+    # The paper does not define the case of fewer words than drawn: here all are repeated.
     count = min(count, len(words), len(words) if room is None else room)
     repeated = set(rng.choice(len(words), size=count, replace=False).tolist()) if count else ()
     return [word for i, word in enumerate(words) for _ in range(2 if i in repeated else 1)]

@@ -1,7 +1,7 @@
 """Packed batches by step: a function of (cache, seed, step), the same on any number of shards.
 
-The position in the data is the step alone. Each epoch has an order of its own, of which a batch
-is a part (`data.shuffling`); grain reads ahead; every shard computes the packing plan of the whole
+The step alone determines the position in the data. Each epoch has its own order, and a batch is a
+part of it (`data.shuffling`); grain reads ahead; every shard computes the packing plan of the whole
 batch from the cached lengths and fills only its own rows.
 """
 
@@ -23,28 +23,27 @@ from jtcse_jax.data.views import Plan, Views, longest_view
 from jtcse_jax.errors import Hung, UserError
 
 _MEASURED_BATCHES = 256
-_MOST_STEPS = 2**62  # there is a batch for every one
+_MOST_STEPS = 2**62  # a batch exists for each of them
 _READ_THREADS = 2
 _READ_AHEAD = 8
 
 
 class PackedBatches:
-    """The batches of a token cache, each at its step: `batches[step]` is a numpy `Batch`.
+    """The batches of a token cache: `batches[step]` is the numpy `Batch` of a step.
 
-    An item is a sentence with its views; `data.views` says what they are.
-    Each epoch visits every item once; its last batch may be partial: the views it lacks have
-    `mask` False and point to slot 0. A teacher's caches hold the same sentences in the tokens of
-    its members; their rows come with the batch, as `Batch.teacher`. Micro-batches are packed each
-    for itself, and stacked.
+    An item is a sentence with its views, as described in `data.views`. Each epoch visits every item
+    once. Its last batch may be partial: missing views have `mask` False and point to slot 0. A
+    teacher's caches hold the same sentences in the tokens of its members; their rows are part of
+    the batch, as `Batch.teacher`. Micro-batches are packed separately and stacked.
 
-    The batch and each teacher's rows have a usual number of rows; where one is too small, all
-    take the number that always fits: two shapes at most.
+    The batch and each teacher's rows have a usual number of rows. If one of these is too small, all
+    take the number that always fits, so there are at most two shapes.
 
     Attributes:
         num_items: items of an epoch.
         steps_per_epoch: batches of an epoch, the partial one included.
-        usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing.
-        most_rows: rows (of all shards) that hold any micro-batch.
+        usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing some.
+        most_rows: rows (of all shards) that are enough for any micro-batch.
         row_length: tokens of a row.
     """
 
@@ -78,25 +77,26 @@ class PackedBatches:
             cache: the tokenised sentences.
             batch_size: items in a batch, over all shards.
             row_length: tokens a row holds, at least the `max_len` of every cache.
-            slots: sentences a row holds; both chosen in `data.packing` where they are None, for
-                the longest view.
-            seed: of the shuffling and of repeated words, 0 to 2**32 - 1.
-            micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the batch
-                whole, without the leading axis.
-            pairs: what the views of an item are, see `data.views`.
-            repeat_rate: largest share of repeated words where `pairs` is "repeat".
-            positions: most tokens of a view with repeated words, those the model can read, at
-                least the `max_len` of the cache; by default a row's.
+            slots: sentences a row holds. If `row_length` or `slots` is None, `data.packing`
+                chooses it for the longest view.
+            seed: seed of the shuffling and of the repeated words, 0 to 2**32 - 1.
+            micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the whole
+                batch at once, without the leading axis.
+            pairs: the kind of views, see `data.views`.
+            repeat_rate: largest share of repeated words if `pairs` is "repeat".
+            positions: most tokens of a view with repeated words, as many as the model can read, at
+                least the `max_len` of the cache; by default the row length.
             similar: the order that groups similar sentences; None for random batches.
             random_share: share of random sentences in a batch of similar ones.
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
-            shard: (index, count): the row arrays hold the index-th of count equal runs of
-                rows; `order` and `mask` stay those of the whole batch.
+            shard: (index, count): the row arrays hold the index-th of count equal ranges of
+                rows; `order` and `mask` are always those of the whole batch.
             teachers: the same text in the tokens of each member of a teacher.
 
         Raises:
-            UserError: a field that cannot work, by its name in the config, or a damaged cache.
-            ValueError: a shard that is none, or a count that does not divide `row_multiple`.
+            UserError: a field has an impossible value (the message has its config name), or a
+                cache is damaged.
+            ValueError: an impossible shard, or a count that does not divide `row_multiple`.
         """
         caches = (cache, *teachers)
         longest = longest_view(cache.max_len, pairs, repeat_rate, positions)
@@ -127,7 +127,7 @@ class PackedBatches:
         self._micro_batch = micro_batch
         self._starts = range(0, batch_size, micro_batch or batch_size)
         self._shard = shard
-        # A generator for each step: repeated words differ from epoch to epoch.
+        # One generator per step: repeated words differ from epoch to epoch.
         self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / batch_size)
         most_views = max(views.per_item for views in self._views) * self._starts.step
@@ -139,7 +139,7 @@ class PackedBatches:
         self.usual_rows = self._usual_rows[0]
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step, from 0; any step at any time, epoch after epoch."""
+        """The batch of a step, counted from 0 through all epochs, in any order."""
         if step < 0:
             raise IndexError(f"step {step} is negative")
         return self._batches[step]
@@ -147,13 +147,13 @@ class PackedBatches:
     def iterate(
         self, start_step: int, stop_step: int, *, timeout: float | None = None
     ) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) of the steps from `start_step` to before `stop_step`.
+        """(step, batch) of the steps from `start_step` up to, not including, `stop_step`.
 
-        Threads pack the next batches while the caller works. Raises Hung where one takes more
+        Threads pack the next batches while the caller works. Raises Hung if a batch takes more
         than `timeout` seconds.
         """
         if not 0 <= start_step <= stop_step:
-            raise IndexError(f"steps {start_step} to {stop_step} are no range")
+            raise IndexError(f"steps {start_step} to {stop_step} are not a range")
         options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_READ_AHEAD)
         ahead = self._batches.slice(slice(start_step, stop_step)).to_iter_dataset(options)
         yield from zip(range(start_step, stop_step), _timed(ahead, timeout), strict=True)
@@ -161,8 +161,9 @@ class PackedBatches:
     def _measure_rows(self) -> list[int]:
         """The row counts with the least expected work over the first batches.
 
-        A batch costs its rows: the usual ones if it fits, else `most_rows`. Too small a usual
-        count sends many batches to the large shape, too large a one wastes rows in all.
+        The work of a batch is its rows: the usual number if it fits, else `most_rows`. If the usual
+        number is too small, many batches take the large shape; if it is too large, every batch
+        wastes rows.
         """
         measured = min(_MEASURED_BATCHES, self.steps_per_epoch)
         rng = np.random.default_rng(0)
@@ -187,7 +188,7 @@ class PackedBatches:
         return shuffled(positions, self.num_items, (self._seed, epoch))
 
     def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[list[Plan]]:
-        """The plans of every micro-batch, for each of the caches."""
+        """The plans of every micro-batch, for each cache."""
         parts = [items[start : start + self._starts.step] for start in self._starts]
         return [[views.plan(part, rng) for part in parts] for views in self._views]
 
@@ -210,12 +211,12 @@ class PackedBatches:
 
 
 def _timed(batches: Iterable[Batch], timeout: float | None) -> Iterator[Batch]:
-    """The same batches, asked for in a thread, which may hang where the caller must not."""
+    """The same batches, requested in a thread, because a read may hang but the caller must not."""
     if timeout is None:
         yield from batches
         return
-    # One worker: an iterator is asked by one thread at a time. The thread is a daemon's, so that a
-    # hung read does not keep the process.
+    # One worker: an iterator is used by one thread at a time. It is a daemon thread, so a hung read
+    # does not keep the process alive.
     asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
     answers: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
 
@@ -236,7 +237,7 @@ def _timed(batches: Iterable[Batch], timeout: float | None) -> Iterator[Batch]:
             except queue.Empty:
                 raise Hung(
                     f"no batch came for {timeout:g} s (data.timeout): the disk of data.cache_dir "
-                    "may hang, or the machine be overloaded; start again when it answers."
+                    "may hang or the machine may be overloaded; start again once it responds."
                 ) from None
             if isinstance(batch, BaseException):
                 raise batch
@@ -253,7 +254,7 @@ def _check_fields(views: list[Views], batch_size: int, seed: int) -> None:
         raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
     if num_items < batch_size:
         raise UserError(
-            f"{source} gives {num_items} sentences, fewer than one batch: lower "
+            f"{source} has {num_items} sentences, fewer than one batch: lower "
             f"data.batch_size from {batch_size} or give more text"
         )
     if not 0 <= seed < 2**32:

@@ -1,9 +1,9 @@
-"""A corpus from documents, on Apache Beam: split, cleaned, without duplicates, tokenised.
+"""Makes a corpus from documents with Apache Beam: split, clean, deduplicate, tokenise.
 
-The text is a function of the documents: its sentences are distinct and in the order of their
-hashes, whatever the runner, the number of workers and the order of the files. So it comes shuffled,
-and neighbours in it are no neighbours in a document. Tokens are the parts of `data.token_parts`,
-made by Beam's workers.
+The text is a function of the documents: its sentences are distinct and sorted by their hashes,
+whatever the runner, the number of workers and the order of the files. So the text is shuffled, and
+neighbours in it are not neighbours in a document. Beam's workers make the tokens as the parts of
+`data.token_parts`.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.errors import UserError
 
 DOCUMENTS, DISTINCT = "documents", "distinct"
-# What a user can mend comes back from a worker as the last line of a traceback.
+# A worker's error that a user can fix arrives as the last line of a traceback.
 _RAISED = re.compile(r"(?:jtcse_jax\.errors\.UserError: |\w+: (?=\[Errno ))(.+) \[while running '")
 
 
 def write_sentences(
     source: Source, folder: Path, rules: Rules, num_files: int, beam_options: Sequence[str]
 ) -> dict[str, int]:
-    """Writes the distinct clean sentences of a source of documents; returns what was counted.
+    """Writes the distinct clean sentences of a source of documents; returns the counts.
 
-    The files, `part-00003-of-00016.txt`, read one after the other are sorted by the hash of the
-    sentence. One that would be empty is not written.
+    The files, such as `part-00003-of-00016.txt`, read in order, are sorted by the hash of the
+    sentence. An empty file is not written.
 
     Args:
-        source: of documents, or paragraphs of them.
-        folder: there, empty, and seen by all workers.
+        source: documents, or paragraphs of them.
+        folder: an existing empty folder that all workers can access.
         rules: which sentences are kept.
         num_files: files to write; a worker holds one in memory.
-        beam_options: those of a command line of Beam, without dashes.
+        beam_options: options of Beam's command line, without dashes.
 
     Raises:
         UserError: the source has an error, a file cannot be written, or nothing is left.
@@ -74,14 +74,14 @@ def write_sentences(
     found = json.loads(counts.read_text(encoding="utf-8"))
     counts.unlink()
     if not found.get(DISTINCT):
-        raise UserError(f"{source.spec}: no sentence is kept: {found}; look at the rules.")
+        raise UserError(f"{source.spec}: no sentence is kept: {found}; change the rules.")
     return found
 
 
 def make_parts(source: Source, parts: TokenParts, beam_options: Sequence[str]) -> None:
-    """Makes the parts of a token cache on Beam's workers; those that are there are kept.
+    """Makes the missing parts of a token cache on Beam's workers.
 
-    Raises UserError where one cannot be written.
+    Raises UserError if one cannot be written.
     """
     beam = _import_beam()
     with _running(beam, beam_options) as pipeline:
@@ -94,23 +94,23 @@ def make_parts(source: Source, parts: TokenParts, beam_options: Sequence[str]) -
 
 
 def outcomes_of(shard: int, spec: str, rules: Rules) -> Iterator[tuple[str, str]]:
-    """`examine` of every document of a shard, and that there was one."""
+    """The outcomes (`examine`) of every document of a shard, and one count per document."""
     for document in open_source(spec).read_shard(shard):
         yield DOCUMENTS, ""
         yield from examine(document, rules)
 
 
 def with_file(sentence: str, num_files: int) -> tuple[int, str]:
-    """A sentence and the file it goes to: equal runs of hashes."""
+    """A sentence and the number of its file: each file has an equal range of hashes."""
     return int.from_bytes(_hash(sentence)) * num_files >> 64, sentence
 
 
 def write_file(group: tuple[int, Iterable[str]], folder: str, num_files: int) -> tuple[str, int]:
-    """Writes the sentences of a file, sorted by hash; returns how many there are."""
+    """Writes the sentences of a file, sorted by hash; returns their number."""
     number, sentences = group
     ordered = sorted(sentences, key=lambda sentence: (_hash(sentence), sentence))
     path = Path(folder) / f"part-{number:05}-of-{num_files:05}.txt"
-    # Beam may run a step twice at once: each run writes a file of its own, and both are the same.
+    # Beam may run a step twice at once: each run writes its own file, and both are the same.
     unfinished = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     with open(unfinished, "w", encoding="utf-8", newline="") as file:
         file.writelines(f"{sentence}\n" for sentence in ordered)
@@ -119,12 +119,12 @@ def write_file(group: tuple[int, Iterable[str]], folder: str, num_files: int) ->
 
 
 def write_counts(counts: dict[str, int], path: str) -> None:
-    """Writes the sums over all workers."""
+    """Writes the counts, summed over all workers."""
     Path(path).write_text(json.dumps(counts), encoding="utf-8")
 
 
 def make_part(number: int, spec: str, backend: str, folder: str) -> None:
-    """Makes one part of a token cache, from what can be sent to another machine."""
+    """Makes one part of a token cache from arguments that can be sent to another machine."""
     tokenizer = tokenizers.Tokenizer.from_str(backend)
     parts = TokenParts(open_source(spec), tokenizer, Path(folder))
     parts.begin()
@@ -145,17 +145,17 @@ def _import_beam() -> Any:
 
 @contextmanager
 def _running(beam: Any, options: Sequence[str]) -> Iterator[Any]:
-    """A pipeline that runs when the block ends, its errors in one line where they are of a user."""
+    """A pipeline that runs when the block ends; it reports a user's error in one line."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parsed = PipelineOptions([f"--{option}" for option in options])
-    # Beam only warns of what it does not know.
+    # Beam only warns about unknown options.
     names = {option.partition("=")[0] for option in options}
     if unknown := sorted(names - parsed.get_all_options().keys()):
         raise UserError(f"--beam {unknown[0]}: Beam has no such option; correct its name.")
     try:
         pipeline = beam.Pipeline(options=parsed)
-    except ValueError as error:  # a runner that is none
+    except ValueError as error:  # an unknown runner
         raise UserError(f"--beam {' '.join(options)}: {error}") from error
     try:
         with pipeline:

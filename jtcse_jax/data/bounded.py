@@ -1,7 +1,7 @@
-"""Text files opened within a bound of memory, whatever they unpack to.
+"""Opens text files with bounded memory, whatever their decompressed size.
 
-A few kilobytes of .gz or .xz can hold gigabytes without a line's end, and the header of an .xz file
-says how much memory its reader takes.
+A few kilobytes of .gz or .xz can hold gigabytes without a line end, and the header of an .xz file
+determines how much memory its decoder takes.
 """
 
 import gzip
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-LONGEST_LINE = 2**20  # bytes; the longest sentence of a model is some hundred thousand
+LONGEST_LINE = 2**20  # bytes; the longest sentence a model reads has some hundred thousand
 _XZ_MEMORY = 2**28  # bytes; xz -9 needs a quarter of it
 _BLOCK = 2**16  # bytes read at once
 
@@ -27,7 +27,7 @@ class LongLineError(ValueError):
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The bytes of a file; of a .gz or .xz file those that are packed in it."""
+    """The bytes of a file, decompressed if it is a .gz or .xz file."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".xz":
@@ -36,7 +36,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def read_line(file: BinaryIO) -> bytes:
-    """The next line with its end, b"" after the last. Raises LongLineError."""
+    """The next line with its line end; b"" at the end of the file. Raises LongLineError."""
     line = file.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE:
         raise LongLineError
@@ -44,13 +44,13 @@ def read_line(file: BinaryIO) -> bytes:
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that are left, each with its end. Raises LongLineError."""
+    """The remaining lines, each with its line end. Raises LongLineError."""
     while line := read_line(file):
         yield line
 
 
 class _XzFile(io.RawIOBase):
-    """What `lzma.open` reads, but for a bound on the decoder's memory, which it does not take."""
+    """Like `lzma.open`, but with a bound on the decoder's memory, an option `lzma.open` lacks."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb")
@@ -66,7 +66,7 @@ class _XzFile(io.RawIOBase):
                 return 0
             packed = self._file.read(_BLOCK) if self._decoder.needs_input else b""
             if self._decoder.needs_input and not packed:
-                raise EOFError("it is cut short")
+                raise EOFError("the file is truncated")
             data = self._decoder.decompress(packed, len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -76,7 +76,7 @@ class _XzFile(io.RawIOBase):
         super().close()
 
     def _next_stream(self) -> bool:
-        """Whether another stream follows; there may be zeros between them."""
+        """Whether another stream follows, after zero bytes if any."""
         self._file.seek(-len(self._decoder.unused_data), os.SEEK_CUR)
         while (byte := self._file.read(1)) == b"\0":
             pass

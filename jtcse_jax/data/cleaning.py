@@ -1,14 +1,16 @@
-"""Sentences from documents: where one ends, what is removed from it, and which are kept.
+"""Extracts sentences from documents: where a sentence ends, what is removed, and which are kept.
 
-The rules are few and the same for every language; a corpus that needs better ones is split before.
+The rules are few and the same for every language; split a corpus beforehand if it needs better
+ones.
 
-* A sentence ends at `.`, `!`, `?` or `…`, closing quotes and brackets included, where white space
-  and no small letter follows; not after an initial or a common abbreviation. It ends at `。`, `！`
-  or `？` whatever follows, and where the document ends.
-* Runs of white space become one space. Control characters, soft hyphens and invisible characters
-  of no width are removed; joiners stay, for scripts need them.
-* What is left is kept if it has from `min_chars` to `max_chars` characters, and if at least
-  `min_letters` of those that are no space are letters, of any alphabet, or marks on letters.
+* A sentence ends at `.`, `!`, `?` or `…`, with its closing quotes and brackets, if white space
+  follows and then no small letter; not after an initial or a common abbreviation. It also ends at
+  `。`, `！` or `？`, whatever follows, and at the end of the document.
+* Runs of white space become one space. Control characters, soft hyphens and invisible zero-width
+  characters are removed; joiners stay, because some scripts need them.
+* A sentence is kept if it has from `min_chars` to `max_chars` characters, and if at least
+  `min_letters` of its characters other than spaces are letters of any alphabet, or marks on
+  letters.
 """
 
 import re
@@ -24,7 +26,7 @@ _END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[」』”’）]
 _ABBREVIATION = re.compile(
     r"\b(?:e\.g|i\.e|cf|vs|etc|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Fig|No|Vol|pp|ca|[^\W\d_])\.\s+$"
 )
-_LONGEST = 8  # characters of an abbreviation, and one before it; further back would cost squares
+_LONGEST = 8  # characters of an abbreviation and one before it; a longer search is quadratic
 _OPENING = "\"'“‘«([¿¡"
 _REMOVED = dict.fromkeys(
     [*range(0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0)]
@@ -41,7 +43,7 @@ class Rules:
     max_chars: int = 1000
     """Longest sentence kept, in characters."""
     min_letters: float = 0.6
-    """Smallest share of letters among the characters that are no space, from 0 to 1."""
+    """Smallest share of letters among the characters other than spaces, from 0 to 1."""
 
     def __post_init__(self):
         if not 1 <= self.min_chars <= self.max_chars:
@@ -54,15 +56,15 @@ class Rules:
 
 
 def examine(document: str, rules: Rules) -> Iterator[tuple[str, str]]:
-    """Of each sentence, what becomes of it (`KEPT` or a reason), and the clean sentence."""
-    # Cleaned first: a line break inside a sentence must not hide its end.
+    """For each sentence: its outcome (`KEPT` or the reason it is dropped), and the clean text."""
+    # Clean first: a line break inside a sentence must not hide its end.
     clean = " ".join(document.translate(_REMOVED).split())
     for sentence in split(clean):
         yield _outcome(sentence, rules), sentence
 
 
 def split(text: str) -> Iterator[str]:
-    """The sentences of a text, stripped, none empty; joined they are the text without spaces."""
+    """The non-empty sentences of a text, stripped. Joined, they are the text without spaces."""
     start = 0
     for end in _END.finditer(text):
         following = text[end.end() : end.end() + 2].lstrip(_OPENING)

@@ -1,7 +1,7 @@
 """Packs sentences into rows of fixed length: the plan (`pack`) and the arrays (`fill`).
 
-The plan needs the lengths alone, so every process computes the plan of the whole batch and fills
-only the rows it owns.
+The plan needs only the lengths, so every process computes the plan of the whole batch and fills
+only its own rows.
 """
 
 from bisect import bisect_left, insort
@@ -28,23 +28,24 @@ class Packing:
 
 
 def usual_row_length(longest: int) -> int:
-    """Tokens in a row where nobody chooses them, for views of at most `longest` tokens.
+    """The default row length, in tokens, for views of at most `longest` tokens.
 
-    Few: a longer row is hardly fuller, and computes more attention only to mask it. A multiple of
-    8, which the tiles of accelerators ask for.
+    It is short: a longer row is hardly fuller, and computes more attention that is then masked. It
+    is a multiple of 8, as the tiles of accelerators require.
     """
     return max(64, -(-longest // 8) * 8)
 
 
 def usual_slots(row_length: int) -> int:
-    """Sentences that a row holds where nobody chooses: one for every ten tokens."""
+    """The default number of sentences in a row: one for every ten tokens."""
     return max(1, row_length // 10)
 
 
 def most_rows(count: int, longest: int, row_length: int, slots: int) -> int:
-    """Rows that hold any `count` sentences of at most `longest` tokens, however long they are.
+    """Rows that are always enough for `count` sentences of at most `longest` tokens.
 
-    A new row is begun only where no other has room, when all of them hold at least this many.
+    A new row is begun only if no other has room, and then each of them holds at least this many
+    sentences: min(row_length // longest, slots).
     """
     return -(-count // min(row_length // longest, slots))
 
@@ -52,10 +53,10 @@ def most_rows(count: int, longest: int, row_length: int, slots: int) -> int:
 def pack(lengths: np.ndarray, row_length: int, slots: int) -> Packing:
     """Best-fit-decreasing packing.
 
-    The longest sentence goes first, each into the row where it leaves the least room, into a new
-    row where none has room; a row is full when its tokens or its slots are used. Ties go to the
-    lower sentence, the fuller slots and the row touched last, so that the plan is a function of
-    the arguments.
+    Sentences are placed from the longest to the shortest, each into the row where it leaves the
+    least room, or into a new row if it fits in none. A row is full when its tokens or its slots are
+    used up. Ties go to the lower sentence, the fuller slots and the row touched last, so the plan
+    is a function of the arguments.
 
     Args:
         lengths: [n] tokens of each sentence, at least 1.
@@ -88,17 +89,17 @@ def fill(
     pad_id: int,
     rows: slice | range | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The row arrays of a `Batch`, for the asked rows of a grid of `num_rows` rows.
+    """The row arrays of a `Batch`, for the requested rows of a grid of `num_rows` rows.
 
     Args:
         packing: the plan of all sentences.
-        sentences: gives the token ids [lengths[i]] of sentence i; asked only for those needed.
+        sentences: returns the token ids [lengths[i]] of sentence i; called only for those needed.
         lengths: [n], as given to `pack`.
         num_rows: rows of the whole grid, at least `packing.num_rows`; the rest are fillers.
         row_length: as given to `pack`.
         slots: as given to `pack`.
         pad_id: the token of the fillers.
-        rows: the rows wanted, all of them if None.
+        rows: the requested rows; None for all.
 
     Returns:
         tokens, positions, segments [len(rows), row_length] and cls_positions
@@ -106,7 +107,7 @@ def fill(
 
     Raises:
         ValueError: the plan needs more than `num_rows` rows or has another number of slots, or
-            a sentence has not the length it was packed with.
+            the length of a sentence is not the one it was packed with.
     """
     if packing.num_rows > num_rows or packing.slots != slots:
         raise ValueError(
@@ -146,15 +147,15 @@ def _best_fit_decreasing(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Row, start and slot (each [len(lengths)] int32) of every sentence; rows used.
 
-    Sentences of one length go at once into all rows that are alike, so that a batch of any size
-    takes as many steps as there are lengths and kinds of rows. A row's kind is (tokens, slots) that
-    it has left.
+    All sentences of one length are placed at once into rows of the same kind, so the number of
+    steps depends on the numbers of lengths and kinds, not on the batch size. The kind of a row is
+    its remaining (tokens, slots).
     """
     of_kind: dict[tuple[int, int], list[int]] = {}
-    kinds: list[tuple[int, int]] = []  # of the rows with a slot left, the tightest first
+    kinds: list[tuple[int, int]] = []  # of the rows with a free slot, the tightest first
     num_rows = 0
-    touched: list[int] = []  # rows, of all steps one after the other
-    steps = []  # rows touched, start, slot, sentences for each row, their length
+    touched: list[int] = []  # rows of all steps, step after step
+    steps = []  # rows touched, start, slot, sentences per row, their length
     how_many = np.bincount(lengths)
     for length in np.flatnonzero(how_many)[::-1].tolist():
         left = int(how_many[length])
@@ -163,7 +164,7 @@ def _best_fit_decreasing(
             kind = room, free = kinds[at] if at < len(kinds) else (row_length, slots)
             count = min(room // length, free, left)
             if at < len(kinds):
-                rows = of_kind[kind][: -(left // count) - 1 : -1]  # those touched last
+                rows = of_kind[kind][: -(left // count) - 1 : -1]  # the rows touched last
                 del of_kind[kind][-len(rows) :]
                 if not of_kind[kind]:
                     del of_kind[kind], kinds[at]

@@ -1,8 +1,8 @@
-"""A TSV of sentence pairs that takes hours to make, written so that a kill costs minutes.
+"""A TSV of sentence pairs that takes hours to make; a killed run loses only minutes of work.
 
-Pairs go to `OUTPUT.partial`, a window at a time, each on the disk before the next is begun; the
-settings they were made with stand beside it in `OUTPUT.partial.json`. At the end the file is
-renamed to OUTPUT: under that name it is always whole.
+Pairs are written to `OUTPUT.partial` in windows; each window is on disk before the next one starts.
+`OUTPUT.partial.json` beside it has the settings the pairs were made with. At the end the file is
+renamed to OUTPUT, so a file of that name is always complete.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ _ONE_CELL = str.maketrans("\t\n\r", "   ")
 
 
 class PairFile:
-    """The output file, open for writing and held by this process alone.
+    """The output file, open for writing and locked by this process.
 
     Attributes:
-        pairs: pairs written so far, those of earlier starts included.
-        unchanged: of these, the ones whose two sentences are equal.
+        pairs: pairs written so far, including those of earlier runs.
+        unchanged: those of them whose two sentences are equal.
     """
 
     def __init__(self, output: Path | str, settings: Mapping[str, object]):
-        """Opens the partial file, new or left by an earlier start with the same settings.
+        """Opens the partial file, new or from an earlier run with the same settings.
 
         Args:
             output: the TSV to make.
-            settings: what the second sentences depend on; values that JSON gives back as they are.
+            settings: what the second sentences depend on; values that survive JSON unchanged.
         Raises:
             UserError: the output exists, cannot be written or is being written by another
                 process; the partial file was made with other settings.
@@ -44,7 +44,7 @@ class PairFile:
         self._settings = dict(settings)
         self._refuse_existing()
         with self._said_in_one_line():
-            # Unbuffered, so that nothing is written behind the back of a full disk.
+            # Unbuffered, so that a full disk raises an error at the write itself.
             self._file = open(self._partial, "a+b", buffering=0)
         try:
             self._lock()
@@ -63,17 +63,17 @@ class PairFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the file and leaves it as it is; one without a pair is removed."""
+        """Closes the file and leaves it in place; an empty file is removed."""
         if os.fstat(self._file.fileno()).st_size == 0:
             self._partial.unlink(missing_ok=True)
             self._sidecar.unlink(missing_ok=True)
         self._file.close()
 
     def resume(self, sentences: Iterator[str], window: int) -> int:
-        """Keeps the whole windows that are there, and takes their sentences from `sentences`.
+        """Keeps the complete windows of the file and skips their sentences in `sentences`.
 
-        What follows them, a last line cut in the middle for one, is removed: windows made again
-        are made of the same sentences, so that the result does not depend on where a kill came.
+        The rest is removed, for example a last line that was cut off. Windows that are made again
+        consist of the same sentences, so the result does not depend on when a run was killed.
 
         Args:
             sentences: the input from its first sentence.
@@ -81,7 +81,8 @@ class PairFile:
         Returns:
             The number of pairs kept.
         Raises:
-            UserError: a line is not the pair of its sentence: other input, or a damaged file.
+            UserError: a line is not the pair of its sentence: the input is another or the file is
+                damaged.
         """
         with self._said_in_one_line():
             self._file.seek(0)
@@ -95,10 +96,10 @@ class PairFile:
         return self.pairs
 
     def append(self, pairs: list[tuple[str, str]]) -> None:
-        """Writes a window of pairs; they are on the disk when this returns.
+        """Writes a window of pairs; they are on disk when this returns.
 
         Tabs and line breaks inside a sentence become spaces. Raises UserError if the disk is full
-        or fails; what was written before is kept.
+        or fails; earlier windows are kept.
         """
         cells = [(to_cell(first), to_cell(second)) for first, second in pairs]
         rest = memoryview("".join(f"{first}\t{second}\n" for first, second in cells).encode())
@@ -110,7 +111,7 @@ class PairFile:
             self._count(pair)
 
     def finish(self) -> None:
-        """Gives the file its name. Raises UserError if a file of that name has appeared."""
+        """Renames the file to OUTPUT. Raises UserError if a file of that name has appeared."""
         self._refuse_existing()
         with self._said_in_one_line():
             os.rename(self._partial, self._output)
@@ -121,7 +122,7 @@ class PairFile:
             raise UserError(f"{self._output} exists already; name a new file, or remove it.")
 
     def _lock(self) -> None:
-        """The system frees the lock with the process, whatever ends it."""
+        """Locks the file; the system frees the lock when the process ends, whatever the reason."""
         if not lock_file(self._file):
             raise UserError(
                 f"{self._partial} is being written by another process; wait for it, or name "
@@ -137,18 +138,18 @@ class PairFile:
         try:
             begun_with = json.loads(self._sidecar.read_text(encoding="utf-8"))
             if not isinstance(begun_with, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
         except (FileNotFoundError, ValueError, RecursionError):
             raise UserError(
-                f"{self._partial}: {self._sidecar.name}, which says how it was made, is absent or "
-                "damaged; remove both to begin anew, or name another output."
+                f"{self._partial}: {self._sidecar.name}, which has its settings, is absent or "
+                "damaged; remove both to start again, or name another output."
             ) from None
         for name in sorted(begun_with.keys() | self._settings.keys()):
             old, new = begun_with.get(name), self._settings.get(name)
             if old != new:
                 raise UserError(
                     f"{self._partial} was begun with {name} = {old!r} and now it is {new!r}; give "
-                    "the old value, remove the file to begin anew, or name another output."
+                    "the old value, remove the file to start again, or name another output."
                 )
 
     def _checked(self, line: bytes, sentence: str | None) -> tuple[str, str]:
@@ -156,9 +157,9 @@ class PairFile:
         whole = sentence is not None and len(columns) == 2 and columns[1].strip() != ""
         if not whole or columns[0] != to_cell(sentence):
             raise UserError(
-                f"{self._partial}:{self.pairs + 1}: not a pair of the input's sentence "
-                f"{self.pairs + 1}: give the input it was begun with, or remove the file to begin "
-                "anew."
+                f"{self._partial}:{self.pairs + 1}: not the pair of the input's sentence "
+                f"{self.pairs + 1}: give the input it was begun with, or remove the file to start "
+                "again."
             )
         return columns[0], columns[1]
 
@@ -173,7 +174,7 @@ class PairFile:
         except OSError as error:
             kept = self._partial.exists() and self._partial.stat().st_size
             advice = (
-                f"{self._partial} keeps what is done, and the same command goes on from there."
+                f"{self._partial} keeps the finished pairs; run the same command again to resume."
                 if kept
                 else "name another output."
             )
@@ -181,11 +182,11 @@ class PairFile:
 
 
 def to_cell(sentence: str) -> str:
-    """The sentence as it stands in a column: tabs and line breaks are spaces, none at the ends."""
+    """The sentence as a column: tabs and line breaks become spaces, white space is stripped."""
     return sentence.translate(_ONE_CELL).strip()
 
 
 def _lines(file) -> Iterator[bytes]:
-    """The file's lines from where it stands, read in blocks."""
+    """The file's lines from its current position, read in blocks."""
     with open(os.dup(file.fileno()), "rb") as buffered:
         yield from buffered

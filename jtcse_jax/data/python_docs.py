@@ -1,7 +1,7 @@
-"""The English sentences that every Python carries: its language reference and its docstrings.
+"""The English sentences in every Python installation: its language reference and docstrings.
 
-The standard library is parsed, not imported: importing all of it has side effects. What comes
-out is the same wherever the same Python files lie.
+The standard library is parsed, not imported: importing all of it has side effects. The sentences
+depend only on the Python files, not on where they are installed.
 """
 
 import ast
@@ -41,7 +41,7 @@ _TYPOGRAPHY = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "�
 
 @functools.cache
 def sentences() -> tuple[str, ...]:
-    """The distinct sentences of 4 to 50 words, in the order in which they stand in the text."""
+    """The distinct sentences of 4 to 50 words, in the order of the text."""
     found: dict[str, str] = {}
     for text in _texts():
         for paragraph in _paragraphs(text):
@@ -64,7 +64,7 @@ def _texts() -> Iterator[str]:
     """The topics of the language reference, then every docstring of the standard library."""
     for path in _library_files():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in others' strings
+            warnings.simplefilter("ignore")  # invalid escapes in the library's strings
             try:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):  # a file kept to test a parser
@@ -75,7 +75,7 @@ def _texts() -> Iterator[str]:
 
 
 def _library_files() -> list[Path]:
-    """The .py files of the standard library, the reference first, else in sorted order."""
+    """The .py files of the standard library: the reference first, the rest in sorted order."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path.relative_to(root) for path in root.rglob("*.py")]
     own = [
@@ -106,7 +106,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Runs of lines of one indentation, joined; a list item is a paragraph, doctests are none."""
+    """Runs of lines of equal indentation, joined; a list item is a paragraph, no doctests."""
     lines: list[str] = []
     indent = 0
     in_doctest = False

@@ -1,10 +1,10 @@
-"""A random order of any number of items, of which any part is computed, and nothing stored.
+"""A random order of any number of items; any part of it is computed without storing the whole.
 
-A Feistel network (Luby and Rackoff 1988) permutes the numbers of so many bits: eight rounds, keys
-from numpy's `SeedSequence`, the mixing function of splitmix64 (Steele et al. 2014). What it gives
-outside of the items goes through it again until it falls inside (cycle walking, Black and Rogaway
-2002). Grain's shuffle is of the same kind, but is asked for one number at a time, 14 µs each: half
-a second for a batch of 32,768.
+A Feistel network (Luby and Rackoff 1988) permutes all numbers of a fixed number of bits: eight
+rounds, keys from numpy's `SeedSequence`, the mixing function of splitmix64 (Steele et al. 2014). A
+result outside the range of items goes through it again until it falls inside (cycle walking, Black
+and Rogaway 2002). Grain's shuffle uses the same method, but computes one number at a time, 14 µs
+each: half a second for a batch of 32,768.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ def shuffled(positions: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarr
 
     Args:
         positions: integers of any shape, from 0 to `count` - 1.
-        count: how many items there are, at most 2**62.
-        seed: numbers from 0 on; others give another order.
+        count: number of items, at most 2**62.
+        seed: non-negative numbers; other seeds give other orders.
 
     Returns:
         int64, in the shape of `positions`. All positions together give every item once.
     """
-    half = max(1, ((count - 1).bit_length() + 1) // 2)  # bits of half a number
+    half = max(1, ((count - 1).bit_length() + 1) // 2)  # bits in half of a number
     keys = np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
     items = _permuted(np.asarray(positions, np.uint64), keys, half)
     while (outside := items >= count).any():
@@ -34,7 +34,7 @@ def shuffled(positions: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarr
 
 
 def _permuted(numbers: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:
-    """Another number of 2 `half` bits for each."""
+    """A permutation of the numbers of 2 * `half` bits."""
     left, right = numbers >> half, numbers & (2**half - 1)
     for key in keys:
         left, right = right, left ^ (_mixed(right + key) >> (64 - half))

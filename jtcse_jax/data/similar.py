@@ -1,9 +1,9 @@
 """An order of sentences in which neighbours are similar, by recursive bisection.
 
 A set of vectors is split into halves along its first principal direction, and each half again,
-down to groups of a given size. A half is sorted along with its parent's direction, so that
-neighbours on both sides of a split are near each other too. All arithmetic is on integers, exact
-in any order of summation: the same vectors give the same order on every machine.
+down to groups of a given size. The direction of a half points the same way as its parent's, so
+neighbours on both sides of a split are also near each other. All arithmetic is on integers and
+exact in any order of summation: the same vectors give the same order on every machine.
 """
 
 import numpy as np
@@ -20,11 +20,12 @@ def similar_order(vectors: np.ndarray, group: int) -> np.ndarray:
     """An order of all items in which contiguous runs of `group` items and more are similar.
 
     Args:
-        vectors: [n, d] floats of any length, or what `quantised` gives; similarity is the cosine.
-        group: items that need not be split any further, at least 1.
+        vectors: [n, d] floats of any length, or the result of `quantised`; similarity is the
+            cosine.
+        group: size of a group that is not split further, at least 1.
 
     Returns:
-        [n] int64, each item once; a function of the arguments alone.
+        [n] int64, each item once; a function of the arguments.
     """
     if vectors.dtype != np.int8:
         vectors = quantised(vectors)
@@ -47,11 +48,11 @@ def similar_order(vectors: np.ndarray, group: int) -> np.ndarray:
 def near_duplicates(vectors: np.ndarray, order: np.ndarray) -> np.ndarray:
     """[n] bool, True at positions of `order` that nearly repeat one of the 64 to 127 before them.
 
-    That is, the cosine of the two vectors is above 0.9.
+    Two items nearly repeat each other if the cosine of their vectors is above 0.9.
 
     Args:
-        vectors: [n, d] as of `similar_order`.
-        order: [n], what that gives.
+        vectors: [n, d] as in `similar_order`.
+        order: [n], the result of `similar_order`.
     """
     if vectors.dtype != np.int8:
         vectors = quantised(vectors)
@@ -66,7 +67,7 @@ def near_duplicates(vectors: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def quantised(vectors: np.ndarray) -> np.ndarray:
-    """[n, d] int8, the vectors at length 127, rounded; vectors of zeros stay so."""
+    """[n, d] int8, the vectors scaled to length 127 and rounded; zero vectors stay zero."""
     result = np.empty(vectors.shape, np.int8)
     for start in range(0, len(vectors), _CHUNK):
         result[start : start + _CHUNK] = _of_unit_length(vectors[start : start + _CHUNK])
@@ -76,11 +77,11 @@ def quantised(vectors: np.ndarray) -> np.ndarray:
 def _principal_direction(
     vectors: np.ndarray, members: np.ndarray, parent: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """[d] float64 integers of length about 127, towards `parent` rather than away from it."""
+    """[d] float64 with integer values, of length about 127; its product with `parent` is >= 0."""
     if len(members) > _SAMPLE:
         members = members[rng.integers(len(members), size=_SAMPLE)]
     sample = vectors[members].astype(np.float64)
-    sample = len(sample) * sample - sample.sum(axis=0)  # centred, and still of integers
+    sample = len(sample) * sample - sample.sum(axis=0)  # centred, values are still integers
     direction = sample[np.abs(sample).sum(axis=1).argmax()]
     for _ in range(_POWER_ITERATIONS):
         direction = _of_unit_length(direction)
@@ -90,7 +91,7 @@ def _principal_direction(
 
 
 def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """float64, vectors on the last axis at length 127, rounded; vectors of zeros stay so."""
+    """float64, vectors on the last axis scaled to length 127 and rounded; zeros stay zero."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
     scaled = np.rint(2**20 * (vectors / np.where(largest > 0, largest, 1)).astype(np.float64))
     norms = np.sqrt((scaled**2).sum(axis=-1, keepdims=True))  # exact: integers below 2**53
@@ -98,7 +99,7 @@ def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def _projections(vectors: np.ndarray, members: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """[len(members)] int16; exact in float32, since two lengths of 127 multiply to 2**14."""
+    """[len(members)] int16; exact in float32, because two lengths of 127 multiply to 2**14."""
     result = np.empty(len(members), np.int16)
     direction = direction.astype(np.float32)
     for start in range(0, len(members), _CHUNK):

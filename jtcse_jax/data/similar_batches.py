@@ -1,11 +1,12 @@
 """Batches of similar sentences: hard negatives without labels.
 
-`data.similar` makes one order of all items from vectors of their sentences, those of the model that
-the run starts with. Near-duplicates are set apart.
+`data.similar` computes one order of all items from the vectors of their sentences, encoded by the
+start model. Near-duplicates are kept separate.
 
-An epoch starts at a random place of that order, divides it into as many blocks as there are full
-batches, and visits the blocks at random. The beginning of a block is grouped in a batch; what is
-left of all blocks, and the near-duplicates, is the pool that random sentences are taken from.
+An epoch starts at a random position of that order, divides it into as many blocks as there are full
+batches, and visits the blocks in random order. The beginning of a block is grouped in one batch.
+The rest of all blocks, and the near-duplicates, form the pool from which random sentences are
+drawn.
 """
 
 import uuid
@@ -19,7 +20,7 @@ from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.similar import near_duplicates, similar_order
 from jtcse_jax.errors import UserError, writing
 
-_GROUP = 8  # neighbours that are in no order, in batches of at least as many
+_GROUP = 8  # neighbours in arbitrary order; for batches of at least this size
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class SimilarBatches:
 
     @classmethod
     def plan(cls, vectors: np.ndarray) -> "SimilarBatches":
-        """Groups items by the cosines of their vectors, [n, d] as of `similar_order`.
+        """Groups items by the cosines of their vectors, [n, d] as in `similar_order`.
 
-        Of items with a cosine above 0.9 one is grouped, the others are near-duplicates.
+        Of items with a cosine above 0.9 one is grouped; the rest are near-duplicates.
         """
         order = similar_order(vectors, _GROUP)
         apart = near_duplicates(vectors, order)
         return cls(np.concatenate([order[~apart], order[apart]]), int((~apart).sum()))
 
     def save(self, path: Path) -> None:
-        """Writes the order, whole or not at all. Raises UserError where that fails."""
+        """Writes the order atomically. Raises UserError if that fails."""
         unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npy")
         try:
             with writing(path):
@@ -54,7 +55,7 @@ class SimilarBatches:
         """Maps what `save` wrote into memory.
 
         Raises:
-            UserError: the file is absent, damaged, or of another number of items.
+            UserError: the file is absent, damaged, or has another number of items.
         """
         try:
             num_grouped, order = np.split(np.load(path, mmap_mode="r"), [1])
@@ -78,11 +79,11 @@ class SimilarBatches:
         """[batch_size] int64, the items of a batch; fewer in the last, partial one.
 
         Args:
-            number: of the batch in its epoch.
+            number: number of the batch in its epoch.
             batch_size: at most n.
-            random_share: share of random items in a batch, from 0 to 1. There are more where
-                near-duplicates are too many for it, and the last, partial batch is all random.
-            seed: numbers from 0 on, other ones for every epoch.
+            random_share: share of random items in a batch, from 0 to 1. The share is larger if
+                there are too many near-duplicates for it; the last, partial batch is all random.
+            seed: non-negative numbers, different for every epoch.
         """
         count, grouped = len(self.order), self.num_grouped
         blocks = count // batch_size
@@ -92,7 +93,7 @@ class SimilarBatches:
         stop = (number + 1) * drawn if number < blocks else pool
         picked = shuffled(np.arange(number * drawn, stop), pool, (*seed, 0))
         apart = grouped + picked[picked >= left] - left
-        # Block b starts at b * grouped // blocks; b * left // blocks are left of those before it.
+        # Block b starts at b * grouped // blocks; the blocks before it leave b * left // blocks.
         picked = picked[picked < left]
         positions = picked + kept * (((picked + 1) * blocks - 1) // max(left, 1) + 1)
         if number < blocks:

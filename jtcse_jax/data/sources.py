@@ -1,17 +1,18 @@
-"""Where the sentences come from: text files, files of pairs, TFDS, the hub, Python itself.
+"""Sources of sentences: text files, files of pairs, TFDS, the hub, Python's own documentation.
 
 | spec | source |
 |---|---|
-| `PATH` or a glob | one sentence a line, UTF-8; plain, `.gz` or `.xz`; files in sorted order |
+| `PATH` or a glob | one sentence per line, UTF-8; plain, `.gz` or `.xz`; files in sorted order |
 | a name ending in `.tsv` (before `.gz`, `.xz`) | two columns: two views of one sentence |
 | `tfds:NAME:SPLIT:FIELD` | a prepared TFDS data set in ArrayRecord files |
-| `hub:NAME:SPLIT:FIELD` | a Hugging Face data set; `NAME:CONFIG` where it has several |
-| `stdlib` | the English documentation that every Python carries |
+| `hub:NAME:SPLIT:FIELD` | a Hugging Face data set; `NAME:CONFIG` if it has several |
+| `stdlib` | the English documentation in every Python installation |
 
 A SPLIT may be a slice, as in `tfds:wiki_dialog:train[:1000]:passage`.
 
-A source is divided into shards that can be read each for itself, by as many processes: the records
-of TFDS and of the hub and the lines of plain text files anywhere, packed files each as a whole.
+A source is divided into shards that several processes can read independently. The records of TFDS
+and the hub and the lines of plain text files can be divided anywhere; a compressed file is one
+shard.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ _NAMED = re.compile(r"(?P<name>.+):(?P<split>[^:\[\]]+(\[[^\[\]]*\])?):(?P<field
 
 _TFDS_COMMAND = "pip install tensorflow-datasets importlib_resources"
 
-_SHARD_RECORDS = 2**18  # tokenised in seconds: a kill loses no more
+_SHARD_RECORDS = 2**18  # tokenised in seconds: a killed run loses no more than that
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Source:
 
     Attributes:
         spec: what the user wrote.
-        views: 1, or 2 where the sentences come as pairs.
-        blank: blank lines skipped, counted by the latest `read` or `read_shard`.
+        views: 1, or 2 if the sentences come as pairs.
+        blank: blank lines skipped in the latest `read` or `read_shard`.
     """
 
     spec: str
@@ -54,14 +55,14 @@ class Source:
 
     @property
     def num_shards(self) -> int:
-        """Shards there are: a property of the text, not of who reads it."""
+        """The number of shards: a property of the text, not of the reading process."""
         return len(self._shards)
 
     def read(self) -> Iterator[str]:
-        """The sentences in order, stripped, none blank; a pair gives its two, one by one.
+        """The sentences in order, stripped, none blank; both sentences of a pair, one by one.
 
         Raises:
-            UserError: the text has an error (file and line are named) or no sentence at all.
+            UserError: the text has an error (the message names file and line) or no sentence.
         """
         self.blank = 0
         empty = True
@@ -72,16 +73,16 @@ class Source:
             raise self.without_text()
 
     def read_shard(self, number: int) -> Iterator[str]:
-        """As `read`, of one shard, which may be without a sentence."""
+        """Like `read`, for one shard, which may have no sentence."""
         self.blank = 0
         yield from self._read(self._shards[number])
 
     def without_text(self) -> UserError:
-        """The error of a source without a sentence."""
+        """The error for a source without sentences."""
         return UserError(f"{self.spec} holds no sentence; give a source with text")
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the content, equal for equal content under another name; read once."""
+        """sha256 (hex) of the content, the same under any file name; computed once."""
         if self._fingerprint is None:
             whole = f"{self.views} {self._identity()}"
             self._fingerprint = hashlib.sha256(whole.encode()).hexdigest()
@@ -100,8 +101,8 @@ def open_source(spec: str) -> Source:
     """The source that a spec names (see the module's table).
 
     Raises:
-        UserError: a file or data set that is not there, a spec with missing parts, a data set
-            that has no such field or no random access, a package that is not installed.
+        UserError: a file or data set does not exist, a spec has missing parts, a data set
+            lacks the field or random access, or a package is not installed.
     """
     if spec == "stdlib":
         return Source(spec, 1, [python_docs.sentences], python_docs.identity)
@@ -131,8 +132,8 @@ def _open_tfds(spec: str) -> Source:
         builder = tfds.builder(name)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{spec}: {_first_line(error)} If it lies in another folder than TFDS's own, set "
-            "TFDS_DATA_DIR to it"
+            f"{spec}: {_first_line(error)} If the data set is not in TFDS's own folder, set "
+            "TFDS_DATA_DIR to its folder"
         ) from error
     info = builder.info
     if not info.splits:
@@ -140,7 +141,7 @@ def _open_tfds(spec: str) -> Source:
             f"{spec}: the data set is not prepared in {builder.data_dir}; set TFDS_DATA_DIR, or "
             f"prepare it: tfds build {name} --file_format=array_record"
         )
-    # Parquet has random access too, but TFDS writes it incompletely, without a word.
+    # Parquet also has random access, but TFDS silently writes it incompletely.
     if array_record not in info.available_file_formats():
         raise UserError(
             f"{spec}: the data set is stored as {info.file_format.value}; convert it: python -m "
@@ -174,7 +175,7 @@ def _open_hub(spec: str) -> Source:
     datasets = _import("datasets", spec, "pip install datasets")
     try:
         dataset = datasets.load_dataset(*name.split(":"), split=split)
-    except Exception as error:  # the package raises whatever its readers and the network raise
+    except Exception as error:  # the package raises any error of its readers and the network
         raise UserError(f"{spec}: {_first_line(error)}") from error
     _check_field(spec, field, dataset.column_names)
 

@@ -1,4 +1,4 @@
-"""Text files as sources: found by name, read in parts, hashed."""
+"""Text files as sources: finds them by name, reads them in parts, hashes them."""
 
 import glob
 import hashlib
@@ -16,18 +16,18 @@ from jtcse_jax.errors import UserError
 
 _PACKED = (".gz", ".xz")
 _BLOCK = 2**20  # bytes read at once
-_PART_BYTES = 2**25  # tokenised in seconds: a kill loses no more
+_PART_BYTES = 2**25  # tokenised in seconds: a killed run loses no more than that
 
 
 def find(spec: str) -> list[Path]:
     """The files of a path or a glob, in sorted order.
 
-    Raises UserError for a folder, and where there is no file or an empty one.
+    Raises UserError for a folder, if no file matches, and for an empty file.
     """
     path = Path(os.path.expanduser(spec))
     if os.path.isdir(path):
         raise UserError(f"{spec} is a folder; name its files, for example {spec.rstrip('/')}/*.txt")
-    # A file whose own name has brackets in it is no glob.
+    # A file whose own name has brackets in it is not a glob.
     if os.path.exists(path):
         paths = [path]
     else:
@@ -39,25 +39,25 @@ def find(spec: str) -> list[Path]:
         raise UserError(f"{problem} {spec}; give a text file, tfds:..., hub:... or stdlib")
     for path in paths:
         if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; give a file with one sentence a line")
+            raise UserError(f"{path} is empty; give a file with one sentence per line")
     return paths
 
 
 def holds_pairs(path: Path) -> bool:
-    """Whether the lines of a file of that name are pairs."""
+    """Whether a file of this name has lines of pairs."""
     name = path.with_suffix("") if path.suffix in _PACKED else path
     return name.suffix == ".tsv"
 
 
 def parts(path: Path) -> list[range]:
-    """Equal runs of a file's bytes; all of a packed file, which cannot be read from the middle."""
+    """Equal ranges of a file's bytes; one for a compressed file, which cannot be divided."""
     if path.suffix in _PACKED:
         return [range(sys.maxsize)]
     return runs(path.stat().st_size, _PART_BYTES)
 
 
 def runs(size: int, longest: int) -> list[range]:
-    """`range(size)` in equal runs, as many as it takes that none is longer; one of nothing."""
+    """`range(size)` in the fewest equal ranges of at most `longest`; one empty range for size 0."""
     count = max(1, -(-size // longest))
     bounds = [size * i // count for i in range(count + 1)]
     return [range(*pair) for pair in pairwise(bounds)]
@@ -70,7 +70,7 @@ def lines(path: Path, part: range) -> Iterator[str]:
 
 
 def pair_lines(path: Path, part: range) -> Iterator[str]:
-    """The two columns of each of these lines, one by one; a blank line is one."""
+    """The two columns of each of these lines, one by one; a blank line gives an empty string."""
     for number, line in _decoded_lines(path, part):
         columns = line.split("\t")
         if not line.strip():
@@ -78,11 +78,11 @@ def pair_lines(path: Path, part: range) -> Iterator[str]:
         elif len(columns) != 2:
             raise UserError(
                 f"{_place(path, part, number)}: {len(columns)} tab-separated column"
-                f"{'s' * (len(columns) > 1)} where a pair has 2; mend or remove the line"
+                f"{'s' * (len(columns) > 1)}, but a pair has 2; correct or remove the line"
             )
         elif not all(column.strip() for column in columns):
             place = _place(path, part, number)
-            raise UserError(f"{place}: an empty column; mend or remove the line")
+            raise UserError(f"{place}: an empty column; correct or remove the line")
         else:
             yield from columns
 
@@ -102,7 +102,7 @@ def identity(paths: list[Path]) -> str:
 def _decoded_lines(path: Path, part: range) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of the lines that begin within a part of the file.
 
-    Lines end at a newline byte, whatever else Unicode allows.
+    Lines end only at a newline byte, not at Unicode's other line separators.
     """
     number = 0
     try:
@@ -126,7 +126,7 @@ def _decoded_lines(path: Path, part: range) -> Iterator[tuple[int, str]]:
 
 
 def _seek_line(file: BinaryIO, start: int) -> int:
-    """Moves to the first line that begins at byte `start` or after it, and returns where it is."""
+    """Moves to the first line that begins at byte `start` or after it; returns its position."""
     if start == 0:
         return 0
     file.seek(start - 1)
@@ -138,7 +138,7 @@ def _place(path: Path, part: range, number: int) -> str:
 
 
 def _lines_before(path: Path, start: int) -> int:
-    """Lines that begin before a byte of the file: counted for an error message alone."""
+    """Lines that begin before a byte of the file; counted only for an error message."""
     count, left = min(start, 1), start - 1
     with open(path, "rb") as file:
         while left > 0 and (block := file.read(min(left, _BLOCK))):

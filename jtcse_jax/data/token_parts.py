@@ -1,10 +1,10 @@
 """The tokens of a source's shards, made by any number of processes at once and then joined.
 
-A part is a folder of tokens, lengths and counts of one shard. It is written aside and appears
-whole, and what is in it follows from the shard alone: who makes it, and how often, changes
-nothing. Each shard is locked by whoever is at it, so that processes share the work, on one host or
-on many with a common file system; the system drops the lock of a process that ends, however it
-ends, and another one takes the shard. Where files cannot be locked, work is done twice.
+A part is a folder with the tokens, lengths and counts of one shard. It is written under a temporary
+name and then renamed. Its content is a function of the shard, so it does not matter which process
+makes it, or how often. A process locks the shard it works on, so processes share the work, on one
+host or on several with a common file system. The system drops the lock of a process that ends for
+any reason, and another one takes the shard. If files cannot be locked, work is done twice.
 """
 
 import json
@@ -22,23 +22,23 @@ from jtcse_jax.data.sources import Source
 from jtcse_jax.locks import lock_byte
 
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
-_BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would leave the caches
+_BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would exceed the CPU caches
 _COPIED = 2**20
-_REMAINS = ".removed."  # in the name of a folder of parts that nobody wants any more
-_TRIES = 3  # what another process was about to write may come after a folder was listed
+_REMAINS = ".removed."  # in the name of a folder of parts that are no longer needed
+_TRIES = 3  # another process may still add a file after a folder was listed
 
 
 class TokenParts:
-    """The parts of a source in a folder, which all who make them have in common.
+    """The parts of a source in a folder, shared by all processes that make them.
 
     Attributes:
-        dtype: of the tokens, see `token_dtype`.
-        vocab_size: all ids are below it.
+        dtype: dtype of the tokens, see `token_dtype`.
+        vocab_size: an upper bound of all ids.
     """
 
     def __init__(self, source: Source, backend: tokenizers.Tokenizer, folder: Path):
         """Takes a tokenizer that truncates and does not pad; makes nothing yet."""
-        # A vocabulary may have holes: its count says nothing of its highest id.
+        # A vocabulary may have gaps, so its size does not give its highest id.
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.dtype = token_dtype(self.vocab_size)
         self._source = source
@@ -46,17 +46,18 @@ class TokenParts:
         self._folder = folder
 
     def begin(self) -> None:
-        """Makes the folder of all parts: none of the other methods does, once others removed it."""
+        """Makes the folder of all parts. No other method does, even if it has been removed."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Of parts, of whatever text, whose removal was killed.
+        # Leftovers of parts, of any text, whose removal was interrupted.
         for remains in self._folder.parent.glob(f"*{_REMAINS}*"):
             _remove(remains)
 
     def make_all(self, advance: Callable[[int], None]) -> None:
-        """Makes what is missing, beside others who do the same; returns when nothing is.
+        """Makes the missing parts, in parallel with other processes; returns when none is missing.
 
-        First what nobody is at, then what somebody left. `advance` is told of the sentences made.
-        Raises FileNotFoundError where others removed the parts.
+        First the shards that no process works on, then those that another left unfinished. Calls
+        `advance` with the number of sentences made. Raises FileNotFoundError if another process
+        removed the parts.
         """
         wait = False
         while missing := [n for n in range(self._source.num_shards) if not self._counts(n)]:
@@ -67,11 +68,11 @@ class TokenParts:
             wait = True
 
     def portable(self) -> tuple[str, str]:
-        """The tokenizer and the folder, as they can be sent to another machine."""
+        """The tokenizer and the folder, in a form that can be sent to another machine."""
         return self._backend.to_str(), str(self._folder.absolute())
 
     def make(self, number: int, advance: Callable[[int], None] = lambda sentences: None) -> None:
-        """Makes the part of a shard, unless it is there."""
+        """Makes the part of a shard, unless it exists."""
         if self._counts(number):
             return
         with self.aside() as unfinished:
@@ -80,9 +81,9 @@ class TokenParts:
             publish(unfinished, self._part(number), lambda: bool(self._counts(number)))
 
     def join(self, folder: Path) -> dict[str, int]:
-        """Writes the tokens and lengths of all parts, in their order; returns the sums of counts.
+        """Writes the tokens and lengths of all parts, in order; returns the sums of the counts.
 
-        Raises UserError where there is no sentence in any.
+        Raises UserError if there is no sentence in any.
         """
         parts = [self._part(number) for number in range(self._source.num_shards)]
         for name in (TOKENS, LENGTHS):
@@ -98,7 +99,7 @@ class TokenParts:
 
     @contextmanager
     def locked(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Whether a shard is ours alone, while the block runs; `num_shards` locks their joining."""
+        """Locks a shard while the block runs, if it is free; `num_shards` is for joining."""
         with open(self._folder / "lock", "ab") as file:
             try:
                 ours = lock_byte(file, number, wait=wait)
@@ -108,7 +109,7 @@ class TokenParts:
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
-        """A new folder beside the parts, removed afterwards unless it was renamed."""
+        """A new folder beside the parts, removed at the end unless it was renamed."""
         unfinished = self._folder / f".{uuid.uuid4().hex}"
         try:
             unfinished.mkdir()
@@ -117,11 +118,11 @@ class TokenParts:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def exist(self) -> bool:
-        """Whether anybody has begun, and nobody removed them."""
+        """Whether a process has begun the parts and none has removed them."""
         return self._folder.is_dir()
 
     def remove(self) -> None:
-        """Removes all parts, in one piece: whoever comes now begins anew."""
+        """Removes all parts at once: a later process starts from the beginning."""
         remains = self._folder.with_name(f"{self._folder.name}{_REMAINS}{uuid.uuid4().hex}")
         try:
             self._folder.rename(remains)
@@ -130,11 +131,11 @@ class TokenParts:
         _remove(remains)
 
     def _part(self, number: int) -> Path:
-        # Their number is in the name: one that a different division left is another's.
+        # The name has the number of shards, so parts of another division are not mixed in.
         return self._folder / f"{number:06}-of-{self._source.num_shards:06}"
 
     def _counts(self, number: int) -> dict[str, int] | None:
-        """The counts of a part; None where it is not there, or not whole."""
+        """The counts of a part; None if it is absent or incomplete."""
         part = self._part(number)
         try:
             counts = json.loads((part / COUNTS).read_text(encoding="utf-8"))
@@ -158,7 +159,7 @@ class TokenParts:
                 length_file.write(np.fromiter(map(len, ids), "<u2", len(ids)).data)
                 sentences += len(ids)
                 num_tokens += len(flat)
-                # Only a full sentence can have been cut: most are spared the costly look.
+                # Only a sentence of max_len tokens can have been cut; the check is slow.
                 truncated += sum(
                     len(tokens) == max_len and bool(encoding.overflowing)
                     for tokens, encoding in zip(ids, encodings, strict=True)
@@ -173,14 +174,14 @@ class TokenParts:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """How tokens are stored, little-endian: in 16 bits where the vocabulary allows, else in 32."""
+    """The little-endian dtype of stored tokens: 16 bits if the vocabulary fits, else 32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def publish(unfinished: Path, folder: Path, is_whole: Callable[[], bool]) -> None:
-    """Gives a folder its name in the place of a damaged one, or leaves another's that is whole.
+    """Renames a finished folder, replacing a damaged one; keeps an existing complete one.
 
-    Another's comes in between where files cannot be locked, and holds the same.
+    Another process can write the folder first if files cannot be locked; it holds the same.
     """
     try:
         unfinished.rename(folder)

@@ -25,25 +25,25 @@ from jtcse_jax.user_path import user_path
 _META, _STARTS = "meta.json", "starts.bin"
 _FILES = (_META, _STARTS, LENGTHS, TOKENS)
 _FORMAT = 2
-_STRIDE = 64  # the start of every 64th sentence is stored; the others follow from lengths
+_STRIDE = 64  # the start of every 64th sentence is stored; the rest are computed from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
 
 _log = logging.getLogger(__name__)
 
 
 class TokenCache:
-    """The tokens of every sentence of a source, read from disk when asked for.
+    """The tokens of every sentence of a source, read from disk on demand.
 
     Nothing is read ahead: opening a cache costs the same for a thousand sentences and a billion.
-    Special tokens are included. In a source of pairs sentences 2i and 2i + 1 are pair i.
+    Special tokens are included. In a source of pairs, sentences 2i and 2i + 1 are pair i.
 
     Attributes:
-        folder: where its files are.
+        folder: the folder of its files.
         lengths: [len(self)] uint16, tokens of each sentence, mapped from disk.
         views: 1 for single sentences, 2 for pairs.
         pad_id: the tokenizer's padding token.
         max_len: longest sentence allowed, in tokens; longer ones were truncated.
-        vocab_size: all ids of the tokenizer are below it.
+        vocab_size: an upper bound of all ids of the tokenizer.
         stats: `source` (its spec), `sentences`, `blank` (lines skipped), `truncated`
             (sentences cut to max_len), `mean_length` (in tokens).
     """
@@ -52,16 +52,16 @@ class TokenCache:
         """Maps a finished cache folder into memory.
 
         Raises:
-            UserError: the folder is absent, cut short or not finished, or its files do not fit
-                together. Bytes that changed inside a file are not looked for here.
+            UserError: the folder is absent, truncated or unfinished, or its files do not match
+                each other. Changed bytes inside a file are not detected here.
         """
         self.folder = folder = Path(folder)
         try:
             if not all((folder / name).is_file() for name in _FILES):
-                raise ValueError("a file is absent, or a pipe that would be waited for")
+                raise ValueError("a file is absent or not a regular file")
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
             if not _is_meta(meta):
-                raise ValueError("the form is another")
+                raise ValueError("meta.json has the wrong format")
             self.lengths: np.ndarray = _mapped(folder / LENGTHS, np.uint16)
             self._starts = _mapped(folder / _STARTS, np.int64)
             self._tokens = _mapped(folder / TOKENS, token_dtype(meta["vocab_size"]))
@@ -89,7 +89,7 @@ class TokenCache:
     def sentence(self, index: int) -> np.ndarray:
         """[lengths[index]] int32, the token ids of a sentence.
 
-        Raises UserError where they would lie outside of the file.
+        Raises UserError if they would lie outside the file.
         """
         index = range(len(self))[index]
         return self._read(index, int(self.lengths[index]))
@@ -97,16 +97,16 @@ class TokenCache:
     def run(self, start: int, stop: int) -> np.ndarray:
         """int32, the token ids of sentences `start` to `stop` - 1, one sentence after another.
 
-        Raises UserError where they would lie outside of the file, or of the vocabulary.
+        Raises UserError if they would lie outside the file, or an id outside the vocabulary.
         """
         tokens = self._read(start, int(self.lengths[start:stop].sum(dtype=np.int64)))
         highest = tokens.view(np.uint32).max(initial=0)
         if highest >= self.vocab_size:
-            raise self.damaged(f"a token of number {highest}, in a vocabulary of {self.vocab_size}")
+            raise self.damaged(f"token id {highest}, in a vocabulary of {self.vocab_size}")
         return tokens
 
     def _read(self, index: int, count: int) -> np.ndarray:
-        """The `count` tokens from the first of a sentence on."""
+        """The `count` tokens that start at the first token of a sentence."""
         known, between = divmod(index, _STRIDE)
         start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
         if not 0 <= start <= start + count <= len(self._tokens):
@@ -114,7 +114,7 @@ class TokenCache:
         return self._tokens[start : start + count].astype(np.int32)
 
     def damaged(self, why: str) -> UserError:
-        """The error of bytes that cannot be right, found when they were read."""
+        """The error for bytes that cannot be right, detected while reading."""
         return UserError(f"the token cache {self.folder} is damaged ({why}); delete it")
 
 
@@ -129,9 +129,9 @@ def tokenize(
     """The token cache of a source, made in `cache_dir` unless it is already there.
 
     The key of a cache is its content: the same text, tokenizer and `max_len` give the same
-    folder, the same tokens. Several processes that ask for it at once share the work
-    (`data.token_parts`), and one that was killed is gone on from. It appears whole or not at all. A
-    damaged one is made anew.
+    folder and the same tokens. Several processes that ask for it at once share the work
+    (`data.token_parts`), and the work of a killed process is resumed. The folder appears only
+    when it is complete. A damaged cache is rebuilt.
 
     Args:
         source: the text.
@@ -156,7 +156,7 @@ def tokenize(
     parts = parts_of(source, backend, folder)
     try:
         parts.begin()
-        # Looked for again: another process that finished in between has removed the parts.
+        # Checked again: another process may have finished and removed the parts in between.
         if intact() is None:
             with _shown(source.spec, progress) as advance:
                 parts.make_all(advance)
@@ -167,39 +167,39 @@ def tokenize(
                         publish(unfinished, folder, lambda: intact() is not None)
         parts.remove()
     except UserError as error:
-        # Of a text with an error: once mended, it is another text. After an error of the system,
-        # which has a number, it is the same.
+        # The text has an error: once corrected, it is another text with other parts. After an
+        # operating system error, which has a number, the text is the same, so its parts are kept.
         if getattr(error.__cause__, "errno", None) is None:
             parts.remove()
         raise
     except OSError as error:
         removed = not parts.exist() or intact() is not None
         if isinstance(error, FileNotFoundError) and removed:
-            # Another process has finished, or has found an error in the text: so shall we.
+            # Another process has finished or found an error in the text: so will this one.
             return tokenize(source, tokenizer, max_len, cache_dir, progress=progress)
         raise UserError(
-            f"cannot write the token cache {folder}: {error.strerror or error}; free space "
-            "there, and the same command goes on, or choose another cache folder"
+            f"cannot write the token cache {folder}: {error.strerror or error}; free space there "
+            "and run the same command again to resume, or choose another cache folder"
         ) from error
     return TokenCache(folder)
 
 
 def cache_folder(source: Source, backend: tokenizers.Tokenizer, cache_dir: Path | str) -> Path:
-    """Where the cache of a text is, or will be; `backend` is that of `truncating_backend`."""
+    """The folder of a text's cache, existing or not; `backend` is from `truncating_backend`."""
     parts = [source.fingerprint(), backend.to_str(), backend.truncation["max_length"], _FORMAT]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return user_path(cache_dir) / key
 
 
 def parts_of(source: Source, backend: tokenizers.Tokenizer, folder: Path) -> TokenParts:
-    """The parts that a cache is made of, which all who tokenise the text have in common."""
+    """The parts of a cache, shared by all processes that tokenise the text."""
     return TokenParts(source, backend, folder.with_name(f".{folder.name}.parts"))
 
 
 def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> tokenizers.Tokenizer:
-    """A copy of the tokenizer's Rust half that truncates and never pads.
+    """A copy of the tokenizer's Rust backend that truncates and never pads.
 
-    Raises UserError for a slow tokenizer and a `max_len` without room for a token.
+    Raises UserError for a slow tokenizer, or a `max_len` without room for a token.
     """
     rust = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(rust, tokenizers.Tokenizer):
@@ -227,9 +227,9 @@ def _intact(folder: Path, views: int, max_len: int) -> TokenCache | None:
 
 
 def _is_meta(meta: dict[str, Any]) -> bool:
-    """Whether it has the form that `_write` gives: a cache may come from anybody.
+    """Whether it has the format that `_write` writes: a cache may come from an untrusted source.
 
-    Above all, bytes read as another dtype could be pointers, which numpy follows.
+    Above all, bytes read as another dtype could be pointers, which numpy would follow.
     """
     stats, vocab_size, tokens = meta["stats"], meta["vocab_size"], meta["tokens"]
     sentences = stats["sentences"]
@@ -278,13 +278,13 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def _mapped(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
-    """A file as a plain array: slices of a `np.memmap` cost more."""
+    """A file as a plain array: slicing a `np.memmap` costs more."""
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
 @contextmanager
 def _shown(spec: str, progress: bool) -> Iterator[Callable[[int], None]]:
-    """What counts sentences on a progress bar, if stderr is a terminal."""
+    """A function that counts sentences on a progress bar, if stderr is a terminal."""
     if not (progress and sys.stderr.isatty()):
         yield lambda sentences: None
         return

@@ -1,16 +1,16 @@
-"""The views of a batch's sentences, and the rows they lie in.
+"""The views of a batch's sentences, and the rows that hold them.
 
 | `pairs` | the views of item i |
 |---|---|
 | `same` | sentence i, twice |
 | `adjacent` | sentences i and i + 1 of the text |
-| `repeat` | sentence i, and the same with some words repeated |
-| `none` | sentence i alone |
+| `repeat` | sentence i, and the same sentence with some words repeated |
+| `none` | only sentence i |
 
 In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1.
 
-A view with repeated words keeps every token of its sentence, so that it may be longer than
-`max_len`. If it has too little room, fewer words are repeated.
+A view with repeated words keeps every token of its sentence, so it may be longer than `max_len`.
+If it has too little room, fewer words are repeated.
 """
 
 from typing import NamedTuple
@@ -27,10 +27,10 @@ KINDS = ("same", "adjacent", "repeat", "none")
 
 
 def longest_view(max_len: int, pairs: str, repeat_rate: float, positions: int | None) -> int:
-    """Most tokens of a view, if rows are long enough, of sentences of at most `max_len` tokens.
+    """Most tokens of a view, in a long enough row, for sentences of at most `max_len` tokens.
 
-    `pairs` and `repeat_rate` are those of `Views`; `positions`, if given, are those of the model,
-    at least `max_len`.
+    `pairs` and `repeat_rate` as in `Views`; `positions`, if given, is the number of positions of
+    the model, at least `max_len`.
     """
     if pairs != "repeat":
         return max_len
@@ -39,17 +39,17 @@ def longest_view(max_len: int, pairs: str, repeat_rate: float, positions: int | 
 
 
 def items_stride(cache: TokenCache, pairs: str) -> int:
-    """Item i begins with cached sentence i times this."""
+    """The cached sentence at which item i begins is i times this."""
     return 1 if pairs == "none" else cache.views
 
 
 def count_items(cache: TokenCache, pairs: str) -> int:
-    """Items of an epoch, with `pairs` as of `Views`."""
+    """Items of an epoch, with `pairs` as in `Views`."""
     return len(cache) // items_stride(cache, pairs) - (pairs == "adjacent")
 
 
 class Plan(NamedTuple):
-    """Where each view of a batch lies, before any token is read."""
+    """The place of each view of a batch, known before any token is read."""
 
     sentences: np.ndarray  #: [n] cached sentence of each packed view
     repeated: dict[int, np.ndarray]  #: token positions of the views whose words are repeated
@@ -62,7 +62,7 @@ class Views:
     """Turns item numbers into packed views.
 
     Attributes:
-        num_items: items there are.
+        num_items: number of items.
         per_item: views of an item, 1 or 2.
         source: the spec of the text.
     """
@@ -88,15 +88,15 @@ class Views:
             cache: the tokenised sentences.
             row_length: tokens a row holds, at least the longest sentence.
             slots: sentences a row holds.
-            pairs: see the module.
+            pairs: see the module's table.
             repeat_rate: largest share of repeated words.
             longest_view: most tokens of a view with repeated words, at least the longest sentence;
-                by default a row's.
+                by default the row length.
             once: pack each distinct sentence of a batch once, unchanged, and let its views share
-                the slot: for an encoder without dropout.
+                the slot; for an encoder without dropout.
 
         Raises:
-            UserError: a field that cannot work, by its name in the config.
+            UserError: a field has an impossible value; the message has its config name.
         """
         if pairs not in KINDS:
             allowed = ", ".join(f'"{kind}"' for kind in KINDS)
@@ -122,7 +122,7 @@ class Views:
     def plan(self, items: np.ndarray, rng: np.random.Generator) -> Plan:
         """The plan of a batch of items [n]; `rng` draws the repeated words.
 
-        Raises UserError where the cache has lengths that cannot be.
+        Raises UserError if the cache has impossible lengths.
         """
         offsets = np.array([0, self._second][: self.per_item])
         sentences = (items[:, None] * self._stride + offsets).reshape(-1)
@@ -133,7 +133,7 @@ class Views:
         for length in (lengths.min(initial=1), lengths.max(initial=1)):
             if not 1 <= length <= self._cache.max_len:
                 raise self._cache.damaged(
-                    f"a sentence of {length} tokens, of at most {self._cache.max_len}"
+                    f"a sentence of {length} tokens, not of 1 to {self._cache.max_len}"
                 )
         repeated = {}
         if self._repeat_rate is not None:
@@ -146,8 +146,8 @@ class Views:
     def fill(self, plan: Plan, num_rows: int, rows: range, batch_size: int) -> Batch:
         """The batch of a plan: `rows` of a grid of `num_rows`, and the order of all views.
 
-        Views that a batch of fewer than `batch_size` items lacks have `mask` False and point to
-        slot 0. Raises UserError where the cache has tokens that cannot be.
+        Views missing from a batch of fewer than `batch_size` items have `mask` False and point to
+        slot 0. Raises UserError if the cache has impossible tokens.
         """
         arrays = fill(
             plan.packing,
@@ -159,11 +159,11 @@ class Views:
             self._cache.pad_id,
             rows,
         )
-        # A gather on the device would take the nearest row of the table, and say nothing.
+        # A gather on the device would silently take the nearest row of the table.
         highest = arrays[0].view(np.uint32).max()
         if highest >= self._cache.vocab_size:
             raise self._cache.damaged(
-                f"a token of number {highest}, in a vocabulary of {self._cache.vocab_size}"
+                f"token id {highest}, in a vocabulary of {self._cache.vocab_size}"
             )
         order = np.zeros(self.per_item * batch_size, np.int32)
         order[: len(plan.order)] = plan.order
@@ -179,7 +179,7 @@ class Views:
             raise UserError(f"data.slots is {self._slots}; it must be at least 1")
 
     def _repeat(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Token positions of a sentence with repeated words, [CLS] and [SEP] left alone."""
+        """Token positions of a sentence with repeated words; [CLS] and [SEP] are not repeated."""
         room = self._longest_view - length
         words = repeat_words(range(1, length - 1), self._repeat_rate, rng, room)
         return np.array([0, *words, length - 1])

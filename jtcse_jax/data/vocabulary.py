@@ -9,19 +9,19 @@ from jtcse_jax.data.sources import Source
 from jtcse_jax.errors import UserError
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Most characters kept, rarer ones become [UNK]: as many, or a quarter of the vocabulary (each has
-# two entries). Chinese needs thousands.
+# Characters kept, the rest become [UNK]: 1000, or a quarter of the vocabulary if that is more (each
+# character has two entries). Chinese needs thousands.
 _ALPHABET = 1000
 
 
 def train_tokenizer(
     source: Source, vocab_size: int, *, lowercase: bool = True
 ) -> PreTrainedTokenizerBase:
-    """A BERT tokenizer of at most `vocab_size` entries, in which [PAD] is 0.
+    """A BERT tokenizer with at most `vocab_size` entries; [PAD] has id 0.
 
     Accents and vowel signs are kept: in most languages they are part of the word.
 
-    The same text gives the same vocabulary. Raises UserError where `vocab_size` cannot hold the
+    The same text gives the same vocabulary. Raises UserError if `vocab_size` is too small for the
     special tokens and the alphabet of the text.
     """
     trainer = BertWordPieceTokenizer(lowercase=lowercase, strip_accents=False)
@@ -32,7 +32,7 @@ def train_tokenizer(
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     alphabet = sorted(character for character in ranked[:most] if not character.isspace())
     # The trainer numbers "##x" in the order of a randomly seeded hash table and breaks ties by
-    # number, so that no two runs agree. Given as special tokens they are numbered by us.
+    # number, so no two runs agree. Passed as special tokens, they get a fixed number.
     fixed = _SPECIAL + alphabet + [f"##{character}" for character in alphabet]
     if vocab_size < len(fixed):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Differences between encoders on STS, over seeds and over the pairs that happened to be scored."""
+"""Differences between encoders on STS, with their uncertainty over seeds and over scored pairs."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import numpy as np
 
 from jtcse_jax.evaluation.sts import bootstrap_spearman, spearman
 
-# Cosines of each task's pairs, by task: one encoder.
+# Cosines of each task's pairs, by task, for one encoder.
 Cosines = Mapping[str, np.ndarray]
 
 
 class Difference(NamedTuple):
-    """How much higher a method scores than the reference, with a 95 % interval."""
+    """How much higher a method scores than a reference, with a 95 % interval."""
 
     mean: float
     low: float
@@ -32,21 +32,21 @@ def sts_differences(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Returns the differences of Spearman's rho (raw), by task, and of the mean over the tasks.
+    """Returns the differences in Spearman's rho (raw), by task, and of the mean over the tasks.
 
-    Interval: percentiles of a paired bootstrap. Each draw takes pairs of every task with
-    replacement, the same for both sides, and where a method has several seeds also those. With as
-    many seeds on both sides the i-th ones belong together (they started from the same towers) and
-    are drawn together; else each side draws its own. Few seeds give a rough interval.
+    The interval is the percentiles of a paired bootstrap. Each draw takes pairs of every task with
+    replacement, the same for both sides, and seeds too if a method has several. If both sides have
+    equally many seeds, the i-th ones belong together (they started from the same towers) and are
+    drawn together; otherwise each side draws its own. Few seeds give a rough interval.
 
     Args:
-      method: encoders of the method, one a seed.
-      reference: those that it is compared with.
+      method: encoders of the method, one per seed.
+      reference: encoders to compare with.
       gold: human scores of each task's pairs.
-      resamples: draws.
-      seed: of the draws.
+      resamples: number of draws.
+      seed: seed of the draws.
     """
-    random = np.random.default_rng([seed, 0])  # of its own: pairs are drawn by [seed, 1 + task]
+    random = np.random.default_rng([seed, 0])  # separate: pairs are drawn by [seed, 1 + task]
     drawn = random.integers(len(method), size=(resamples, len(method)))
     if len(reference) == len(method):
         drawn_reference = drawn

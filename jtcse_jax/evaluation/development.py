@@ -1,4 +1,4 @@
-"""The development set that a run watches: Spearman with an interval, and how vectors spread."""
+"""The development set that a run monitors: Spearman with its interval, and embedding figures."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from jtcse_jax.evaluation.sts import (
 )
 
 METRIC = "dev_spearman"
-WATCHED = 512  # sentences of the all-pairs figures: a few percent of an evaluation's time
-COLLAPSED = 0.95  # mean cosine of different sentences above which vectors tell nothing apart
-COSINES = "dev_cosines"  # folder of a workdir: STEP.npy, [p] float64, of every evaluation
+WATCHED = 512  # sentences in all-pairs figures: a few percent of an evaluation's time
+COLLAPSED = 0.95  # mean cosine of different sentences above which vectors are indistinguishable
+COSINES = "dev_cosines"  # folder in a workdir: STEP.npy, [p] float64, for every evaluation
 
 
 class DevScore(NamedTuple):
@@ -33,7 +33,7 @@ class DevScore(NamedTuple):
     spearman: float
     low: float
     high: float
-    diagnostics: Mapping[str, float] = MappingProxyType({})  #: `summary`, names with dev_
+    diagnostics: Mapping[str, float] = MappingProxyType({})  #: `summary`, names prefixed by dev_
     cosines: np.ndarray | None = None  #: [p] float64, of the pairs
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class DevScore(NamedTuple):
         return self.diagnostics.get("dev_anisotropy", 0.0) > COLLAPSED
 
     def as_metrics(self) -> dict[str, float]:
-        """The score as numbers for a checkpoint; without METRIC if collapsed: never the best."""
+        """Numbers for a checkpoint; without METRIC if collapsed, so it is never the best."""
         if self.collapsed:
             return {"dev_collapsed": 1.0}
         return {METRIC: self.spearman, "dev_low": self.low, "dev_high": self.high}
@@ -64,7 +64,7 @@ class Development:
         return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
     def score(self, encode: Encode) -> DevScore:
-        """Of the cosines of an encoder, with diagnostics of its embeddings."""
+        """The score of an encoder's cosines, with diagnostics of its embeddings."""
         embedded = embed_pairs(encode, self.pairs)
         figures = summary(embedded, most=WATCHED)
         return self._score(embedded.cosines)._replace(
@@ -75,10 +75,10 @@ class Development:
     def difference(
         self, new: tuple[Path, int], old: tuple[Path, int], *, resamples: int = 1000
     ) -> Difference | None:
-        """How much higher the score of one (workdir, step) is than that of another, raw.
+        """How much higher one (workdir, step) scores than another, raw.
 
-        Paired over the pairs of this dev set. None if the cosines of a step were not kept or are
-        those of another number of pairs.
+        Paired over the pairs of this dev set. None if the cosines of a step were not kept or
+        belong to another number of pairs.
         """
         cosines = [read_cosines(*each) for each in (new, old)]
         if any(each is None or len(each) != len(self.pairs) for each in cosines):
@@ -88,7 +88,7 @@ class Development:
         return sts_differences(one, other, gold, resamples=resamples)[self.name]
 
     def word_overlap(self) -> DevScore:
-        """Of a baseline that counts common words."""
+        """The score of a baseline that counts common words."""
         return self._score(word_overlap(self.pairs))
 
     def _score(self, scores: np.ndarray) -> DevScore:
@@ -97,7 +97,7 @@ class Development:
 
 
 def keep_cosines(workdir: Path, step: int, cosines: np.ndarray) -> None:
-    """Writes the pairs' cosines of a step, for paired comparisons after the run."""
+    """Writes the cosines of a step's pairs, for paired comparisons after the run."""
     path = workdir / COSINES / f"{step}.npy"
     with writing(path):
         path.parent.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def keep_cosines(workdir: Path, step: int, cosines: np.ndarray) -> None:
 
 
 def read_cosines(workdir: Path, step: int) -> np.ndarray | None:
-    """What `keep_cosines` wrote, or None if there is none that can be read."""
+    """The cosines that `keep_cosines` wrote, or None if they are absent or unreadable."""
     try:
         return np.load(workdir / COSINES / f"{step}.npy", allow_pickle=False)
     except (OSError, ValueError, EOFError):

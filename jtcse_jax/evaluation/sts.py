@@ -1,8 +1,8 @@
 """Semantic textual similarity: scores an encoder by how it ranks sentence pairs.
 
-An encoder is any function from n sentences to an array [n, D]; a pair's score is the cosine of its
-two embeddings. The protocol is the "all" setting: the pairs of every subset of a task are put
-together and one correlation is taken over them. Correlations are raw (-1 to 1), not times 100.
+An encoder is any function from n sentences to an array [n, D]; the score of a pair is the cosine of
+its two embeddings. The protocol is the "all" setting: the pairs of all subsets of a task are
+concatenated, and one correlation is computed. Correlations are raw (-1 to 1), not times 100.
 """
 
 import logging
@@ -39,31 +39,31 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Encode = Callable[[list[str]], np.ndarray]
-# How the scores that are shown are made.
+# Describes the scores as printed.
 PROTOCOL = "Spearman of the cosines, over all pairs of a task together, times 100"
 
 
 class StsScore(NamedTuple):
-    """Correlations (raw, -1 to 1) of one task and the number of pairs behind them."""
+    """Correlations (raw, -1 to 1) of one task and its number of pairs."""
 
     spearman: float
     pearson: float
     pairs: int
-    subsets: dict[str, "StsScore"]  #: each subset alone; empty where there is only one
-    undefined: str = ""  #: why no correlation is defined, which is then counted as 0
+    subsets: dict[str, "StsScore"]  #: the score of each subset; empty if there is only one
+    undefined: str = ""  #: why a correlation is undefined and counted as 0; "" if it is defined
 
 
 def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, StsScore]:
     """Returns the score of every task by name, and under "average" the mean over the tasks.
 
-    Each distinct sentence of all tasks is encoded once, in one call of `encode`. "average" holds
-    the unweighted means and the total number of pairs. Raises as `encode_distinct`.
+    Each distinct sentence of all tasks is encoded once, in one call of `encode`. "average" has the
+    unweighted means and the total number of pairs. Errors as in `encode_distinct`.
     """
     return score_sts(sts_cosines(encode, tasks), tasks)
 
 
 def sts_cosines(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, np.ndarray]:
-    """Returns the cosines of each task's pairs, [n] float64; calls and errors as `evaluate_sts`."""
+    """Returns the cosines of each task's pairs, [n] float64, encoded as in `evaluate_sts`."""
     all_pairs = {task.name: task.pairs for task in tasks}
     sentences = (s for pairs in all_pairs.values() for s in (*pairs.first, *pairs.second))
     embeddings, index = encode_distinct(encode, sentences)
@@ -71,9 +71,9 @@ def sts_cosines(encode: Encode, tasks: Sequence[StsTask]) -> dict[str, np.ndarra
 
 
 def score_sts(cosines: Mapping[str, np.ndarray], tasks: Sequence[StsTask]) -> dict[str, StsScore]:
-    """Returns what `evaluate_sts` does, from the cosines of each task's pairs.
+    """Returns the result of `evaluate_sts`, from the cosines of each task's pairs.
 
-    Warns of a correlation that is undefined because one side is constant, and counts it as 0.
+    Warns if a correlation is undefined because one side is constant, and counts it as 0.
     """
     scores = {}
     for task in tasks:
@@ -97,14 +97,14 @@ def score_sts(cosines: Mapping[str, np.ndarray], tasks: Sequence[StsTask]) -> di
 def encode_distinct(encode: Encode, sentences: Iterable[str]) -> tuple[np.ndarray, dict[str, int]]:
     """Returns the embeddings [n, D] of the distinct sentences, and the row of each sentence.
 
-    They are encoded in one call. Raises `UserError` if an embedding is not finite, naming the
-    sentence, and `ValueError` if `encode` returns anything but [n, D].
+    They are encoded in one call. Raises `UserError` with a sentence whose embedding is not finite,
+    and `ValueError` if `encode` does not return [n, D].
     """
     distinct = list(dict.fromkeys(sentences))
     embeddings = np.asarray(encode(distinct))
     if embeddings.ndim != 2 or len(embeddings) != len(distinct):
         raise ValueError(
-            f"encode gave {embeddings.shape} for {len(distinct)} sentences, not [n, D]"
+            f"encode returned {embeddings.shape} for {len(distinct)} sentences, not [n, D]"
         )
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(bad):
@@ -116,8 +116,8 @@ def encode_distinct(encode: Encode, sentences: Iterable[str]) -> tuple[np.ndarra
 
 
 def pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) -> np.ndarray:
-    """Returns the cosine of each pair's rows of `embeddings`, [n] float64; 0 of a zero row."""
-    # float64: near-equal cosines of float32 embeddings would tie or swap, and ranks are the score.
+    """Returns the cosine of each pair's rows of `embeddings`, [n] float64; 0 for a zero row."""
+    # In float64: near-equal cosines of float32 could tie or swap, and the score is about ranks.
     one = embeddings[[index[sentence] for sentence in pairs.first]].astype(np.float64)
     two = embeddings[[index[sentence] for sentence in pairs.second]].astype(np.float64)
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
@@ -128,7 +128,7 @@ def pair_cosines(embeddings: np.ndarray, index: dict[str, int], pairs: Pairs) ->
 def word_overlap(pairs: Pairs) -> np.ndarray:
     """Returns the share of common words (Jaccard, lower-cased) of each pair, [n] float64.
 
-    The baseline that any sentence encoder must beat. Two sentences without words have overlap 0.
+    It is the baseline that any sentence encoder must beat. Two sentences without words have 0.
     """
     return np.array(
         [_jaccard(one, two) for one, two in zip(pairs.first, pairs.second, strict=True)]
@@ -138,10 +138,10 @@ def word_overlap(pairs: Pairs) -> np.ndarray:
 def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
     """Returns Spearman's rank correlation of [n] and [n], -1 to 1; ties share their mean rank.
 
-    Where either side is constant the coefficient is undefined and 0.0 is returned: breaking the
-    ties at random gives 0 on average, and a collapsed encoder, which ranks nothing, must lose
-    against every other when the best step is chosen (a NaN would win or lose by accident).
-    Raises `ValueError` for unequal lengths, fewer than two pairs, or values that are not finite.
+    If either side is constant the coefficient is undefined and 0.0 is returned. Breaking the ties
+    at random gives 0 on average, and a collapsed encoder, which ranks nothing, must lose against
+    every other when the best step is chosen (a NaN would win or lose by accident). Raises
+    `ValueError` for unequal lengths, fewer than two pairs, or values that are not finite.
     """
     scores, gold = _checked(scores, gold)
     once = np.ones((1, len(scores)), dtype=np.int64)
@@ -149,7 +149,7 @@ def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
 
 
 def pearson(scores: np.ndarray, gold: np.ndarray) -> float:
-    """Returns Pearson's linear correlation; 0.0 for a constant side and errors as `spearman`."""
+    """Returns Pearson's linear correlation; 0.0 for a constant side, errors as in `spearman`."""
     scores, gold = _checked(scores, gold)
     if np.ptp(scores) == 0 or np.ptp(gold) == 0:
         return 0.0
@@ -167,9 +167,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Returns (low, high), the percentile bootstrap interval of `spearman(scores, gold)`.
 
-    Pairs are drawn with replacement, so the interval says how far the score would move on another
-    sample of pairs of the same kind; it says nothing about training seeds. The same seed gives
-    the same interval. Raises `ValueError` as `spearman` does, and for a `level` outside 0 to 1.
+    Pairs are drawn with replacement. The interval covers the variation over samples of pairs of the
+    same kind, but not over training seeds. The same seed gives the same interval. Raises
+    `ValueError` as in `spearman`, and for a `level` outside 0 to 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level {level} must lie between 0 and 1")
@@ -182,10 +182,10 @@ def bootstrap_interval(
 def bootstrap_spearman(
     scores: np.ndarray, gold: np.ndarray, *, resamples: int = 1000, seed: int | Sequence[int] = 0
 ) -> np.ndarray:
-    """Returns Spearman's rho of `resamples` draws of pairs with replacement, [resamples] float64.
+    """Returns Spearman's rho for `resamples` draws of pairs with replacement, [resamples] float64.
 
-    The draws are a function of the seed and the number of pairs, so that two encoders' values can
-    be subtracted draw by draw. Raises `ValueError` as `spearman`, and for no resamples.
+    The draws are a function of the seed and the number of pairs, so the values of two encoders can
+    be subtracted draw by draw. Raises `ValueError` as in `spearman`, and for no resamples.
     """
     if resamples < 1:
         raise ValueError(f"resamples {resamples} must be above 0")
@@ -209,7 +209,7 @@ def _score(name: str, cosines: np.ndarray, gold: np.ndarray) -> StsScore:
         if np.ptp(values) == 0
     ]
     for said in constant:
-        logger.warning("%s, no correlation is defined: 0.", said)
+        logger.warning("%s: the correlation is undefined and counts as 0.", said)
     undefined = " and ".join(constant)
     return StsScore(spearman(cosines, gold), pearson(cosines, gold), len(gold), {}, undefined)
 
@@ -229,10 +229,10 @@ def _checked(scores: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _counted_spearman(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Spearman of the pairs taken `counts` [r, n] times each, [r].
+    """Spearman of the pairs, each repeated by `counts` [r, n], [r].
 
-    A bootstrap resample is only a list of counts, and its ranks follow from the counts by a
-    running sum over the order of the whole: one sort for all resamples.
+    A bootstrap resample is a list of counts. Its ranks follow from a running sum of the counts in
+    the sorted order of all pairs, so one sort is enough for all resamples.
     """
     return _counted_correlation(
         _counted_ranks(scores, counts), _counted_ranks(gold, counts), counts
@@ -240,7 +240,7 @@ def _counted_spearman(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray) 
 
 
 def _counted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    _, group = np.unique(values, return_inverse=True)  # equal values share a group, in order
+    _, group = np.unique(values, return_inverse=True)  # equal values share a group, in value order
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     totals = np.add.reduceat(counts[:, order], starts, axis=1)

@@ -10,8 +10,8 @@ import numpy as np
 from jtcse_jax.errors import UserError
 from jtcse_jax.user_path import user_path
 
-# The subsets are named, not searched for: a missing or an extra file (SMT of STS13, which has
-# scores but no published sentences) would otherwise change the figure without a word.
+# The subsets are listed, not searched for: a missing or an extra file (SMT of STS13, which has
+# scores but no published sentences) would otherwise silently change the score.
 SUBSETS = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
     "STS13": ("FNWN", "headlines", "OnWN"),
@@ -28,7 +28,7 @@ class Pairs:
 
     first: list[str]
     second: list[str]
-    gold: np.ndarray  #: [n] float64, on whatever scale the data uses
+    gold: np.ndarray  #: [n] float64, on the scale of the data
 
     def __len__(self) -> int:
         return len(self.first)
@@ -36,14 +36,14 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class StsTask:
-    """One test set, its subsets kept apart."""
+    """One test set with its subsets."""
 
     name: str
     subsets: dict[str, Pairs]
 
     @property
     def pairs(self) -> Pairs:
-        """All subsets put together, in their order (the "all" setting)."""
+        """All subsets, concatenated in order (the "all" setting)."""
         parts = list(self.subsets.values())
         return Pairs(
             first=[sentence for part in parts for sentence in part.first],
@@ -53,16 +53,15 @@ class StsTask:
 
 
 def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
-    """Returns STS12 to STS16, STS-B and SICK-R (test splits), and why any of them is missing.
+    """Returns STS12 to STS16, STS-B and SICK-R (test splits), and the reasons for missing ones.
 
-    `path` is a folder in SentEval's layout, `downstream/STS` (SICK lies beside it) or `downstream`
-    itself; or a file that `load_pairs` reads, which makes one task of its name. STS-B is read from
-    `STSBenchmark/sts-test.csv`, the file published figures are measured on. Unscored pairs (a
-    blank score line) are left out. A task whose files are not all there is left out and named, in
-    `{task: reason}`. Raises `UserError` where none is there, and for a malformed line, by file and
-    line.
+    `path` is a folder in SentEval's layout, `downstream/STS` (with SICK beside it) or `downstream`
+    itself; or a file for `load_pairs`, which becomes one task of that name. STS-B is read from
+    `STSBenchmark/sts-test.csv`, the file behind published scores. Unscored pairs (a blank score
+    line) are left out. A task with a missing file is left out and listed in `{task: reason}`.
+    Raises `UserError` if no task is there, and for a malformed line, by file and line.
     """
-    path = user_path(path).absolute()  # SICK lies beside `.` too
+    path = user_path(path).absolute()  # SICK lies beside `.` as well
     if not path.is_dir():
         return [StsTask(path.stem, {"all": load_pairs(path)})], {}
     root = path if (path / "STS12-en-test").is_dir() else path / "STS"
@@ -83,7 +82,7 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
             missing[name] = _absent([file])
     if not tasks:
         raise UserError(
-            f"{path}: no STS task in SentEval's layout; give the folder that holds STS12-en-test"
+            f"{path}: no STS task in SentEval's layout; give the folder with STS12-en-test"
         )
     return tasks, missing
 
@@ -97,7 +96,7 @@ def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
     `sts-test.csv`, also under `STSBenchmark/` and `stsbenchmark/`.
 
     Raises `UserError` for a missing or empty file, a malformed line (by file and line), an unknown
-    split, and for pairs that all have the same score: no ranking can be compared with those.
+    split, and for pairs that all have the same score, because they cannot be ranked.
     """
     path = user_path(path)
     if split not in SPLITS:
@@ -134,28 +133,28 @@ def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
     if len(set(gold)) == 1:
         raise UserError(
             f"{path}: every pair has the score {gold[0]:g}; "
-            "give pairs of different similarity, there is nothing to rank"
+            "give pairs of different similarity to rank"
         )
     return Pairs(first, second, np.array(gold))
 
 
 def builtin_dev() -> Pairs:
-    """Returns the development set that the package carries: 220 English pairs graded 0 to 5.
+    """Returns the package's own development set: 220 English pairs graded 0 to 5.
 
-    Written by hand for this project, before any model was trained, and never to be changed to suit
-    a result. Half is in the register of technical documentation, half everyday life. Grades follow
-    the STS scale, halves allowed: 5 same meaning, 4 same but for unimportant details, 3 roughly
-    the same but important details differ or are missing, 2 not the same but sharing details
-    (negations and exchanged roles stand here), 1 only the topic in common, 0 unrelated. Many
-    paraphrases share few words and many unlike pairs share most of theirs, so that counting common
-    words is not enough.
+    It was written by hand for this project, before any model was trained, and must never be changed
+    to suit a result. Half of it is in the style of technical documentation, half is everyday life.
+    Grades follow the STS scale, with halves: 5 same meaning, 4 same except for unimportant details,
+    3 roughly the same but important details differ or are missing, 2 not the same but sharing
+    details (including negations and exchanged roles), 1 only the topic in common, 0 unrelated. Many
+    paraphrases share few words and many unlike pairs share most of theirs, so counting common words
+    is not enough.
     """
     with resources.as_file(resources.files("jtcse_jax.evaluation") / "dev.tsv") as path:
         return load_pairs(path)
 
 
 def _task_files(root: Path) -> dict[str, dict[str, tuple[Path, Path]]]:
-    """The files of sentences and of scores, by task and subset."""
+    """The sentence file and the score file, by task and subset."""
     return {
         task: {
             name: (
@@ -189,9 +188,9 @@ def _read_semeval(input_file: Path, gold_file: Path) -> Pairs:
     for number, (line, score) in enumerate(zip(inputs, golds, strict=True), start=1):
         if not score.strip():
             continue
-        fields = line.split("\t")  # the raw files of 2016 name their sources in further columns
+        fields = line.split("\t")  # the raw files of 2016 have their sources in further columns
         if len(fields) < 2:
-            raise UserError(f"{input_file}:{number}: one column, a tab-separated pair is needed")
+            raise UserError(f"{input_file}:{number}: one column; write a tab-separated pair")
         first.append(_sentence(fields[0], input_file, number))
         second.append(_sentence(fields[1], input_file, number))
         gold.append(_score(score, gold_file, number))
@@ -225,8 +224,8 @@ def _lines(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    # Only line feeds end a line: str.splitlines would also cut at the U+2028 or U+0085 of a tweet.
-    # (A carriage return before it falls away where fields are stripped.)
+    # Only line feeds end a line: str.splitlines would also split at U+2028 or U+0085 in a tweet.
+    # (Stripping the fields removes a carriage return before a line feed.)
     raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if raw[-1] == b"":
         raw.pop()
@@ -254,6 +253,6 @@ def _score(text: str, path: Path, number: int) -> float:
     if not math.isfinite(score):
         raise UserError(
             f"{path}:{number}: the score {text.strip()!r} is not a number; "
-            "write one, and no header line"
+            "write a number, and no header line"
         )
     return score

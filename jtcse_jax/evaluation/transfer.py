@@ -1,9 +1,9 @@
-"""Transfer tasks: how well a linear classifier does on an encoder's frozen embeddings.
+"""Transfer tasks: the accuracy of a linear classifier on an encoder's frozen embeddings.
 
-The protocol is SentEval's (Conneau and Kiela 2018, arXiv 1803.05449), but for the features, which
-are standardised, so that the strengths of regularisation tried suit embeddings of any length:
-SentEval's own, 2^-2 to 2^5, are too weak or too strong for an encoder whose vectors are long or
-short, and a foreign encoder would be judged by its scale.
+The protocol is SentEval's (Conneau and Kiela 2018, arXiv 1803.05449), except that features are
+standardised, so that the tried strengths of regularisation suit embeddings of any norm. SentEval's
+own strengths, 2^-2 to 2^5, are too weak or too strong if vectors have a large or small norm, and a
+foreign encoder would be judged by its scale.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,15 +34,15 @@ PROTOCOL = (
     "folds (SST2: on its development split)"
 )
 FOLDS = 10
-# Ascending: each fit starts from the one before. Of equally good ones the strongest is chosen.
+# Ascending: each fit starts from the previous one. Ties go to the strongest regularisation.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 class Classified(NamedTuple):
-    """What a classifier says of sentences that it was not trained on."""
+    """The predictions of a classifier for sentences that it was not trained on."""
 
     predicted: np.ndarray  #: [n] classes
-    strengths: list[float]  #: C, the inverse of the L2 penalty: one, or one of each fold
+    strengths: list[float]  #: C, the inverse of the L2 penalty: one value, or one per fold
 
 
 def evaluate_transfer(
@@ -50,14 +50,14 @@ def evaluate_transfer(
 ) -> dict[str, Any]:
     """Returns accuracy by task and their unweighted "average", ready for JSON.
 
-    Each distinct sentence of all tasks is encoded once, in one call of `encode`. Beside "accuracy"
-    stand MRPC's "f1" (of the paraphrases), the chosen "C" (a list where each fold chose its own),
-    the number of "sentences" (or pairs) scored, and the tasks "averaged". Scores are times 100.
-    Cross-validated accuracy is the share of all sentences, each predicted by the fold that had
-    left it out. `seed` shuffles the folds; nothing else is random.
+    Each distinct sentence of all tasks is encoded once, in one call of `encode`. The other keys are
+    MRPC's "f1" (of the paraphrases), the chosen "C" (a list if each fold chose its own), the number
+    of "sentences" (or pairs) scored, and the tasks "averaged". Scores are times 100.
+    Cross-validated accuracy is the share of all sentences, each predicted by the fold that left it
+    out. `seed` shuffles the folds; nothing else is random.
 
-    Raises `UserError` where scikit-learn is missing, a class has too few sentences to be divided
-    into folds, or an embedding is not finite, and `ValueError` if `encode` does not give [n, D].
+    Raises `UserError` if scikit-learn is missing, a class has too few sentences to be divided into
+    folds, or an embedding is not finite, and `ValueError` if `encode` does not return [n, D].
     """
     _check_installed()
     for task in tasks:
@@ -98,8 +98,8 @@ def cross_validate(
 
     Args:
       features: [n, F].
-      labels: [n]; those of a fold's sentences reach neither its classifier nor its choice of C.
-      folds: (indices trained on, indices predicted), which cover the sentences once.
+      labels: [n]; labels of predicted sentences affect neither the classifier nor its choice of C.
+      folds: (training indices, predicted indices); together they predict each sentence once.
       seed: shuffles the inner folds.
     """
     predicted = np.empty_like(labels)
@@ -121,9 +121,9 @@ def classify(
 ) -> Classified:
     """Returns the classes [m] of `asked` [m, F] by a logistic regression on `features` [n, F].
 
-    C is the one of `STRENGTHS` with the highest accuracy on `dev` (features, labels), or without
-    it the highest mean accuracy over ten folds of the training part; the classifier is then fitted
-    to the whole training part. Test labels are no argument: none can reach the choice.
+    C is the one of `STRENGTHS` with the highest accuracy on `dev` (features, labels) or, without
+    `dev`, the highest mean accuracy over ten folds of the training part. The classifier is then
+    fitted to the whole training part. Test labels are not an argument, so they cannot affect C.
     """
     if dev is None:
         splits = (
@@ -133,14 +133,14 @@ def classify(
     else:
         splits = iter([(features, labels, *dev)])
     accuracies = np.mean([_accuracies(*split) for split in splits], axis=0)
-    best = STRENGTHS[int(np.argmax(np.round(accuracies, 9)))]  # equal but for rounding is equal
+    best = STRENGTHS[int(np.argmax(np.round(accuracies, 9)))]  # equal up to rounding is a tie
     scaler, model = _scaler(features), _regression()
     model.set_params(C=best).fit(scaler.transform(features), labels)
     return Classified(model.predict(scaler.transform(asked)), [best])
 
 
 def pair_features(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns |u-v| and u*v of embeddings [n, D] beside each other, [n, 2D]: symmetric in both."""
+    """Returns |u-v| and u*v of embeddings [n, D], concatenated to [n, 2D]: symmetric in u and v."""
     return np.concatenate([np.abs(first - second), first * second], axis=1)
 
 
@@ -154,8 +154,8 @@ def _classify_task(
         for split in (task.train, task.dev, task.test)
     )
     labels = task.train.labels
-    # The products are small: on a busy machine threads that wait for each other take ten times
-    # as long as one alone.
+    # The products are small: on a busy machine several threads that wait for each other take ten
+    # times as long as one.
     with threadpool_limits(1):
         if test is None:
             return cross_validate(train, labels, _folds(labels, seed), seed=seed)
@@ -180,7 +180,7 @@ def _folds(labels: np.ndarray, seed: int) -> Iterable[tuple[np.ndarray, np.ndarr
 def _accuracies(
     features: np.ndarray, labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray
 ) -> list[float]:
-    """On the held-out part, with each of `STRENGTHS`."""
+    """Accuracies on the held-out part, one for each of `STRENGTHS`."""
     scaler, model = _scaler(features), _regression()
     features, held = scaler.transform(features), scaler.transform(held)
     return [
@@ -208,11 +208,11 @@ def _check_classes(task: TransferTask) -> None:
             f"{task.name}: every training sentence has the same label; give sentences of two "
             "classes or more"
         )
-    needed = FOLDS + 2  # so that what an outer fold leaves of a class reaches every inner fold
+    needed = FOLDS + 2  # so that every inner fold of every outer fold has the class
     if task.dev is None and counts.min() < needed:
         raise UserError(
             f"{task.name}: a class has {counts.min()} sentences; {FOLDS}-fold cross-validation "
-            f"needs {needed} of each: add some, or leave the task out"
+            f"needs {needed} of each: add some, or leave out the task"
         )
 
 
@@ -226,7 +226,7 @@ def _check_installed() -> None:
 
 
 def _f1(predicted: np.ndarray, gold: np.ndarray) -> float:
-    """Of class 1; 0 where it is neither there nor predicted."""
+    """F1 of class 1; 0 if it neither occurs nor is predicted."""
     right = np.sum((predicted == 1) & (gold == 1))
     return float(2 * right / max(1, np.sum(predicted == 1) + np.sum(gold == 1)))
 

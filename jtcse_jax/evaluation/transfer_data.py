@@ -1,4 +1,4 @@
-"""Reads SentEval's transfer tasks, in its file layouts: sentences, or pairs, with a class each.
+"""Reads SentEval's transfer tasks in its file layouts: labelled sentences or sentence pairs.
 
 MR and CR: reviews, negative or positive; SUBJ: subjective or objective; MPQA: opinion phrases;
 SST2: film reviews with a development split; TREC: six types of question; MRPC: paraphrase or not.
@@ -12,7 +12,7 @@ import numpy as np
 from jtcse_jax.errors import UserError
 from jtcse_jax.user_path import user_path
 
-# Below SentEval's `downstream`. One file per class (0, 1), or one per split (train, [dev,] test).
+# Relative to SentEval's `downstream`. One file per class (0, 1) or per split (train, [dev,] test).
 FILES = {
     "MR": ("MR/rt-polarity.neg", "MR/rt-polarity.pos"),
     "CR": ("CR/custrev.neg", "CR/custrev.pos"),
@@ -27,10 +27,10 @@ QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Sentences with a class each; `len` is their number."""
+    """Sentences with a class each; `len` is the number of sentences."""
 
     first: list[str]
-    second: list[str] | None  #: the other sentence of each pair, or None: single sentences
+    second: list[str] | None  #: the second sentence of each pair, or None for single sentences
     labels: np.ndarray  #: [n] int64, from 0
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class TransferTask:
-    """One task. Without a test split the whole is `train`, and cross-validated."""
+    """One task. Without a test split, `train` has all sentences and is cross-validated."""
 
     name: str
     train: Labelled
@@ -48,19 +48,20 @@ class TransferTask:
 
     @property
     def splits(self) -> list[Labelled]:
-        """Those that there are."""
+        """The splits that exist."""
         return [split for split in (self.train, self.dev, self.test) if split is not None]
 
 
 def load_transfer(folder: str | Path) -> tuple[list[TransferTask], dict[str, str]]:
-    """Returns the tasks whose files are there, and by name of every other what it lacks.
+    """Returns the tasks whose files exist, and for every other task its missing files, by name.
 
-    `folder` is SentEval's `downstream`. Words are joined by single spaces, as SentEval's encoders
-    get them. Files are UTF-8, with or without a byte-order mark; those that SentEval reads as
-    Latin-1 (all but SST2 and MRPC) may be that. A blank line of MR, CR, SUBJ or MPQA is an empty
-    sentence: the published files have some, and SentEval counts them (CR 3775, MPQA 10606).
+    `folder` is SentEval's `downstream`. Words are joined by single spaces, as in the input of
+    SentEval's encoders. Files are UTF-8, with or without a byte-order mark; those that SentEval
+    reads as Latin-1 (all but SST2 and MRPC) may also be Latin-1. A blank line of MR, CR, SUBJ or
+    MPQA is an empty sentence: the published files have some, and SentEval counts them (CR 3775,
+    MPQA 10606).
 
-    Raises `UserError` where no task is there, and for a malformed line, by file and line.
+    Raises `UserError` if no task is there, and for a malformed line, by file and line.
     """
     folder = user_path(folder)
     tasks, missing = [], {}
@@ -74,7 +75,7 @@ def load_transfer(folder: str | Path) -> tuple[list[TransferTask], dict[str, str
     if not tasks:
         raise UserError(
             f"{folder}: no transfer task in SentEval's layout ({missing['CR']}, and so on); "
-            "give the folder that holds CR, MPQA, TREC, ..."
+            "give the folder with CR, MPQA, TREC, ..."
         )
     return tasks, missing
 
@@ -111,7 +112,7 @@ def _read_questions(path: Path) -> Labelled:
     sentences, labels = [], []
     for number, line in enumerate(_lines(path, latin_1=True), start=1):
         kind, _, rest = line.partition(":")
-        _, _, sentence = rest.partition(" ")  # the finer type
+        _, _, sentence = rest.partition(" ")  # drops the fine-grained type
         if kind not in QUESTIONS:
             raise UserError(
                 f"{path}:{number}: the line does not start with a type and a colon "
@@ -130,7 +131,7 @@ def _read_paraphrases(path: Path) -> Labelled:
             f"{path}:1: the header is not {'<TAB>'.join(columns)}; fetch the file again"
         )
     if not lines:
-        raise UserError(f"{path}: holds no sentence pairs; fetch the file again")
+        raise UserError(f"{path}: has no sentence pairs; fetch the file again")
     first, second, labels = [], [], []
     for number, line in enumerate(lines, start=2):
         label, _, _, one, two = _columns(line, columns, path, number)
@@ -147,7 +148,7 @@ def _lines(path: Path, latin_1: bool = False) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     content = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     if not content.strip():
-        raise UserError(f"{path}: holds no sentences; fetch the file again")
+        raise UserError(f"{path}: has no sentences; fetch the file again")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -155,8 +156,8 @@ def _lines(path: Path, latin_1: bool = False) -> list[str]:
             number = content.count(b"\n", 0, error.start) + 1
             raise UserError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
         text = content.decode("latin-1")
-    # Only line feeds end a line: str.splitlines would also cut at a dash or dots of Windows-1252,
-    # which Latin-1 reads as control characters.
+    # Only line feeds end a line: str.splitlines would also split at a dash or dots of Windows-1252,
+    # which Latin-1 decodes as control characters.
     return text.split("\n")
 
 
@@ -176,12 +177,12 @@ def _columns(line: str, names: tuple[str, ...], path: Path, number: int) -> list
     if len(fields) != len(names):
         raise UserError(
             f"{path}:{number}: {len(fields)} tab-separated columns instead of {len(names)} "
-            f"({', '.join(names)}); mend or remove the line"
+            f"({', '.join(names)}); correct or remove the line"
         )
     return fields
 
 
 def _binary(label: str, path: Path, number: int) -> int:
     if label.strip() not in ("0", "1"):
-        raise UserError(f"{path}:{number}: the label {label.strip()!r} is not 0 or 1; mend it")
+        raise UserError(f"{path}:{number}: the label {label.strip()!r} is not 0 or 1; correct it")
     return int(label)

@@ -1,8 +1,8 @@
-"""Zero-shot tasks by MTEB: a list of them by category, run one by one and resumable.
+"""Zero-shot tasks by MTEB: a list of tasks by category, run one by one and resumable.
 
-MTEB loads each task's data from the hub, encodes it, and scores it; nothing is trained but, for a
-classification task, a logistic regression on its frozen vectors. What is finished lies in one file
-for each task, in MTEB's own format.
+MTEB loads each task's data from the hub, encodes it, and scores it. Nothing is trained, except a
+logistic regression on the frozen vectors for a classification task. Each finished task is one file
+in MTEB's own format.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ import numpy as np
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.zero_shot_tasks import Task, choose, load_tasks
 
-MODEL = "model.json"  # whose results a folder holds
-MOST_SUBSETS = 60  # that are listed one by one
-PATIENCE = 2  # tasks in a row without the hub before the others are not tried; 1 at the start
-# Python's, datasets' and requests', the system's, httpx's.
+MODEL = "model.json"  # identifies the model whose results a folder holds
+MOST_SUBSETS = 60  # with more subsets only their mean is listed
+PATIENCE = 2  # tasks in a row that may fail to reach the hub before the run stops; 1 at the start
+# Raised by Python, datasets and requests; by the operating system; by httpx.
 LOST = {"ConnectionError", "gaierror", "TransportError"}
 PROTOCOL = (
     "MTEB's own tasks, splits, revisions and seeds; a task's score is the mean of its metric over "
     "splits and subsets, times 100, and an average is the plain mean over the category's scored "
-    "tasks, to be compared only where all were scored ('scored' equals 'of'); what stands under "
-    "'ours' is our own choice of tasks, never to be compared with the paper's"
+    "tasks, to be compared only where all were scored ('scored' equals 'of'); the tasks under "
+    "'ours' are our own choice, never to be compared with the paper's"
 )
 
 logger = logging.getLogger(__name__)
@@ -48,26 +48,26 @@ def evaluate_mteb(
 ) -> dict[str, Any]:
     """Runs the tasks that have no result yet, and returns scores by category, ready for JSON.
 
-    A task that fails is named under "failed" with its reason, and the others are run. Two in a row
-    that cannot reach the hub, or the very first, end the run: what is finished is returned, and a
-    later call goes on from there.
+    A task that fails is listed under "failed" with its reason, and the rest are run. If two tasks
+    in a row, or the very first, cannot reach the hub, the run stops and returns the finished
+    scores; a later call resumes it.
 
     Args:
-      encoder: what `mteb.evaluate` takes: a `SentenceEncoder`, or a `SentenceTransformer`.
-      tasks_file: as `configs/zero_shot_tasks.yaml`.
-      output_folder: made where it is absent; one file for each finished task.
-      fingerprint: hash of the model; a folder belongs to one.
-      names: of MTEB's tasks, by default all of the file; one that is not in it stands under
-        "other", scored by MTEB's main score.
-      encode_kwargs: of the encoder's `encode`; results that differ in them need other folders.
-      report: is told a line for each task.
+      encoder: any encoder for `mteb.evaluate`: a `SentenceEncoder`, or a `SentenceTransformer`.
+      tasks_file: a file like `configs/zero_shot_tasks.yaml`.
+      output_folder: created if absent; one file per finished task.
+      fingerprint: hash of the model; a folder belongs to one model.
+      names: MTEB task names, by default all of the file; a task that is not in the file is listed
+        under "other", with MTEB's main score.
+      encode_kwargs: options of the encoder's `encode`; other options need another folder.
+      report: called with one line per task.
     Returns:
       "protocol"; "paper" and "ours", by category the "average" (None without a score), how many
       tasks were "scored" "of" how many, "metric" and "scores"; "other"; "subsets", the scores of
       tasks that have 2 to 60; "failed"; "mteb", the versions that scored.
     Raises:
-      UserError: mteb is not installed, a wrong tasks file, an unknown name, a folder
-        of another model, a damaged result, or no score at all because the hub is out of reach.
+      UserError: mteb is not installed, a wrong tasks file, an unknown name, a folder of another
+        model, a damaged result, or no score at all because the hub cannot be reached.
     """
     try:
         import mteb
@@ -81,13 +81,13 @@ def evaluate_mteb(
     for task in sorted(chosen, key=lambda task: done[task] is None):
         start = time.perf_counter()
         try:
-            # A new object each: some of MTEB's draw from a generator that making one seeds.
+            # A new object each time: creating one of some MTEB tasks seeds its generator.
             result = done[task]
             if result is None:
                 theirs = _find(mteb, task, tasks_file)
                 result = _run(mteb, encoder, theirs, folder, dict(encode_kwargs))
             score = _scores(task, result)["score"]
-        except Exception as error:  # of any of the many libraries behind a task
+        except Exception as error:  # raised by any of the many libraries behind a task
             failed[task.name] = _reason(error)
             unreachable = unreachable + 1 if _is_unreachable(error) else 0
             if unreachable == (PATIENCE if results else 1):
@@ -108,7 +108,7 @@ def _find(mteb: Any, task: Task, tasks_file: str | Path) -> Any:
             reason = str(error.args[0]).removeprefix("KeyError: ").rstrip(".")
             raise UserError(
                 f"{tasks_file}: MTEB {mteb.__version__} has no task {task.name}"
-                f"{' of these subsets' if task.subsets else ''} ({reason}): mend the name."
+                f"{' of these subsets' if task.subsets else ''} ({reason}): correct the name."
             ) from error
 
 
@@ -123,7 +123,7 @@ def _own_folder(folder: Path, fingerprint: str) -> Path:
         raise UserError(f"{folder}: {error.strerror}: give another folder for MTEB.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} does not say whose results these are: give a new folder."
+            f"{path} does not identify the model of these results: give a new folder."
         ) from error
     if known != fingerprint:
         raise UserError(
@@ -134,14 +134,16 @@ def _own_folder(folder: Path, fingerprint: str) -> Path:
 
 
 def _finished(mteb: Any, folder: Path, theirs: Any) -> Any | None:
-    """MTEB's result where all that is asked for is in it, of the data that there is now."""
+    """MTEB's result if it is complete and the data's revision is the current one, else None."""
     path = folder / f"{theirs.metadata.name}.json"
     if not path.exists():
         return None
     try:
         result = mteb.results.TaskResult.from_disk(path)
-    except Exception as error:  # a parser's, or a validator's
-        raise UserError(f"{path} is no result of MTEB: delete it to run the task again.") from error
+    except Exception as error:  # a parser error or a validation error
+        raise UserError(
+            f"{path} is not a result of MTEB: delete it to run the task again."
+        ) from error
     stale = result.dataset_revision != theirs.metadata.dataset["revision"]
     return None if stale or result.get_missing_evaluations(theirs) else result
 
@@ -168,7 +170,7 @@ def _run(mteb: Any, encoder: Any, theirs: Any, folder: Path, encode_kwargs: dict
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without remarks that a task has a newer version, and that the hub is asked once more."""
+    """Silences warnings about newer versions of a task and about retries to the hub."""
     logs = [logging.getLogger(name) for name in ("mteb", "huggingface_hub")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -183,13 +185,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _scores(task: Task, result: Any) -> dict[str, Any]:
-    """The task's score, times 100, and those of its subsets. ValueError where there is none."""
+    """The task's score, times 100, and those of its subsets. Raises ValueError if there is none."""
     metric = task.metric or "main_score"
     by_subset: dict[str, list[float]] = {}
     for entries in result.scores.values():
         for entry in entries:
             if task.subsets and entry["hf_subset"] not in task.subsets:
-                continue  # of an earlier run that was asked for more
+                continue  # from an earlier run with more subsets
             if metric not in entry:
                 raise ValueError(f"MTEB gives no score {metric!r} for it")
             by_subset.setdefault(entry["hf_subset"], []).append(entry[metric])
@@ -206,9 +208,9 @@ def _reason(error: Exception) -> str:
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether a failed connection is among the causes, whichever library made it.
+    """Whether a failed connection is among the causes, from any library.
 
-    By name: the hub's client has changed its library, and none of them need be installed.
+    Checked by class name: the hub's client has changed its library, and none need be installed.
     """
     while error is not None:
         if LOST & {kind.__name__ for kind in type(error).__mro__}:
@@ -218,7 +220,7 @@ def _is_unreachable(error: BaseException | None) -> bool:
 
 
 def _stop(chosen: list[Task], results: dict[Task, Any], failed: dict[str, str]) -> None:
-    """Names the tasks that were not tried; UserError where nothing was scored."""
+    """Lists the tasks that were not tried as failed. Raises UserError if none was scored."""
     if not results:
         raise UserError(
             "MTEB's data comes from the Hugging Face hub, which cannot be reached "

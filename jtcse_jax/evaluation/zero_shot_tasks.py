@@ -1,4 +1,4 @@
-"""The list of zero-shot tasks: a YAML file of groups, categories and MTEB's names."""
+"""The list of zero-shot tasks: a YAML file of groups, categories and MTEB task names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,25 +11,25 @@ OPTIONS = {"name": str, "metric": str, "subsets": list}
 
 
 class Task(NamedTuple):
-    """One entry."""
+    """One task of the list."""
 
-    name: str  #: MTEB's
+    name: str  #: MTEB's name
     group: str = "other"  #: "paper" or "ours"; "other" for a task that is not in the file
     category: str = ""
-    metric: str | None = None  #: one of MTEB's scores; None for its main score
+    metric: str | None = None  #: one of MTEB's metrics; None for its main score
     category_metric: str = ""
     subsets: tuple[str, ...] | None = None  #: None for all
 
 
 def load_tasks(path: str | Path) -> list[Task]:
-    """The tasks of a file in its order. Raises UserError for what is wrong in it, and where."""
+    """The tasks of a file, in order. Raises UserError that locates an error in the file."""
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         lines = str(error).splitlines()
-        raise UserError(f"{path}: no readable list of tasks ({lines[0]}): mend it.") from error
+        raise UserError(f"{path}: not a readable list of tasks ({lines[0]}): fix it.") from error
     tasks = []
     for group, categories in _mapping(path, "the file", content, GROUPS).items():
         for category, entry in _mapping(path, group, categories).items():
@@ -51,14 +51,14 @@ def load_tasks(path: str | Path) -> list[Task]:
                 )
     names = [task.name for task in tasks]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{path}: {min(twice)} is there twice: remove one.")
+        raise UserError(f"{path}: {min(twice)} is listed twice: remove one.")
     return tasks
 
 
 def choose(tasks: list[Task], names: Sequence[str]) -> list[Task]:
-    """Those of the names, in their order; all where there are none.
+    """The tasks with these names, in that order; all tasks if there are no names.
 
-    A name that is not among the tasks becomes a task of its own, scored by MTEB's main score.
+    A name that is not among the tasks becomes a task scored by MTEB's main score.
     """
     by_name = {task.name: task for task in tasks}
     return [by_name.get(name, Task(name)) for name in dict.fromkeys(names)] or tasks
@@ -68,9 +68,9 @@ def _mapping(
     path: str | Path, where: str, found: Any, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     if not isinstance(found, dict) or not found:
-        raise UserError(f"{path}: {where} is no mapping: see configs/zero_shot_tasks.yaml.")
+        raise UserError(f"{path}: {where} is not a mapping: see configs/zero_shot_tasks.yaml.")
     if keys is not None and (unknown := [str(key) for key in found if key not in keys]):
-        raise UserError(f"{path}: {where}: {unknown[0]!r} is not known: use {', '.join(keys)}.")
+        raise UserError(f"{path}: {where}: unknown key {unknown[0]!r}: use {', '.join(keys)}.")
     return found
 
 
@@ -78,11 +78,13 @@ def _entry(where: str, found: Any) -> dict[str, Any]:
     if isinstance(found, str):
         return {"name": found}
     if not isinstance(found, dict) or "name" not in found:
-        raise UserError(f"{where}: {found!r} is neither a name nor has one.")
+        raise UserError(f"{where}: {found!r} is not a name and has none.")
     for key, value in found.items():
         if key not in OPTIONS or not isinstance(value, OPTIONS[key]):
-            raise UserError(f"{where}: {key}: {value!r} is not known: use {', '.join(OPTIONS)}.")
+            raise UserError(f"{where}: unknown {key}: {value!r}: use {', '.join(OPTIONS)}.")
     subsets = found.get("subsets")
     if subsets is not None and not (subsets and all(isinstance(name, str) for name in subsets)):
-        raise UserError(f'{where}: subsets: {subsets!r} are no names: quote them ("no" is a word).')
+        raise UserError(
+            f'{where}: subsets: {subsets!r} are not names: quote them ("no" is a word).'
+        )
     return found | {"subsets": tuple(subsets) if subsets else None}

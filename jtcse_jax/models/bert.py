@@ -2,7 +2,7 @@
 
 Devlin et al. 2019 (arXiv 1810.04805) and Liu et al. 2019 (arXiv 1907.11692): post-LayerNorm
 layers with exact GELU. Rows are packed: attention stays inside a sentence (`segments`), and the
-model knows nothing of how rows were filled. Crossing layers exchange values with the neighbouring
+model does not know how rows were filled. Crossed layers exchange values with the neighbouring
 tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
@@ -40,7 +40,7 @@ class Encoder(nnx.Module):
             Layer(architecture, dropout, attention_dropout, dtype, rngs)
             for _ in range(architecture.num_layers)
         )
-        # In float32: it sees one vector a sentence, and the modulus loss reads its norm.
+        # In float32: it reads only one vector per sentence, and the modulus loss uses its norm.
         self.pooler = dense(architecture.hidden_size, architecture.hidden_size, jnp.float32, rngs)
 
     def __call__(
@@ -53,15 +53,15 @@ class Encoder(nnx.Module):
         cross: Cross | None = None,
         places: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Last hidden states of the plain and of the crossed stream, each [R, P, D] in `dtype`.
+        """Last hidden states of the plain and the crossed stream, each [R, P, D] in `dtype`.
 
         Args:
           tokens, positions, segments: [R, P] int32, as in `Batch`.
           key: dropout key of this tower and step; None means no dropout.
-          cross: cross-attention with the neighbouring tower; None or no crossed layer gives the
-            plain stream twice, mode "main" the crossed stream twice.
-          places: [R, C] int32, positions in the rows: the states of those alone, [R, C, D], for
-            which the last layer does less.
+          cross: cross-attention with the neighbouring tower. Without it, or without a crossed
+            layer, both results are the plain stream; in mode "main" both are the crossed one.
+          places: [R, C] int32, positions in the rows; if given, only their states are returned,
+            [R, C, D], and the last layer computes less.
         """
         for streams in self.states(
             tokens, positions, segments, key=key, cross=cross, places=places
@@ -81,14 +81,14 @@ class Encoder(nnx.Module):
     ) -> Iterator[tuple[Array, Array]]:
         """The two streams, each [R, P, D], after the embeddings and then after each layer.
 
-        Args as `__call__`.
+        Args as in `__call__`.
         """
         num_layers = len(self.layers)
         interval = cross.interval(num_layers) if cross else None
         beside = interval is not None and cross.mode == "side"
         allowed = same_sentence(segments, segments)
-        # [R, P, D]; where a crossed stream runs beside the plain one, [2, R, P, D], plain first:
-        # the weights are the same, and one product of both is faster than two.
+        # [R, P, D], or [2, R, P, D] (plain first) if a crossed stream runs beside the plain one:
+        # the weights are the same, and one product for both is faster than two.
         hidden = self.embeddings(tokens, positions, key=site_key(key, 0))
         yield hidden, hidden
         for number, layer in enumerate(self.layers, start=1):
@@ -164,9 +164,9 @@ class Layer(nnx.Module):
         exchange: str | None = None,
         places: Array | None = None,
     ) -> Array:
-        """Hidden states [..., R, P, D] from [..., R, P, D]; of `places` [R, C] alone if given.
+        """Hidden states [..., R, P, D] from [..., R, P, D], or only those of `places` [R, C].
 
-        `allowed` is that of `same_sentence`, `exchange` that of `Attention`.
+        `allowed` is from `same_sentence`; `exchange` as in `Attention`.
         """
         asking = hidden
         if places is not None:
@@ -183,13 +183,13 @@ class Layer(nnx.Module):
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))
 def _run_layer(graph, params, hidden, allowed, key, places, *, exchange: str | None) -> Array:
-    """`Layer.__call__`; jitted, so that equal layers are traced once and not twelve times."""
+    """`Layer.__call__`, jitted so that equal layers are traced once and not twelve times."""
     layer = nnx.merge(graph, params)
     return layer(hidden, allowed, key=key, exchange=exchange, places=places)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention inside each sentence, with values or probabilities exchanged."""
+    """Multi-head attention inside each sentence; values or probabilities may be exchanged."""
 
     def __init__(self, architecture: Architecture, dropout: float, dtype, rngs: nnx.Rngs):
         size = architecture.hidden_size
@@ -209,15 +209,15 @@ class Attention(nnx.Module):
         bits: Array | None,
         exchange: str | None,
     ) -> Array:
-        """Projected context [..., R, Q, D] of the states that ask, over all states of their rows.
+        """Projected context [..., R, Q, D] of the query states, over all states of their rows.
 
         Args:
-          asking: [..., R, Q, D], whose queries attend.
-          hidden: [..., R, P, D], whose keys and values are attended to.
-          allowed: [R, 1, Q, P] bool, as `same_sentence`.
-          bits: for the dropout of probabilities, or None.
-          exchange: "value" or "probs" brings those of the next tower; of two streams
-            [2, R, ...], to the second.
+          asking: [..., R, Q, D], the states that give the queries.
+          hidden: [..., R, P, D], the states that give the keys and values.
+          allowed: [R, 1, Q, P] bool, from `same_sentence`.
+          bits: random bits for the dropout of probabilities, or None.
+          exchange: "value" or "probs" takes those of the next tower; of two streams
+            [2, R, ...], only the second exchanges.
         """
         query = self._heads(self.query(asking))
         keys, value = self._heads(self.key(hidden)), self._heads(self.value(hidden))
@@ -231,7 +231,7 @@ class Attention(nnx.Module):
         return self.output(context.reshape(asking.shape))
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
-        """What this tower's own queries give each key, [R, H, P, P] float32, without dropout."""
+        """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
         query, keys = (self._heads(projection(hidden)) for projection in (self.query, self.key))
         return attention_probs(query, keys, allowed)
 
@@ -242,7 +242,7 @@ class Attention(nnx.Module):
 def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
     """softmax(Q K^T / sqrt(d)) over the allowed keys, float32.
 
-    [..., R, H, Q, P] of queries [..., R, Q, H, d] and keys [..., R, P, H, d].
+    Returns [..., R, H, Q, P] for queries [..., R, Q, H, d] and keys [..., R, P, H, d].
     """
     # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
     scores = jnp.einsum(
@@ -257,10 +257,11 @@ def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
 
 
 def look_up(table: nnx.Embed, ids: Array) -> Array:
-    """Rows of an embedding [..., D], of ids [R, ...].
+    """The embeddings [R, ..., D] of ids [R, ...].
 
-    Where each tower has devices of its own the compiler would gather the gradient of all rows on
-    every device to add it up; there each device adds up that of its own rows first.
+    If each tower has its own devices, the compiler would gather the gradient of all rows on every
+    device before adding it up. Under this `shard_map` each device first adds up that of its own
+    rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if TOWER_AXIS not in mesh.manual_axes:
@@ -276,12 +277,12 @@ def look_up(table: nnx.Embed, ids: Array) -> Array:
 
 
 def same_sentence(asking: Array, segments: Array) -> Array:
-    """[R, 1, Q, P] bool: query and key are of one sentence, by their segments [R, Q] and [R, P]."""
+    """[R, 1, Q, P] bool: query and key are in one sentence, by segments [R, Q] and [R, P]."""
     return asking[:, None, :, None] == segments[:, None, None, :]
 
 
 def exchanged(x: Array) -> Array:
-    """x of the next tower; of two streams [2, R, ...] the first stays, the second is exchanged."""
+    """x of the next tower; of two streams [2, R, ...] only the second is exchanged."""
     if x.ndim == 5:
         return jnp.stack([x[0], from_next_tower(x[1])])
     return from_next_tower(x)
@@ -305,7 +306,7 @@ def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def exact(dtype) -> jax.lax.Precision | None:
-    """Float32 products where float32 is asked for: accelerators round the factors otherwise."""
+    """Full float32 precision for float32 products: accelerators would round the factors."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
@@ -314,7 +315,7 @@ def embed(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def layer_norm(architecture: Architecture, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Not the fast variance E[x^2] - E[x]^2, which cancels where one channel is large, as in BERT.
+    # Not the fast variance E[x^2] - E[x]^2: it cancels if one channel is large, as in BERT.
     return nnx.LayerNorm(
         architecture.hidden_size,
         epsilon=architecture.layer_norm_eps,

@@ -1,4 +1,4 @@
-"""Dropout whose random bits are drawn once a layer and handed in."""
+"""Dropout from random bits that are drawn once per layer and passed in."""
 
 import itertools
 import math
@@ -12,8 +12,8 @@ from jax import Array
 def dropout(x: Array, rate: float, bits: Array | None) -> Array:
     """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
 
-    `bits` [shape of x] uint16 decide, so that `rate` is rounded to a multiple of 2^-16; None means
-    no dropout. The scale is applied in float32 and the result rounded to the dtype of x.
+    `bits` [shape of x] uint16 decide, so `rate` is rounded to a multiple of 2^-16; None means no
+    dropout. The scale is applied in float32 and the result rounded to the dtype of x.
     """
     steps = min(round(rate * 2**16), 2**16 - 1)
     if bits is None or steps == 0:
@@ -23,11 +23,11 @@ def dropout(x: Array, rate: float, bits: Array | None) -> Array:
 
 
 def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
-    """Random uint16 of each shape, all from one draw; None for each where there is no key.
+    """Random uint16 of each shape, all from one draw; None for each shape if there is no key.
 
-    One draw, because each takes a CPU time to compile; 16 bits decide as well as 32 would. The
-    shapes have their first `leading` axes in common: streams, if any, and rows, which may be
-    sharded. The bits of a row are the same whatever rows come after it: fillers must not decide.
+    It is one draw because each draw takes a CPU time to compile; 16 bits are as good as 32 here.
+    The shapes share their first `leading` axes: streams, if any, and rows, which may be sharded.
+    The bits of a row do not depend on the rows after it, so fillers change nothing.
     """
     if key is None:
         return [None] * len(shapes)

@@ -1,4 +1,4 @@
-"""The `config.json` of a Hugging Face folder: the architectures that are computed here."""
+"""The `config.json` of a Hugging Face folder: which architectures are supported."""
 
 import math
 import reprlib
@@ -21,10 +21,10 @@ SIZES = {
     "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_positions",
 }
-# A config of a few bytes must not ask for hours and gigabytes before the weights are looked at.
+# A small config must not cause hours of work or gigabytes of memory before the weights are read.
 LARGEST = {"num_layers": 128, "type_vocab_size": 256}
 LARGEST_OTHER = 2**24
-# Fields that change the computation, and the only value computed here.
+# Fields that change the computation, and the only supported value of each.
 FIXED = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
@@ -34,7 +34,7 @@ FIXED = {
 
 
 def read_architecture(folder: str | Path) -> Architecture:
-    """The architecture in the folder's `config.json`; UserError for one not computed here."""
+    """The architecture in the folder's `config.json`; UserError if it is not supported."""
     path = Path(folder) / CONFIG
     config = read_json(path)
     kind = config.get("model_type")
@@ -59,12 +59,12 @@ def read_architecture(folder: str | Path) -> Architecture:
 def check_shape(
     path: Path, fields: Mapping[str, Any], names: Mapping[str, str] | None = None
 ) -> None:
-    """Raises UserError for numbers that no encoder has, before anything of that size is made.
+    """Raises UserError for impossible numbers, before anything of that size is allocated.
 
     Args:
-      path: where they stand.
-      fields: of an `Architecture`, all but its family.
-      names: what the file calls them, where that differs.
+      path: the file that has the numbers.
+      fields: the fields of an `Architecture`, except its family.
+      names: the names of fields in the file, if they differ.
     """
     names = names or {}
     for name, value in fields.items():
@@ -86,7 +86,7 @@ def check_shape(
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """The `config.json`; dropout and initialiser fields are what transformers takes by default."""
+    """The `config.json`; dropout and initialiser fields have the defaults of transformers."""
     bert = architecture.family == "bert"
     return {
         "architectures": ["BertModel" if bert else "RobertaModel"],

@@ -1,4 +1,4 @@
-"""Hugging Face folders: found by name, their JSON read, and their tensors, never a pickle."""
+"""Finds Hugging Face folders by name, reads their JSON and their tensors, never a pickle."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ def find_folder(name: str) -> Path:
     try:
         patterns = ["*.json", "*.txt", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # a dozen types: bad name, unknown, gated, offline, timeout ...
+    except Exception as error:  # many types: bad name, unknown, gated, offline, timeout ...
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{name} is neither a folder nor a reachable Hugging Face repository: correct the "
@@ -41,23 +41,23 @@ def find_folder(name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a folder; UserError where there is none."""
+    """The object in a JSON file of a folder; UserError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: no {path.name}: it is no Hugging Face folder.") from error
+        raise UserError(f"{path.parent}: no {path.name}: not a Hugging Face folder.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object.")
+        raise UserError(f"{path}: is not a JSON object.")
     return content
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a folder's `model.safetensors`, whole or sharded, by the file's own names.
 
-    float16 and bfloat16 are widened to float32. Raises UserError for a damaged or absent file, one
-    that lies elsewhere, other number formats, and weights in a pickle.
+    float16 and bfloat16 are widened to float32. Raises UserError for a damaged or absent file, a
+    shard outside the folder, other number formats, and weights in a pickle.
     """
     tensors = {}
     for path in _weight_files(folder):
@@ -80,10 +80,10 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Whether a path leads into a folder, or is it, wherever its links go."""
+    """Whether a path, with its links resolved, is the folder or inside it."""
     try:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a zero byte: no path at all
+    except ValueError:  # a path with a zero byte
         return False
 
 
@@ -101,30 +101,30 @@ def _weight_files(folder: Path) -> list[Path]:
             shlex.quote(str(folder / name)) for name in ("pytorch_model.bin", WEIGHTS)
         )
         raise UserError(
-            f"{folder}: only pytorch_model.bin, a pickle that is not opened here: convert it once "
+            f"{folder}: has only pytorch_model.bin, a pickle, which is not opened: convert it once "
             'where torch is installed: python -c "import sys, torch, safetensors.torch as s; '
             "t = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
             "s.save_file({k: v.contiguous().clone() for k, v in t.items()}, sys.argv[2], "
             f"{{'format': 'pt'}})\" {source} {target}"
         )
     raise UserError(
-        f"{folder}: no {WEIGHTS} (a repository with pytorch_model.bin alone: save it once where "
+        f"{folder}: no {WEIGHTS} (if the repository has only pytorch_model.bin: save it once where "
         "torch is installed, with AutoModel.from_pretrained(NAME).save_pretrained(FOLDER))."
     )
 
 
 def _shard(folder: Path, name: str) -> Path:
-    """A file of the folder itself: the name comes from others, and must not lead elsewhere."""
+    """A file in the folder itself: the name is untrusted and must not lead out of the folder."""
     # In the hub's cache a snapshot's files are links to the blobs of its repository.
     homes = (folder, folder.absolute().parent.parent / "blobs")
     if Path(name).name != name or not any(lies_in(folder / name, home) for home in homes):
-        raise UserError(f"{folder / INDEX}: {name!r:.200} is no file of this folder.")
+        raise UserError(f"{folder / INDEX}: {name!r:.200} is not a file of this folder.")
     return folder / name
 
 
 def _find_in_package(name: str) -> Path:
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
-    # Found without being imported: such a package may import torch.
+    # Located without an import: such a package may import torch.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

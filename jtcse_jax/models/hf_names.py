@@ -1,7 +1,8 @@
-"""The strict name table between our encoder's parameters and Hugging Face's tensors, both ways.
+"""The strict table of names between this encoder's parameters and Hugging Face's tensors.
 
-A tensor that is missing, extra or misshaped is a problem, and all problems are listed. Only what
-an encoder does not have (heads, position buffers) is passed over.
+It is used in both directions. A tensor that is missing, extra or misshaped is a problem, and all
+problems are listed. Only tensors that an encoder does not have (heads, position buffers) are
+skipped.
 """
 
 import re
@@ -14,7 +15,7 @@ import numpy as np
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.models.towers import Params, tower_shapes
 
-# Our module -> theirs, outside the layers and inside one.
+# The name of a module here -> its name at Hugging Face, outside the layers and inside one.
 OUTSIDE = {
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
@@ -43,15 +44,15 @@ MLM_HEAD = {
 }
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# In checkpoints of whole models; `mlp` is the training-only head of SimCSE.
+# Found in checkpoints of whole models; `mlp` is the training-only head of SimCSE.
 NOT_OURS = re.compile(
     r"(cls|lm_head|classifier|qa_outputs|mlp)\.|embeddings\.(position_ids|token_type_ids)$"
 )
 
 
 def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The encoder's tensors under the table's names, and a list of those that appear twice."""
-    # What stands before the encoder differs: "", "bert.", "roberta.", "0.auto_model." ...
+    """The encoder's tensors under the table's names, and a list of duplicated names."""
+    # The prefix of the encoder's names varies: "", "bert.", "roberta.", "0.auto_model." ...
     mark = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
     named: dict[str, np.ndarray] = {}
@@ -75,7 +76,7 @@ def _modern(name: str) -> str:
 
 
 def misfits(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Every missing, extra, misshaped or non-finite tensor, in words."""
+    """Describes every missing, extra, misshaped or non-finite tensor."""
     return [
         *(f"{name} missing" for name in sorted(shapes.keys() - tensors.keys())),
         *(f"{name} extra" for name in sorted(tensors.keys() - shapes.keys())),
@@ -89,7 +90,7 @@ def misfits(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor, by the table's name."""
+    """The shape of each tensor, by the table's name."""
     return {
         _their_name(path): leaf.shape[::-1] if _transposed(path) else leaf.shape
         for path, leaf in _leaves(tower_shapes(architecture))
@@ -97,7 +98,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params:
-    """One tower's nested parameters from tensors that fit (`misfits` found nothing)."""
+    """One tower's nested parameters, from tensors for which `misfits` returns no problem."""
     params: Params = {}
     for path, _ in _leaves(tower_shapes(architecture)):
         value = tensors[_their_name(path)]
@@ -110,7 +111,7 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
 
 
 def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params | None:
-    """The head of masked language modelling, or None where a tensor is absent or misshaped."""
+    """The head of masked language modelling, or None if a tensor is absent or misshaped."""
     renamed = {_modern(name): value for name, value in tensors.items()}
     dense, norm, bias = MLM_HEAD[architecture.family]
     size = architecture.hidden_size
@@ -155,5 +156,5 @@ def _their_name(path: str) -> str:
 
 
 def _transposed(path: str) -> bool:
-    """Flax keeps [inputs, outputs], torch [outputs, inputs]."""
+    """Whether to transpose: flax stores [inputs, outputs], torch [outputs, inputs]."""
     return path.endswith(".kernel")

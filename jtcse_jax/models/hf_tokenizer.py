@@ -13,44 +13,44 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def find_tokenizer(name: str) -> Any:
-    """The fast tokenizer of what `find_folder` finds by this name; UserError when there is none."""
+    """The fast tokenizer of the folder `find_folder` returns; UserError if there is none."""
     return load_tokenizer(find_folder(name))
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The folder's fast transformers tokenizer; UserError when there is none."""
+    """The folder's fast transformers tokenizer; UserError if there is none."""
     folder = Path(folder)
     advice = "save one there with `tokenizer.save_pretrained`, or name another folder."
-    # Without this, transformers makes a tokenizer of the five special tokens from config.json.
+    # Otherwise transformers would make a tokenizer of the five special tokens from config.json.
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise UserError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}): {advice}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # of many types, from transformers and tokenizers
+    except Exception as error:  # many types, from transformers and tokenizers
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{folder}: its tokenizer does not open ({reason}): {advice}") from error
+        raise UserError(f"{folder}: cannot load its tokenizer ({reason}): {advice}") from error
     if not tokenizer.is_fast:
-        raise UserError(f"{folder}: its tokenizer is no fast one (tokenizer.json): {advice}")
-    # transformers keeps how it was loaded among what it saves.
+        raise UserError(f"{folder}: its tokenizer is not fast (tokenizer.json): {advice}")
+    # transformers would save these loading options with the tokenizer.
     for name in ("local_files_only", "is_local", "trust_remote_code"):
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Writes a transformers tokenizer into the folder; OSError where that fails."""
+    """Writes a transformers tokenizer into the folder; OSError if that fails."""
     try:
         tokenizer.save_pretrained(folder)
     except OSError:
         raise
-    except Exception as error:  # the plain one of tokenizers, for a full disk too
+    except Exception as error:  # tokenizers raises a plain Exception, even for a full disk
         raise OSError(str(error)) from error
 
 
 def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
-    """Raises UserError if the tokenizer's ids, or its padding id, are not those of the model."""
+    """Raises UserError if the tokenizer's ids do not fit the model, or its padding id differs."""
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= architecture.vocab_size:
         raise UserError(

@@ -1,7 +1,7 @@
-"""The weights of BERT and RoBERTa encoders in Hugging Face folders, read and written.
+"""Reads and writes the weights of BERT and RoBERTa encoders in Hugging Face folders.
 
-A tensor that is missing, extra or misshaped is an error, and one error lists them all; the table of
-names is `hf_names.py`.
+Missing, extra and misshaped tensors are errors, and one message lists them all; the table of names
+is in `hf_names.py`.
 """
 
 import json
@@ -29,8 +29,8 @@ def read_tower(
 ) -> Params:
     """One tower's parameters from `model.safetensors`, whole or sharded: numpy float32 arrays.
 
-    float16 and bfloat16 are widened. A checkpoint without pooler gets a fresh one, normal(0, 0.02)
-    drawn from `key` (by default a fixed one), and says so; one without token types gets zeros.
+    float16 and bfloat16 are widened. A checkpoint without a pooler gets a new one, normal(0, 0.02)
+    drawn from `key` (by default a fixed one), with a warning; one without token types gets zeros.
     Raises UserError for a damaged file, and for tensors that do not fit the architecture.
     """
     folder = Path(folder)
@@ -44,10 +44,10 @@ def read_tower(
     problems += hf_names.misfits(tensors, ours)
     if problems:
         raise UserError(
-            f"{folder}: {len(problems)} tensors do not fit the encoder of {hf_config.CONFIG} (is "
-            f"it of this model?): {'; '.join(problems)}."
+            f"{folder}: {len(problems)} tensors do not fit the encoder of {hf_config.CONFIG} (do "
+            f"both belong to the same model?): {'; '.join(problems)}."
         )
-    # Only now: its size is that of weights that are there.
+    # Only now, when the config's sizes are known to be those of the weights.
     if not has_pooler:
         logger.warning("%s has no pooler: a new one is drawn, normal(0, 0.02).", folder)
         key = jax.random.key(0) if key is None else key
@@ -60,7 +60,7 @@ def read_tower(
 def read_mlm_head(folder: str | Path, architecture: Architecture) -> Params | None:
     """The head of masked language modelling beside a tower, as `mlm_head.init` without the axis K.
 
-    None where the folder has none (or only parts of one). Errors as `read_tower`.
+    None if the folder has none, or only parts of one. Errors as in `read_tower`.
     """
     tensors = read_tensors(Path(folder))
     return hf_names.to_mlm_head(tensors, architecture)
@@ -72,12 +72,12 @@ def write_tower(
     """Writes one tower as a folder that `transformers.AutoModel.from_pretrained` opens.
 
     Args:
-      folder: made if absent; files of the same names are replaced.
+      folder: created if absent; files of the same names are replaced.
       architecture: shape of the encoder.
-      params: as from `read_tower`, or one of `towers.unstack`; written as float32.
-      tokenizer: a transformers tokenizer whose files go beside the weights.
+      params: as from `read_tower` or `towers.unstack`; written as float32.
+      tokenizer: a transformers tokenizer, saved beside the weights.
 
-    Raises UserError for parameters that do not fit, or a folder that cannot be written.
+    Raises UserError if the parameters do not fit or the folder cannot be written.
     """
     folder = Path(folder)
     tensors = hf_names.to_tensors(params)

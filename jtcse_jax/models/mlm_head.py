@@ -14,7 +14,7 @@ from jtcse_jax.models.towers import Params
 
 
 def init(architecture: Architecture, num_towers: int, key: Array) -> Params:
-    """A fresh head of each tower, leaves [K, ...] float32."""
+    """A new head for each tower, leaves [K, ...] float32."""
     size, vocabulary = architecture.hidden_size, architecture.vocab_size
     return {
         "dense": {
@@ -30,10 +30,10 @@ def logits(head: Params, embedding: Array, hidden: Array, *, eps: float) -> Arra
     """Scores [N, V] float32 of every token of the vocabulary, for one tower.
 
     Args:
-      head: of this tower, as from `init` without the leading axis.
+      head: this tower's head, as from `init` without the leading axis.
       embedding: [V, D], the tower's token embedding.
-      hidden: [N, D] last hidden states; their dtype is that of the products.
-      eps: of the LayerNorm.
+      hidden: [N, D] last hidden states; products are computed in their dtype.
+      eps: epsilon of the LayerNorm.
     """
     dtype = hidden.dtype
     product = {"precision": exact(dtype), "preferred_element_type": jnp.float32}

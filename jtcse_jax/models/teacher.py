@@ -1,4 +1,4 @@
-"""The frozen teacher of a distillation: a weighted sum of banks, run inside the student's step."""
+"""The frozen teacher of a distillation: a weighted sum of banks that runs in the student's step."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class Teacher:
         """[2B, D] float32: the sum of weight * raw vector, without dropout.
 
         Args:
-          params: `self.params`, handed in so that a compiled step takes them as an argument and
-            does not hold them as constants.
+          params: `self.params`, passed in so that a compiled step takes them as an argument and
+            does not store them as constants.
           batches: the same sentences in the tokens of each bank.
         """
         members = zip(self.weights, self.banks, params, batches, strict=True)

@@ -1,9 +1,9 @@
 """A bank of K towers: K encoders of one shape as one stacked pytree, run as one.
 
-K = 1 is SimCSE or a distilled student, K = 2 is JTCSE, K > 2 a ring. The code of a tower is
-`bert.Encoder`; here its parameters get a leading axis K, the axis gets the name "tower" (by `vmap`
-where towers share devices, by `shard_map` where each has its own), and packed rows are gathered
-into one vector per sentence in the batch's own order.
+K = 1 is SimCSE or a distilled student, K = 2 is JTCSE, K > 2 is a ring. `bert.Encoder` is the code
+of one tower. Here its parameters get a leading axis K, named "tower" (by `vmap` if towers share
+devices, by `shard_map` if each has its own). Packed rows are gathered into one vector per sentence,
+in the batch's order.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ class TowerOutputs(NamedTuple):
 
     hidden: Array  #: [K, 2B, D] h: last hidden state at [CLS], or its mean over the sentence
     pooled: Array  #: [K, 2B, D] p: pooler output of h
-    crossed: Array  #: [K, 2B, D] c: as h, of the crossed stream; h itself where nothing crosses
+    crossed: Array  #: [K, 2B, D] c: like h, for the crossed stream; h itself if nothing crosses
 
 
 class LayerStates(NamedTuple):
-    """What every layer of every tower makes of packed rows, without dropout."""
+    """The states of every layer of every tower for packed rows, without dropout."""
 
     hidden: Array  #: [K, L + 1, R, P, D] after the embeddings and after each layer
-    attention: Array  #: [K, L, R, H, P, P] float32, of each query (last but one axis) to the keys
+    attention: Array  #: [K, L, R, H, P, P] float32, from each query (axis -2) to each key (-1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Bank:
         *,
         pooling: str = "cls",
     ) -> "Bank":
-        """The bank that a run trains; `pooling` is the config's, or that of the start model."""
+        """The bank that a run trains; `pooling` comes from the config or the start model."""
         return cls(
             architecture=architecture,
             num_towers=len(config.towers),
@@ -77,10 +77,10 @@ class Bank:
         )
 
     def init(self, seed: int) -> Params:
-        """Fresh parameters of K different towers, numpy float32 leaves [K, ...].
+        """New parameters of K different towers, numpy float32 leaves [K, ...].
 
-        Kernels and embeddings are normal(0, 0.02), biases 0, LayerNorm scales 1, as in BERT. Drawn
-        on the host: the same everywhere, and nothing to compile.
+        Kernels and embeddings are normal(0, 0.02), biases 0, LayerNorm scales 1, as in BERT. They
+        are drawn on the host: the same on every machine, and nothing to compile.
         """
         rng = np.random.default_rng(seed)
 
@@ -105,9 +105,9 @@ class Bank:
 
         Args:
           params: as from `init`.
-          batch: rows packed as `Batch` says.
+          batch: packed rows, see `Batch`.
           key: dropout key of this step; None means no dropout. Each tower draws its own masks.
-          crossed: run the crossed streams too; without, `crossed` is `hidden`.
+          crossed: also run the crossed streams; otherwise `crossed` is `hidden`.
         """
         cross = self.cross if crossed else None
 
@@ -141,7 +141,8 @@ class Bank:
     ) -> Array:
         """Last hidden states [K, R, P, D] of every tower's plain stream, in the compute dtype.
 
-        Of `places` [R, M] in the rows alone if given, [K, R, M, D]. Other args as `apply`.
+        With `places` [R, M] only those positions of the rows, [K, R, M, D]. Other args as in
+        `apply`.
         """
 
         def tower(params: Params, rows: Batch, key: Array | None) -> Array:
@@ -154,8 +155,8 @@ class Bank:
     def layer_states(self, params: Params, batch: Batch, *, crossed: bool = False) -> LayerStates:
         """All hidden states and attention of the plain streams, or of the crossed ones.
 
-        Attention is of a tower's own queries to its own keys, whatever is then exchanged. To look
-        at, not to train: everything is kept. Args as `apply`.
+        Attention is from a tower's own queries to its own keys, before any exchange. For
+        inspection, not for training: everything is kept in memory. Args as in `apply`.
         """
         cross = self.cross if crossed else None
 
@@ -166,14 +167,14 @@ class Bank:
             allowed = same_sentence(rows.segments, rows.segments)
             attention = [
                 layer.attention.probabilities(x, allowed)
-                for layer, x in zip(encoder.layers, hidden, strict=False)  # the last feeds none
+                for layer, x in zip(encoder.layers, hidden, strict=False)  # no layer after the last
             ]
             return LayerStates(jnp.stack(hidden), jnp.stack(attention))
 
         return self._map_towers(tower)(params, batch, None)
 
     def _map_towers(self, tower: Callable) -> Callable:
-        """`tower` over the leading axis of its first argument, that axis named "tower"."""
+        """`tower` mapped over the leading axis of its first argument, an axis named "tower"."""
         if self.mesh is None or self.mesh.shape[TOWER_AXIS] == 1:
             return jax.vmap(tower, in_axes=(0, None, None), axis_name=TOWER_AXIS)
 
@@ -181,7 +182,7 @@ class Bank:
             outputs = tower(jax.tree.map(lambda leaf: leaf[0], params), rows, key)
             return jax.tree.map(lambda leaf: leaf[None], outputs)
 
-        # Manual over "tower" alone: one collective-permute per crossed layer and direction, where
+        # Manual only over "tower": one collective-permute per crossed layer and direction;
         # sharding the vmapped axis would gather all values.
         split, shared = PartitionSpec(TOWER_AXIS), PartitionSpec()
         return jax.shard_map(
@@ -194,7 +195,7 @@ class Bank:
         )
 
     def _sentence_vectors(self, hidden: Array, rows: Batch) -> Array:
-        """[2B, D] float32 in the batch's order, of hidden states [R, P, D]; of [CLS], [R, C, D]."""
+        """[2B, D] float32 in the batch's order, from states [R, P, D], or of [CLS], [R, C, D]."""
         slots = hidden
         if self.pooling == "mean":
             slot_numbers = 1 + jnp.arange(rows.cls_positions.shape[1])
@@ -210,7 +211,7 @@ class Bank:
 
     def _merge(self, params: Params) -> Encoder:
         graph, state = self._split
-        state = jax.tree.map(lambda leaf: leaf, state)  # a copy: it is filled in place
+        state = jax.tree.map(lambda leaf: leaf, state)  # a copy, because it is filled in place
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
 
@@ -227,19 +228,19 @@ class Bank:
 
 
 def _tower_key(key: Array | None) -> Array | None:
-    """The tower's own key: one key under vmap would give all towers the same masks, silently."""
+    """The tower's own key: one key under vmap would silently give all towers the same masks."""
     return None if key is None else jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
 
 
-@lru_cache(maxsize=4)  # asked for often, and the towers of a bank are alike
+@lru_cache(maxsize=4)  # called often, and the towers of a bank have one shape
 def tower_shapes(architecture: Architecture) -> Params:
     """Shapes and dtypes of one tower's parameters, as `jax.ShapeDtypeStruct`."""
     return to_params(_abstract_encoder(architecture))
 
 
 def _abstract_encoder(architecture: Architecture, **options: Any) -> Encoder:
-    """One tower with the shapes of its parameters for values; `options` are those of `Encoder`."""
-    # Layers are alike: one is traced and copied, a tenth of the time of tracing twelve.
+    """One tower with shapes in place of parameters; `options` are those of `Encoder`."""
+    # Layers are equal: tracing one and copying it takes a tenth of the time of tracing twelve.
     one = dataclasses.replace(architecture, num_layers=1)
     encoder = nnx.eval_shape(lambda: Encoder(one, rngs=nnx.Rngs(0), **options))
     layer = encoder.layers[0]
@@ -259,7 +260,7 @@ def sum_towers(hidden: Array) -> Array:
 
 def stack(towers: list[Params]) -> Params:
     """A bank's parameters from those of its towers."""
-    # On the host: jnp.stack would compile once for every shape.
+    # On the host: jnp.stack would be compiled for every shape.
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *towers)
 
 

@@ -1,1 +1,1 @@
-"""`python -m jtcse_jax.report`: runs as one page to look at."""
+"""`python -m jtcse_jax.report`: one HTML page about training runs."""

@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.report WORKDIR... --output report.html`: runs as one page to look at."""
+"""`python -m jtcse_jax.report WORKDIR... --output report.html`: one page about training runs."""
 
 import importlib
 import logging
@@ -23,32 +23,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Writes one HTML page about runs: how they trained, what they score, what is inside.
+    """Writes one HTML page about runs: how they trained, their scores, and their models' insides.
 
-    The page needs nothing but itself: it opens without network, on a phone, and on paper.
+    The page is self-contained: it opens without network, on a phone, and prints.
     """
 
     workdirs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR...")]
     """Workdirs of runs, of pipelines (all their stages, in order), or folders of models."""
     output: str = "report.html"
-    """The page; a file that is there is replaced."""
+    """The page; an existing file is replaced."""
     scores: tuple[str, ...] = ()
-    """Files of `python -m jtcse_jax.evaluate --output`, for the tables."""
+    """Files from `python -m jtcse_jax.evaluate --output`, for the tables."""
     dev: str | None = None
-    """Scored pairs that models are looked at with, as data.dev; by default each run's own, or
-    `builtin` where it has none."""
+    """Scored pairs for inspecting models, as in data.dev; by default each run's own, or `builtin`
+    if it has none."""
     models: bool = True
-    """Read the weights: similarities, spectrum, attention and nearest neighbours come of them."""
+    """Read the weights, for similarities, spectrum, attention and nearest neighbours."""
     pooling: Literal["cls", "mean"] | None = None
-    """Of folders that do not say it."""
+    """Pooling of folders that do not define it."""
 
 
 def report(arguments: Arguments) -> None:
     """Writes the page.
 
-    Raises UserError for a folder without a run or a model, a damaged log, a --dev that cannot be
-    read, a file that cannot be written, and where matplotlib or jinja2 is not installed. A model
-    that cannot be looked at is told on the page.
+    Raises UserError for a folder without a run or a model, a damaged log, an unreadable --dev, a
+    file that cannot be written, and if matplotlib or jinja2 is not installed. For a model that
+    cannot be inspected the page has the reason.
     """
     output = check_replaceable(arguments.output)
     _check_installed()
@@ -65,7 +65,7 @@ def report(arguments: Arguments) -> None:
 
 
 def _check_installed() -> None:
-    """Before the work, which may take minutes."""
+    """Checked before the work, which may take minutes."""
     for package in ("matplotlib", "jinja2"):
         try:
             importlib.import_module(package)
@@ -76,7 +76,7 @@ def _check_installed() -> None:
 
 
 def _read_all(files: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Results of all files, and differences by the model that others are compared with."""
+    """Results of all files, and differences by the reference model."""
     results: list[dict[str, Any]] = []
     differences: dict[str, Any] = {}
     for file in files:
@@ -88,8 +88,8 @@ def _read_all(files: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any
 
 
 def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look]:
-    """What the models do, by run; the notes of a run say why there is nothing of it."""
-    # All pairs are read before the first model. A run's own may have moved since it trained.
+    """The inspected models, by run; the notes of other runs have the reason."""
+    # All pairs are read before the first model. A run's own dev file may be gone since training.
     names = {run.name: arguments.dev or run.config.get("data", {}).get("dev") for run in runs}
     pairs = {}
     for dev in {name or "builtin" for name in names.values()}:
@@ -102,17 +102,17 @@ def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look
     looks = {}
     for run in runs:
         if run.objective == "mlm":
-            run.notes.append("a language model: its sentence vectors are not looked at")
+            run.notes.append("a language model: its sentence vectors are not inspected")
             continue
         dev = names[run.name] or "builtin"
         if isinstance(pairs[dev], UserError):
-            run.notes.append(f"the model is not looked at: {pairs[dev]}; name other pairs, --dev")
+            run.notes.append(f"the model is not inspected: {pairs[dev]}; name other pairs, --dev")
             continue
-        print(f"{run.name}: looking at {len(pairs[dev])} pairs of {dev}", file=sys.stderr)
+        print(f"{run.name}: inspecting it on {len(pairs[dev])} pairs of {dev}", file=sys.stderr)
         try:
             looks[run.name] = look_at(run.folder, pairs[dev], dev=dev, pooling=arguments.pooling)
         except UserError as error:
-            run.notes.append(f"the model is not looked at: {error}")
+            run.notes.append(f"the model is not inspected: {error}")
     return looks
 
 

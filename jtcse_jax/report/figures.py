@@ -1,7 +1,7 @@
-"""Pictures of a report: vector graphics whose colours the page's style decides.
+"""The pictures of a report: vector graphics with colours that the page's style sheet defines.
 
-matplotlib draws with a few fixed colours, which are then replaced by the names of the page's own:
-one picture serves light and dark mode, and print. Titles and legends are the page's text.
+matplotlib draws with a few fixed colours, which are then replaced by the page's colour variables,
+so one picture works in light mode, dark mode and print. Titles and legends are text of the page.
 """
 
 import io
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 INK = "#0a0b0c"  # stands for the page's text colour
-# Okabe and Ito's, told apart by the colour-blind; the page lightens or darkens them.
+# Okabe and Ito's colours for the colour-blind; the page lightens or darkens them.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("none", "6 2.5", "2 2", "7 2 2 2")  # of lines that share a colour or a subject
-POINTS = 300  # of a line, at most; more are averaged in groups
-WIDE = 5  # the largest over the smallest number that a logarithmic axis is drawn for
+DASHES = ("none", "6 2.5", "2 2", "7 2 2 2")  # for lines that share a colour or a subject
+POINTS = 300  # most points of a line; more are averaged in groups
+WIDE = 5  # least ratio of the largest to the smallest number for a logarithmic axis
 BINS = 40
-LEVELS = 5  # of gold scores
+LEVELS = 5  # levels of gold scores
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: it follows the page's font and can be searched
+    "svg.fonttype": "none",  # text stays text: it has the page's font and can be searched
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -42,24 +42,24 @@ STYLE = {
 
 
 class Line(NamedTuple):
-    """Some numbers [n] over others [n], with a band about them where `low` and `high` are given."""
+    """Numbers y [n] over x [n], with a band from `low` to `high` if these are given."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    color: int = 0  #: of `SERIES`, which starts again with the next of `DASHES`
-    dash: int = 0  #: of `DASHES`
+    color: int = 0  #: index into `SERIES`; after the last colour it starts again with another dash
+    dash: int = 0  #: index into `DASHES`
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     mark: float | None = None  #: the x of a point to mark
 
 
 class Key(NamedTuple):
-    """A line of a legend."""
+    """An entry of a legend."""
 
     label: str
-    color: int  #: of `SERIES`
-    dash: str  #: of `DASHES`
+    color: int  #: index into `SERIES`
+    dash: str  #: one of `DASHES`
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def curves(
     log: bool = False,
     values: str = ".3g",
 ) -> Picture:
-    """Lines in one frame; the text for those who do not see it tells where each starts and ends.
+    """Lines in one frame; the text alternative has the first and last value of each line.
 
-    `log` draws a logarithmic axis where numbers above 0 span a wide range, else a plain one.
-    `values` is the format of the numbers in that text.
+    `log` draws a logarithmic axis if the numbers are above 0 and span a wide range. `values` is the
+    format of the numbers in the text alternative.
     """
     told = "; ".join(
         f"{line.label and line.label + ': '}{line.y[0]:{values}} at {x} {line.x[0]:g}, "
@@ -105,9 +105,9 @@ def curves(
 
 
 def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
-    """How the cosines [n] of pairs are spread, a row for each fifth of the range of gold [n].
+    """The distribution of the cosines [n] of pairs, a row for each fifth of the range of gold [n].
 
-    Rows are scaled alike by share of their own pairs; a line marks the mean.
+    Each row shows shares of its own pairs, and all rows have one scale; a line marks the mean.
     """
     edges = np.linspace(gold.min(), gold.max(), LEVELS + 1)
     level = np.clip(np.searchsorted(edges, gold, side="right") - 1, 0, LEVELS - 1)
@@ -137,7 +137,7 @@ def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
 
 
 def heat_map(title: str, values: Sequence[Sequence[float]], *, largest: float) -> Picture:
-    """Numbers [L, H] from 0 to `largest`: layers downwards from 1, heads to the right from 1."""
+    """Numbers [L, H] from 0 to `largest`: layers from top to bottom, heads from left to right."""
     array = np.asarray(values, np.float64)
     layers, heads = array.shape
     layer, head = np.unravel_index(array.argmax(), array.shape)
@@ -168,7 +168,7 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, largest: float) -
 
 
 def thinned(numbers: Sequence[float], most: int = POINTS) -> np.ndarray:
-    """[m] float64: the means of at most `most` groups of neighbours of [n], about equal in size."""
+    """[m] float64, m <= `most`: the means of about equally large groups of neighbours in [n]."""
     array = np.asarray(numbers, np.float64)
     return np.array([part.mean() for part in np.array_split(array, min(most, len(array)))])
 
@@ -199,15 +199,15 @@ def _legend(lines: Sequence[Line]) -> tuple[Key, ...]:
 
 
 def _counted(count: int) -> list[int]:
-    """Ticks from 1 on, at most twelve."""
+    """At most twelve ticks, the first at 1."""
     return list(range(1, count + 1, -(-count // 12)))
 
 
 @contextmanager
 def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
-    """A figure in inches, under our style and else matplotlib's own, whatever the user's is.
+    """A figure, size in inches, with our style over matplotlib's defaults, not the user's style.
 
-    The ids in the drawing follow `salt`.
+    The ids in the drawing depend on `salt`.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -219,13 +219,13 @@ def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
 
 
 def _svg(figure: Any, told: str) -> str:
-    """The drawing as an element of a page, without what varies from day to day."""
+    """The drawing as an HTML element, without anything that changes from day to day."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    # Its style sheet would be the whole page's, which has these two rules itself.
+    # Its style sheet would apply to the whole page, which already has these two rules.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r" font-family: [^;\"]*;?", "", text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)

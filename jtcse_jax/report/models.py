@@ -1,4 +1,4 @@
-"""What a report shows of a model itself: its similarities, its layers and nearest neighbours."""
+"""The part of a report about a model itself: its similarities, layers and nearest neighbours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ QUERIES, NEAREST = 6, 3
 
 
 class Neighbours(NamedTuple):
-    """A sentence, and those of the others that are nearest to it."""
+    """A sentence and the sentences nearest to it."""
 
     sentence: str
     nearest: list[tuple[float, str]]  #: cosine and sentence, best first
@@ -24,21 +24,20 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What a model makes of scored pairs."""
+    """A model's results on scored pairs."""
 
-    source: str  #: the model, in words
-    dev: str  #: the pairs, in words
+    source: str  #: description of the model
+    dev: str  #: name of the pairs
     cosines: np.ndarray  #: [n] float64
     gold: np.ndarray  #: [n] float64
     neighbours: list[Neighbours]
-    diagnostics: dict[str, Any]  #: as `inspection.diagnose`
+    diagnostics: dict[str, Any]  #: the result of `inspection.diagnose`
 
 
 def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: str | None = None) -> Look:
-    """Reads the model in a folder and looks at what it makes of `pairs`, which `dev` names.
+    """Reads the model in a folder and inspects it on `pairs`, which are named `dev`.
 
-    Vectors are taken as the folder means them, raw or scaled. Errors as `load_model` and
-    `embed_pairs`.
+    Vectors are raw or scaled, as the folder defines. Errors as in `load_model` and `embed_pairs`.
     """
     model = load_model(str(folder), pooling=pooling)
     embedded = embed_pairs(model.encode, pairs)
@@ -56,7 +55,7 @@ def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: str | None = None)
 
 
 def nearest_neighbours(sentences: list[str], vectors: np.ndarray) -> list[Neighbours]:
-    """For a few of different sentences, evenly spaced, the nearest others by vectors [n, D]."""
+    """The nearest other sentences, by vectors [n, D], of a few evenly spaced distinct sentences."""
     count = len(sentences)
     queries = sorted({number * count // QUERIES for number in range(QUERIES)})
     index = ExactIndex(vectors.shape[1])

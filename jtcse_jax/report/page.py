@@ -25,15 +25,15 @@ def render(
     differences: Mapping[str, Any],
     environment: Mapping[str, str],
 ) -> str:
-    """The page, complete in itself.
+    """The page, self-contained.
 
     Args:
-      title: of the page.
-      runs: in their order on the page.
-      looks: by the name of a run, what its model does; where a run has none its notes say why.
-      results: of `evaluate`, one a model.
-      differences: of `evaluate --compare`, by the model that others are compared with.
-      environment: versions and device that made the page.
+      title: title of the page.
+      runs: in the order of the page.
+      looks: inspected models, by name of their run; without one, the run's notes have the reason.
+      results: results of `evaluate`, one per model.
+      differences: those of `evaluate --compare`, by the reference model.
+      environment: versions and device with which the page was made.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -64,7 +64,7 @@ def render(
 
 
 def _conditions(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What scores depend on: by model its hash, towers, seed and environment."""
+    """The conditions of each model's scores: hash, towers, seed and environment."""
     found = []
     for one in results:
         members = "; ".join(

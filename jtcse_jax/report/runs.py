@@ -1,4 +1,4 @@
-"""What a report tells of runs: their logs, configs and scores, read from their folders."""
+"""Reads runs for a report: logs, configs and scores from their folders."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from jtcse_jax.stages import FINISHED
 from jtcse_jax.start import CONFIG
 from jtcse_jax.user_path import user_path
 
-# The suites of `evaluate`, and what a result of each has beside its protocol.
+# The suites of `evaluate`, and a key in the result of each, other than the protocol.
 SUITES = {"sts": "spearman", "transfer": "accuracy", "mteb": "failed", "diagnostics": "embeddings"}
 
 
@@ -24,36 +24,36 @@ SUITES = {"sts": "spearman", "transfer": "accuracy", "mteb": "failed", "diagnost
 class Run:
     """One training run, or a model without a log."""
 
-    name: str  #: the shortest end of its path that no other on the page has
+    name: str  #: the shortest end of its path that is unique on the page
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)  #: {} of a model without a log
+    config: dict[str, Any] = field(default_factory=dict)  #: {} for a model without a log
     trained: list[dict[str, float]] = field(default_factory=list)  #: means of training metrics
     scored: list[dict[str, float]] = field(default_factory=list)  #: scores of the dev set
-    environments: dict[int, str] = field(default_factory=dict)  #: versions, by the step from which
-    sts: dict[str, float] = field(default_factory=dict)  #: times 100, as its pipeline found them
+    environments: dict[int, str] = field(default_factory=dict)  #: versions, by their first step
+    sts: dict[str, float] = field(default_factory=dict)  #: times 100, from its pipeline
     notes: list[str] = field(default_factory=list)  #: what was left out, and why
 
     @property
     def objective(self) -> str:
-        """The loss; "" of a model without a log."""
+        """The loss; "" for a model without a log."""
         return self.config.get("objective", {}).get("name", "")
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The line of the step that is used: best by dev score, of equal ones the later."""
+        """The line of the step that is used: the best dev score, the later step on a tie."""
         return max(self.scored, key=lambda line: (line[METRIC], line["step"]), default=None)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Returns the runs in these folders, the stages of a pipeline in the order of their training.
+    """Returns the runs in these folders, and the stages of a pipeline in the order of training.
 
-    A folder without a training log is taken as a model that was exported or published. Raises
-    UserError for a folder that is none, a run that has logged nothing, and a damaged line, by file
-    and line.
+    A folder without a training log is treated as an exported or published model. Raises UserError
+    for a folder that does not exist, a run that has logged nothing, and a damaged line, by file and
+    line.
     """
     found = [run for folder in folders for run in _runs_in(user_path(folder))]
     if not found:
-        raise UserError("There is nothing to report: name a workdir.")
+        raise UserError("No run was given: name a workdir.")
     paths = [run.folder.resolve() for run in found]
     for run, path in zip(found, paths, strict=True):
         run.name = _short_name(path, [other for other in paths if other != path])
@@ -61,9 +61,9 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def read_log(path: Path) -> tuple[list[dict[str, float]], bool]:
-    """The lines of a `metrics.jsonl`, and whether the last was cut short by a kill (and left out).
+    """The lines of a `metrics.jsonl`, and whether the last line was incomplete and left out.
 
-    Raises UserError for any other line that is damaged, by file and line.
+    Raises UserError for any other damaged line, by file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def read_log(path: Path) -> tuple[list[dict[str, float]], bool]:
             if place == len(numbered) - 1 and not text.endswith("\n"):
                 return lines, True
             raise UserError(
-                f"{path}:{number}: no line of metrics ({error}): delete that line."
+                f"{path}:{number}: not a line of metrics ({error}): delete that line."
             ) from error
     return lines, False
 
@@ -99,7 +99,7 @@ def read_results(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
         or not isinstance(differences, dict)
         or not all(map(_is_result, results))
     ):
-        raise UserError(f"--scores {path}: no scores as `evaluate --output` writes them.")
+        raise UserError(f"--scores {path}: not a file of scores from `evaluate --output`.")
     return results, differences
 
 
@@ -115,11 +115,11 @@ def _runs_in(folder: Path) -> list[Run]:
     }
     logged = [name for name in _in_order(stages) if (folder / name / JSONL).is_file()]
     if stages and not logged:
-        raise UserError(f"{folder}: a pipeline of which no stage has logged anything yet.")
+        raise UserError(f"{folder}: no stage of this pipeline has logged anything yet.")
     if stages:
         return [_read_run(folder / name) for name in logged]
     if not any(folder.glob("*.json")):
-        raise UserError(f"{folder}: neither a run's workdir, nor a pipeline's, nor a model.")
+        raise UserError(f"{folder}: not the workdir of a run or a pipeline, and not a model.")
     note = "a model without a training log: there are no training curves and no dev scores of steps"
     return [Run("", folder, notes=[note])]
 
@@ -130,7 +130,7 @@ def _read_run(folder: Path) -> Run:
     run.trained = [line for line in lines if "loss" in line]
     run.scored = [line for line in lines if METRIC in line]
     if not run.trained and not run.scored:
-        raise UserError(f"{folder / JSONL}: no loss and no dev score in it: train on.")
+        raise UserError(f"{folder / JSONL}: it has no loss and no dev score: train longer.")
     if (folder / CONFIG).is_file():
         run.config = read_json(folder / CONFIG, dict)
     else:
@@ -152,7 +152,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def _in_order(stages: dict[str, dict[str, Any]]) -> list[str]:
-    """Names of stages, each after those that it starts from or learns from, else by name."""
+    """Names of stages, each after the stages it starts from or learns from, otherwise by name."""
     needed = {name: _stages_named(config) & stages.keys() for name, config in stages.items()}
     ordered: list[str] = []
     while left := [name for name in sorted(stages) if name not in ordered]:
@@ -162,7 +162,7 @@ def _in_order(stages: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _stages_named(config: dict[str, Any]) -> set[str]:
-    """Names of the folders beside a run's own that its config mentions."""
+    """Names of the folders beside the run's own folder that its config mentions."""
     pipeline = Path(config.get("workdir", "")).parent
     models = [*config.get("model", {}).get("towers", ())]
     models += filter(None, [config.get("objective", {}).get("teacher")])
@@ -183,7 +183,7 @@ def _checked(line: Any) -> dict[str, float]:
         raise ValueError("no step in it")
     for name, value in line.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} = {value!r} is no finite number")
+            raise ValueError(f"{name} = {value!r} is not a finite number")
     return line
 
 

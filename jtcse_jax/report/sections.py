@@ -1,4 +1,4 @@
-"""What a report shows of each run and model, in which order, and the words beside it."""
+"""The sections of a report: the pictures and texts of each run and model, in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from jtcse_jax.report.tables import flatten
 
 NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
 TRAINING = (
-    "Means since the line of the log before; axes are logarithmic where it helps and all values "
-    "are above 0. The band is the dev score's 95 % bootstrap interval, the diamond the step that "
+    "Means since the previous line of the log; axes are logarithmic if values are positive and "
+    "span a wide range. The band is the dev score's 95 % bootstrap interval, the diamond the step "
     "is used. Alignment: mean squared distance of unit vectors that belong together (two views of "
     "a sentence in a batch, pairs of high gold score in the dev set); uniformity: log of the mean "
     "Gaussian potential of different sentences. Lower is better for both."
@@ -27,25 +27,25 @@ E_CLS = (
     "the embeddings."
 )
 ATTENTION = (
-    "Share of attention that goes to [CLS], [SEP] and punctuation, mean over the tokens of a "
-    "sentence; one scale a column. Attention spread evenly would give"
+    "Share of attention on [CLS], [SEP] and punctuation, averaged over the tokens of a sentence; "
+    "the maps of a column share one scale. Attention spread evenly would give"
 )
 KEYS = {"cls": "[CLS]", "sep": "[SEP]", "punctuation": "punctuation"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures about one thing."""
+    """Pictures about one subject."""
 
     title: str
     text: str
     pictures: list[Picture] = field(default_factory=list)
-    wide: bool = False  #: three beside each other where there is room
+    wide: bool = False  #: three side by side if there is room
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page tells of one run or model."""
+    """The part of the page about one run or model."""
 
     name: str
     source: str
@@ -56,7 +56,7 @@ class Section:
 
 
 def overview(runs: Sequence[Run], looks: Mapping[str, Look]) -> Group:
-    """The same curve of all runs in one frame."""
+    """The curves of all runs, one picture per quantity."""
     dev, speed, ratios, spectra = [], [], [], []
     for color, run in enumerate(runs):
         if run.scored:
@@ -82,7 +82,7 @@ def overview(runs: Sequence[Run], looks: Mapping[str, Look]) -> Group:
 
 
 def run_section(run: Run, look: Look | None) -> Section:
-    """How a run trained, and what its model does where that was looked at."""
+    """How a run trained, and its model's pictures if the model was inspected."""
     groups = [_training(run)]
     if look:
         groups += _insides(look.diagnostics, look)
@@ -100,13 +100,13 @@ def run_section(run: Run, look: Look | None) -> Section:
 def result_section(result: dict[str, Any]) -> Section:
     """The diagnostics of a model in a result of `evaluate`."""
     found = result["diagnostics"]
-    notes = [] if "members" in found else ["not a model of ours: nothing is known of its layers"]
+    notes = [] if "members" in found else ["not a model of ours: its layers are not inspected"]
     groups = [group for group in _insides(found) if group.pictures]
     return Section(result["model"], "from --scores", notes, groups)
 
 
 def last_part(path: str) -> str:
-    """The last part of a path: the whole is in the config."""
+    """The last part of a path; the config has the whole path."""
     return path.rstrip("/").rpartition("/")[2]
 
 
@@ -115,7 +115,7 @@ def _training(run: Run) -> Group:
     names = dict.fromkeys(name for line in run.trained for name in line)
     terms = sorted((name for name in names if name not in NO_LOSS), key=lambda name: name != "loss")
     if run.trained:
-        # Dashed over the whole: a single term is equal to the loss.
+        # All terms but the loss are dashed, because a single term equals the loss.
         lines = [
             _line(name, run.trained, name, color, dash=min(color, 1))
             for color, name in enumerate(terms)
@@ -136,7 +136,7 @@ def _training(run: Run) -> Group:
 
 
 def _health(run: Run, names: Mapping[str, None]) -> list[Picture]:
-    """Alignment and uniformity of batches and of the dev set, and what else the log has of it."""
+    """Alignment and uniformity of batches and the dev set, and the log's other dev figures."""
     pictures = []
     for name in ("alignment", "uniformity"):
         lines = [_line("batches", run.trained, name, 0)] if name in names else []
@@ -154,11 +154,11 @@ def _health(run: Run, names: Mapping[str, None]) -> list[Picture]:
 
 
 def _insides(found: Mapping[str, Any], look: Look | None = None) -> list[Group]:
-    """The spectrum and the layers of a model, and where it was looked at its similarities."""
+    """The spectrum and layers of a model, and its similarities if it was inspected here."""
     text, pictures = "", []
     if look:
         pairs = f"{len(look.gold)} pairs ({last_part(look.dev)})"
-        text = f"Cosines of {pairs} by gold score, rows alike in scale, a line at the mean. "
+        text = f"Cosines of {pairs} by gold score; all rows have one scale, a line marks the mean. "
         pictures.append(histograms("Similarity by gold score", look.cosines, look.gold))
     if "spectrum" in found["embeddings"]:
         pictures.append(_spectrum([_spectrum_line("", found["embeddings"]["spectrum"], 0)]))
@@ -184,7 +184,7 @@ def _e_cls(title: str, member: Mapping[str, Any]) -> Picture:
 
 
 def _attention(title: str, member: Mapping[str, Any]) -> Group:
-    """A row of heat maps for each tower, plain and crossed; a column is alike in scale."""
+    """A row of heat maps for each tower and stream; the maps of a column share one scale."""
     towers = [(tower, stream) for stream in _streams(member) for tower in range(_towers(member))]
     masses = {
         key: [np.asarray(member[stream]["attention"][key][tower]) for tower, stream in towers]

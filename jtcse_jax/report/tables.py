@@ -1,4 +1,4 @@
-"""The tables of a report: runs, scores of every suite, and what differs between configs."""
+"""The tables of a report: runs, the scores of each suite, and the configs' differences."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from jtcse_jax.evaluation.development import METRIC
 from jtcse_jax.evaluation.sts import PROTOCOL
 from jtcse_jax.report.runs import SUITES, Run
 
-EMBEDDINGS = (  # of `diagnose_embeddings`, what a table shows
+EMBEDDINGS = (  # the figures of `diagnose_embeddings` in the table
     "uniformity",
     "alignment",
     "effective_rank",
@@ -18,23 +18,23 @@ EMBEDDINGS = (  # of `diagnose_embeddings`, what a table shows
     "length_correlation",
     "length_correlation_given_gold",
 )
-SAME_PLACE = ("workdir", "cache_dir")  # config fields that always differ and tell nothing
+SAME_PLACE = ("workdir", "cache_dir")  # config fields that always differ
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first cell of each is its name."""
+    """Rows of text; the first cell of each row is its name."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[list[str]]
-    notes: tuple[str, ...] = ()  #: how the numbers are made, and what to beware of
-    best: frozenset[tuple[int, int]] = frozenset()  #: row and column of the highest of a column
-    folded: bool = False  #: shown on demand
+    notes: tuple[str, ...] = ()  #: how the numbers are made, and warnings about them
+    best: frozenset[tuple[int, int]] = frozenset()  #: (row, column) of the highest in a column
+    folded: bool = False  #: collapsed until opened
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """What each run is and how it went, a row a run."""
+    """The kind, length and best score of each run, one row per run."""
     columns = ("run", "objective", "towers", "steps", "best step", "dev Spearman", "95 % interval")
     rows = []
     for run in runs:
@@ -50,8 +50,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
         rows.append([run.name, run.objective, str(len(towers) or ""), steps, *dev, *_speed(run)])
     note = (
         "Dev Spearman times 100 at the best step, with its bootstrap interval. "
-        "Training time is that of all steps at the last logged speed, without compiling, "
-        "evaluating and saving."
+        "Training time is the time of all steps at the last logged speed, without compilation, "
+        "evaluation and saving."
     )
     return Table("Runs", (*columns, "sentences/s", "training"), rows, (note,))
 
@@ -59,7 +59,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
 def score_tables(
     runs: Sequence[Run], results: Sequence[dict[str, Any]], differences: Mapping[str, Any]
 ) -> list[Table]:
-    """Tables of the suites that were run, from pipelines' own scores and results of `evaluate`."""
+    """Tables of the evaluated suites, from pipelines' own scores and results of `evaluate`."""
     tables = []
     piped = [(run.name, run.sts) for run in runs if run.sts]
     sts = _of_suite(results, "sts")
@@ -96,7 +96,7 @@ def score_tables(
 
 
 def embedding_table(found: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Table:
-    """Figures of `diagnose_embeddings` of each (model, pairs, figures), a row a model."""
+    """Figures of `diagnose_embeddings` for each (model, pairs, figures), one row per model."""
     rows, protocol = [], ""
     for name, pairs, figures in found:
         values = [f"{figures[key]:.4g}" if key in figures else "" for key in EMBEDDINGS]
@@ -107,7 +107,7 @@ def embedding_table(found: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Tabl
 
 
 def config_differences(runs: Sequence[Run]) -> Table | None:
-    """The fields of the configs that are not the same in all runs, or None where none is."""
+    """The config fields that differ between runs, or None if none does."""
     flat = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [
@@ -121,7 +121,7 @@ def config_differences(runs: Sequence[Run]) -> Table | None:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"data.max_len": "64", ...}` of a config as JSON has it."""
+    """A config as in JSON, flattened: `{"data.max_len": "64", ...}`."""
     found = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -144,7 +144,7 @@ def _speed(run: Run) -> list[str]:
 
 
 def _of_suite(results: Sequence[dict[str, Any]], suite: str) -> list[tuple[str, dict[str, Any]]]:
-    """Model and result of those that have one; a suite that failed has its error instead."""
+    """(model, result) of each model with a result; a failed suite has an error instead."""
     return [(one["model"], one[suite]) for one in results if "protocol" in one.get(suite, {})]
 
 
@@ -174,7 +174,7 @@ def _scores(
 
 
 def _missing(results: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Each once: models that were scored together miss the same."""
+    """The missing tasks without repetition: models scored together miss the same tasks."""
     missing = [result.get("missing", {}) for _, result in results]
     said = (f"{task} is missing: {reason}." for one in missing for task, reason in one.items())
     return list(dict.fromkeys(said))
