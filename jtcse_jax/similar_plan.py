@@ -1,4 +1,4 @@
-"""The order of similar batches, planned once in a run from the vectors of its start model."""
+"""Plans the order of similar batches, once per run, from the vectors of the start model."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from jtcse_jax.start import Start
 
 ORDER = "similar.npy"  # in the workdir
 
-_CHUNK = 2**14  # sentences whose tokens are in memory together
+_CHUNK = 2**14  # number of sentences whose tokens are in memory at a time
 
 _log = logging.getLogger(__name__)
 
@@ -29,21 +29,21 @@ _log = logging.getLogger(__name__)
 def find_plan(
     workdir: Path, cache: TokenCache, pairs: str, bank: Bank, start: Start
 ) -> SimilarBatches:
-    """The order of the run in `workdir`, planned unless the run is resumed.
+    """Returns the order of the run in `workdir`; plans it unless the run is resumed.
 
-    The primary process plans it and writes it to `similar.npy` in the workdir, from where all
-    processes, and every later start, read it. All processes call it.
+    The primary process plans it and writes it to `similar.npy` in the workdir. All processes, and
+    every later start, read it there. All processes must call this function.
 
     Args:
-        workdir: of the run, shared by all processes.
+        workdir: folder of the run, shared by all processes.
         cache: the model's tokens.
         pairs: `data.pairs` of the run.
         bank: the shape of the towers.
-        start: the model whose first tower says what is similar; its towers are None where the run
-            is resumed.
+        start: the start model; its first tower decides which sentences are similar. Its towers are
+            None if the run is resumed.
 
     Raises:
-        UserError: the file of a resumed run is absent or damaged, or cannot be written.
+        UserError: the file of a resumed run is missing or damaged, or a new one cannot be written.
     """
     path = workdir / ORDER
     if start.towers is not None:
@@ -56,9 +56,9 @@ def find_plan(
 
 
 def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.ndarray:
-    """[items, D] int8, the first tower's vectors of each item's first sentence, quantised.
+    """[items, D] int8: the first tower's vector of the first sentence of each item, quantised.
 
-    It runs on the devices of this process. Arguments as `find_plan`, at the first start.
+    It runs on the devices of this process. Arguments as in `find_plan` for a new run.
     """
     bank = dataclasses.replace(bank, num_towers=1, mesh=None)
     mesh = sharding.make_mesh(devices=jax.local_devices())
