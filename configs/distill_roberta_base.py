@@ -1,11 +1,11 @@
-"""JTCSE-D on RoBERTa: the twin of `configs/jtcse_roberta_base.py` distilled into one tower.
+"""JTCSE-D on RoBERTa: distils the two towers of `configs/jtcse_roberta_base.py` into one.
 
     python -m jtcse_jax.train --config configs/distill_roberta_base.py --data.source TEXT \\
         --data.dev STSB
 
-The student starts from the twin's first tower. The authors' loss is not public; this one is
+The student starts from the first of the two towers. The authors' loss is not public; this one is
 NCE(student, student) + NCE(student, teacher). Learning rate and batch are those of TNCSE-D (arXiv
-2503.12739, supplement). The teacher may be an ensemble, as in their UC-D:
+2503.12739, supplement). The teacher may be an ensemble, as in the authors' UC-D:
 
     python -m jtcse_jax.train --config configs/distill_roberta_base.py --data.source TEXT \\
         --data.dev STSB --workdir runs/distill_uc_roberta --objective.teacher uc.json \\

@@ -2,7 +2,7 @@
 
     python -m jtcse_jax.train --config configs/jtcse_bert_base.py --data.source TEXT --data.dev STSB
 
-The towers come from `configs/simcse_bert_base.py`, run twice. Optimizer, batch, lengths and
+The towers come from two runs of `configs/simcse_bert_base.py`. Optimizer, batch, lengths and
 dropout are those of the authors' script; how the towers cross is our reading of the paper
 (`docs/reproduction.md`).
 """

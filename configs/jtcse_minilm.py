@@ -1,9 +1,9 @@
-"""JTCSE on two MiniLM towers (6 layers, 384 wide) in their own pooling, crossed in 3 of 6 layers.
+"""JTCSE on two MiniLM towers (6 layers, 384 wide) with their own pooling, crossed in 3 layers.
 
     python -m jtcse_jax.train --config configs/jtcse_minilm.py --data.source TEXT --data.dev STSB
 
-The towers come from `configs/simcse_minilm.py`, run twice. A real model on real text that two
-processor cores train in seconds a step.
+The towers come from two runs of `configs/simcse_minilm.py`. This is a real model on real text, and
+two processor cores train it in seconds per step.
 """
 
 from jtcse_jax.config import (

@@ -2,9 +2,9 @@
 
     python -m jtcse_jax.train --config configs/mlm_small.py --data.source TEXT
 
-Four layers, 256 wide, with a WordPiece vocabulary trained on the text. To go on from a BERT of
-another domain instead, name it: `--model.towers bert-base-uncased --optimizer.learning-rate 5e-5`.
-There is no dev set: a language model's vectors are no sentence embeddings yet.
+Four layers, 256 wide, with a WordPiece vocabulary trained on the text. To continue from a BERT of
+another domain, give it: `--model.towers bert-base-uncased --optimizer.learning-rate 5e-5`. There is
+no dev set, because the vectors of a language model are not yet sentence embeddings.
 """
 
 from jtcse_jax.config import (

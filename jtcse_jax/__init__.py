@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jtcse_jax.encoder import SentenceEncoder
 
-# transformers gives us tokenizers alone; without torch it would advise, at its import, to get it.
+# We use only the tokenizers of transformers; without torch it prints advice to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __all__ = ["SentenceEncoder"]
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for: it loads jax and transformers, which not every command needs.
+    # Imported on first use: it loads jax and transformers, which not every command needs.
     if name == "SentenceEncoder":
         from jtcse_jax.encoder import SentenceEncoder
 

@@ -17,7 +17,7 @@ from jtcse_jax.user_path import user_path
 
 
 def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
-    """Says what is about to run."""
+    """Prints what is about to run."""
     devices = mesh.devices
     others = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
     micro = f", {config.data.micro_batch} at a time" if config.data.micro_batch else ""
@@ -35,7 +35,7 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
 
 
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
-    """Prints how the run went, where the model is and, if it is worth using, how to use it."""
+    """Prints how the run went, where the model is and, if it is usable, how to use it."""
     workdir = user_path(config.workdir)
     lines = read_jsonl(workdir / JSONL)
     trained = [line for line in lines if "loss" in line]

@@ -1,4 +1,4 @@
-"""The shape of an encoder, and how the towers of a bank cross: what a model is, beside weights."""
+"""The shape of an encoder and the way the towers of a bank cross: a model without its weights."""
 
 import dataclasses
 import reprlib
@@ -11,9 +11,9 @@ from jtcse_jax.errors import UserError
 
 
 def check_fields(section: str, fields: object) -> None:
-    """Raises UserError where the value of a field is none that its type allows.
+    """Raises UserError if a field has a value that its type does not allow.
 
-    The command line checks its own arguments; this is for config files.
+    The command line checks its own arguments; this function checks values from config files.
     """
     for name, kind in get_type_hints(type(fields)).items():
         value = getattr(fields, name)
@@ -26,35 +26,35 @@ def check_fields(section: str, fields: object) -> None:
             else:
                 allowed = f"must be {kind.__name__ if isinstance(kind, type) else kind}"
             raise UserError(f"{section}{name} = {value!r}: {allowed}.") from error
-        # Neither infinite, nor NaN, nor a whole number that no float holds.
+        # Rejects infinity, NaN and integers too large for a float.
         if isinstance(value, int | float) and not abs(value) < 1e300:
             raise UserError(f"{section}{name} = {reprlib.repr(value)}: must be a finite number.")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of one encoder, as a Hugging Face `config.json` states it."""
+    """The shape of one encoder, with the fields of a Hugging Face `config.json`."""
 
     family: Literal["bert", "roberta"] = "bert"
-    """BERT, or RoBERTa (positions start behind the padding index)."""
+    """BERT, or RoBERTa (whose positions start at pad_token_id + 1)."""
     vocab_size: int = 30522
-    """Rows of the token embedding."""
+    """Rows of the token embedding, one per token of the vocabulary."""
     hidden_size: int = 768
     """Width of the hidden states (D)."""
     num_layers: int = 12
     """Number of transformer layers."""
     num_heads: int = 12
-    """Attention heads a layer (H); divides hidden_size."""
+    """Attention heads per layer (H); must divide hidden_size."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
-    """Rows of the position embedding (RoBERTa: longest sentence + pad_token_id + 1)."""
+    """Rows of the position embedding (for RoBERTa: longest sentence + pad_token_id + 1)."""
     type_vocab_size: int = 2
-    """Rows of the token-type embedding; sentences are always type 0."""
+    """Rows of the token-type embedding; sentences always use type 0."""
     layer_norm_eps: float = 1e-12
     """Epsilon of every LayerNorm."""
     pad_token_id: int = 0
-    """Padding token; in RoBERTa it also sets the first position."""
+    """Id of the padding token; for RoBERTa it also sets the first position."""
 
     def __post_init__(self):
         check_fields("model.scratch.", self)
@@ -70,12 +70,12 @@ class Architecture:
 
     @property
     def position_offset(self) -> int:
-        """Index of the first position embedding in use."""
+        """Index of the first position embedding that is used."""
         return self.pad_token_id + 1 if self.family == "roberta" else 0
 
     @property
     def longest_sentence(self) -> int:
-        """Most tokens a sentence can have."""
+        """Largest number of tokens in a sentence."""
         return self.max_positions - self.position_offset
 
 
@@ -84,17 +84,20 @@ class Cross:
     """Cross-attention between the towers, in training only. See docs/reproduction.md."""
 
     mode: Literal["side", "main", "off"] = "side"
-    """side: crossed streams run beside the plain ones; main: the streams themselves cross; off."""
+    """side: crossed streams run beside the plain streams; main: the plain streams themselves
+    cross; off: no cross-attention."""
     exchange: Literal["value", "probs"] = "value"
-    """What comes from the neighbouring tower: its values, or its attention probabilities."""
+    """What a crossed layer takes from the neighbouring tower: its values, or its attention
+    probabilities."""
     num_layers: int = 6
-    """Crossed layers, equally spaced (0: none, the crossed state is the plain one)."""
+    """Number of crossed layers, equally spaced; must divide the encoder's layers. With 0 no layer
+    crosses, and the crossed stream equals the plain one."""
 
     def __post_init__(self):
         check_fields("model.cross.", self)
 
     def interval(self, num_layers: int) -> int | None:
-        """Layers k, 2k, ... (counted from one) cross; None if none does. UserError if uneven."""
+        """Returns k if layers k, 2k, ... (from 1) cross, None if none does; UserError if uneven."""
         if self.mode == "off" or self.num_layers == 0:
             return None
         if self.num_layers < 0 or num_layers % self.num_layers:

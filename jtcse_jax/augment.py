@@ -1,7 +1,7 @@
-"""`python -m jtcse_jax.augment repeat-words|back-translate`: pairs to train on, from sentences.
+"""`python -m jtcse_jax.augment repeat-words|back-translate`: makes training pairs from sentences.
 
-Every sentence of the input becomes a line of a TSV: itself, and a second view of it. The TSV is a
-source of the trainer. Started again after a kill, the same command goes on where it stopped.
+Each sentence of the input becomes one line of a .tsv: the sentence and a second view of it. The
+trainer reads the .tsv as a source. If the command is killed, the same command resumes.
 """
 
 import logging
@@ -21,7 +21,7 @@ from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.errors import UserError, one_line_errors
 
 _WORDS_WINDOW = 8192  # sentences between two writes
-_BATCHES = 8  # batches of translations between two writes; a kill loses at most so many
+_BATCHES = 8  # batches of translations between two writes; a kill loses at most these
 _SECONDS = 10  # between two lines of progress
 
 
@@ -30,55 +30,60 @@ class Arguments:
     """The arguments of both subcommands."""
 
     input: str
-    """Sentences, one a line: a file or glob, plain, .gz or .xz; or tfds:..., hub:..., stdlib."""
+    """Sentences, one per line: a file or glob (plain, .gz or .xz), tfds:..., hub:..., or stdlib."""
     output: str
-    """The .tsv file to write; must not exist. Until it is whole it is named OUTPUT.partial."""
+    """The .tsv file to write; it must not exist. Until it is complete it is OUTPUT.partial."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatWords(Arguments):
-    """Repeats some words of every sentence (ESimCSE). Words are what spaces separate.
+    """Repeats some words of every sentence (ESimCSE). Words are separated by spaces.
 
-    Train on the file with a data.max_len that cuts no sentence of it; the trainer prints how many
-    it cuts. A repeated sentence that is cut lacks the last words of the other. data.pairs = repeat
-    needs no file, draws new words in every epoch and loses none at any data.max_len.
+    Train on the file with a data.max_len that cuts none of its sentences; the trainer prints how
+    many it cuts. If a sentence with repeated words is cut, it loses its last words, which the other
+    view keeps. data.pairs = repeat needs no file: it draws new words in every epoch, and loses none
+    at any data.max_len.
     """
 
     rate: float = 0.32
-    """Largest share of the words that are repeated; up to two always may be."""
+    """Largest share of words to repeat, from 0 to 1; up to two words may always be repeated."""
     seed: int = 42
-    """Of the draws; the same seed gives the same file."""
+    """Seed of the random choice of words; the same seed writes the same file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackTranslate(Arguments):
-    """Translates every sentence into a pivot language and back, with Marian models (on torch)."""
+    """Translates every sentence into a pivot language and back, with Marian models (in torch)."""
 
     pivot: str | None = None
-    """The pivot language, as fr; not needed where --forward and --backward name the models."""
+    """The pivot language, such as fr; not needed with both --forward and --backward."""
     source: str = "en"
-    """The language of the sentences."""
+    """Language of the sentences."""
     forward: str | None = None
-    """Folder or hub name; by default Helsinki-NLP/opus-mt-SOURCE-PIVOT."""
+    """Model from SOURCE to PIVOT, a folder or hub name; by default
+    Helsinki-NLP/opus-mt-SOURCE-PIVOT."""
     backward: str | None = None
-    """Folder or hub name; by default Helsinki-NLP/opus-mt-PIVOT-SOURCE."""
+    """Model from PIVOT to SOURCE, a folder or hub name; by default
+    Helsinki-NLP/opus-mt-PIVOT-SOURCE."""
     forward_prefix: str = ""
-    """Names the language to a --forward model of several, as >>cmn_Hans<<."""
+    """Token that names the target language to a --forward model with several, such as
+    >>cmn_Hans<<."""
     backward_prefix: str = ""
-    """Names the language to a --backward model of several."""
+    """Token that names the target language to a --backward model with several."""
     batch_size: int = 32
-    """Sentences translated at once."""
+    """Number of sentences translated at once."""
     num_beams: int = 4
-    """Beams of the search; 1 is the fastest."""
+    """Number of beams in the search; 1 is the fastest."""
     max_len: int = 128
-    """Longest sentence read and written, in tokens of the models; longer ones are cut."""
+    """Longest text read or written, in tokens of the models; longer ones are cut."""
 
 
 def make_repeated(arguments: RepeatWords) -> None:
-    """Writes each sentence and itself with words repeated.
+    """Writes each sentence and a copy of it with repeated words.
 
-    The draws for a sentence follow from the seed and its number, so a resumed file is the same.
-    Raises UserError for a rate or seed out of range, and what a source and a `PairFile` raise.
+    The random choice for a sentence depends on the seed and the sentence's number only, so a
+    resumed file is the same. Raises UserError for a rate or seed out of range, and the errors of
+    the source and of `PairFile`.
     """
     if not 0 <= arguments.rate <= 1:
         raise UserError(f"--rate {arguments.rate}: give a number from 0 to 1.")
@@ -105,10 +110,10 @@ def make_repeated(arguments: RepeatWords) -> None:
 
 
 def make_translated(arguments: BackTranslate) -> None:
-    """Writes each sentence and what comes back of it; itself where nothing came back.
+    """Writes each sentence and its round-trip translation, or the sentence if that is empty.
 
-    Raises UserError for numbers below 1 and missing models, and what a source, a `PairFile` and
-    a `Translator` raise.
+    Raises UserError for numbers that are too small and for missing models, and the errors of the
+    source, of `PairFile` and of `Translator`.
     """
     forward, backward = _model_names(arguments)
     for name in ("batch_size", "num_beams", "max_len"):
@@ -126,7 +131,7 @@ def make_translated(arguments: BackTranslate) -> None:
         return [r if r.strip() else s for r, s in zip(results, sentences, strict=True)]
 
     sizes = {name: asdict(arguments)[name] for name in ("batch_size", "num_beams", "max_len")}
-    # Not the batch size: a smaller one must be able to go on where memory was short.
+    # Without the batch size: after running out of memory the user resumes with a smaller one.
     settings = {
         "command": "back-translate",
         "--forward": forward,
@@ -143,7 +148,7 @@ def make_translated(arguments: BackTranslate) -> None:
     _say_result(arguments, source, pairs)
     since = f" since sentence {resumed:,}" * (resumed > 0)
     if empty:
-        _say(f"{empty:,} translations were empty{since}: the sentence itself stands there")
+        _say(f"{empty:,} translations were empty{since}: the sentence itself is used instead")
     if truncated := there.truncated + back.truncated:
         _say(f"{truncated:,} texts were cut to --max-len {arguments.max_len} tokens{since}")
 
@@ -161,11 +166,11 @@ def _model_names(arguments: BackTranslate) -> tuple[str, str]:
 def _open(arguments: Arguments) -> Source:
     source = open_source(arguments.input)
     if source.views > 1:
-        raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
+        raise UserError(f"--input {arguments.input} has two sentences a line; give one a line.")
     if not arguments.output.endswith(".tsv"):
         raise UserError(
-            f"--output {arguments.output}: the trainer knows files of pairs by their ending; give "
-            "a name that ends in .tsv."
+            f"--output {arguments.output}: give a name that ends in .tsv; the trainer recognises "
+            "files of pairs by this ending."
         )
     return source
 
@@ -176,14 +181,16 @@ def _write(
     window: int,
     second_views: Callable[[int, list[str]], list[str]],
 ) -> int:
-    """Writes what is missing; returns how many pairs were there. `second_views` gets the number
-    of its first sentence, from 0, and the sentences of a window."""
-    # Reads the input once to its end, so that bad text is found now and not after hours.
+    """Writes the missing pairs; returns how many pairs were there before.
+
+    `second_views` gets the number of its first sentence, from 0, and the sentences of a window.
+    """
+    # Reads the whole input first, so that bad text is an error now and not after hours.
     total = sum(1 for _ in source.read())
     sentences = source.read()
     resumed = pairs.resume(sentences, window)
     if resumed:
-        _say(f"going on after {resumed:,} of {total:,} sentences")
+        _say(f"resuming after {resumed:,} of {total:,} sentences")
     started = said = time.monotonic()
     while block := list(islice(sentences, window)):
         views = second_views(pairs.pairs, block)
@@ -205,7 +212,7 @@ def _progress(done: int, total: int, rate: float) -> str:
 
 def _say_result(arguments: Arguments, source: Source, pairs: PairFile) -> None:
     blank = f"; {source.blank:,} blank lines skipped" * (source.blank > 0)
-    equal = f"{pairs.unchanged:,} of two equal sentences"
+    equal = f"{pairs.unchanged:,} with two equal sentences"
     _say(f"{arguments.output}: {pairs.pairs:,} pairs, {equal}{blank}")
 
 

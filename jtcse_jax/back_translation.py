@@ -1,4 +1,4 @@
-"""Round trips through another language, with the Marian models of transformers (on torch)."""
+"""Translation into another language and back, with the Marian models of transformers (in torch)."""
 
 import importlib
 import warnings
@@ -11,11 +11,11 @@ _COMMAND = "pip install torch sentencepiece"
 
 
 class Translator:
-    """A Marian model for one direction, on torch's GPU where it has one.
+    """A Marian model for one direction, on torch's GPU if there is one.
 
     Attributes:
         name: the model's folder or hub name.
-        truncated: texts cut to `max_len` tokens so far.
+        truncated: number of texts cut to `max_len` tokens so far.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class Translator:
 
         Args:
             name: a folder or hub name, such as Helsinki-NLP/opus-mt-en-fr.
-            batch_size: texts translated at once.
-            num_beams: beams of the search; 1 takes the likeliest token each time.
-            max_len: longest text read and written, in tokens of the model; longer ones are cut.
-            prefix: put before every text; a model for several languages reads there which one is
-                wanted, as >>cmn_Hans<<.
+            batch_size: number of texts translated at once.
+            num_beams: beams of the search; 1 takes the most likely token each time.
+            max_len: longest text read or written, in tokens of the model; longer ones are cut.
+            prefix: token put before every text; it names the target language to a model that has
+                several, such as >>cmn_Hans<<.
         Raises:
-            UserError: torch or sentencepiece is absent, there is no such model, or it is no
-                Marian model or not a whole one.
+            UserError: torch or sentencepiece is not installed, the model does not exist, is not a
+                Marian model or is incomplete.
         """
         self.name, self.truncated = name, 0
         self._torch = _import("torch")
@@ -50,13 +50,13 @@ class Translator:
             raise UserError(f"{name}: it does not know the prefix {prefix}; it knows: {known}.")
 
     def translate(self, texts: list[str]) -> list[str]:
-        """The translations in the order of the texts; some may be empty.
+        """Returns the translations in the order of the texts; some may be empty.
 
-        Batches are made of texts of about one length, so that little is computed for padding.
-        Raises UserError when the device's memory does not do for a batch.
+        A batch holds texts of similar length, so that little computation goes into padding.
+        Raises UserError if the device has too little memory for a batch.
         """
         tokens = [self._cut(ids) for ids in self._encode(texts)]
-        # The longest first: if memory is short, that shows at once.
+        # The longest texts first: if memory is too small, the first batch fails.
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]), reverse=True)
         translations = [""] * len(texts)
         for start in range(0, len(order), self._batch_size):
@@ -90,15 +90,15 @@ class Translator:
         except self._torch.OutOfMemoryError as error:
             raise UserError(
                 f"{self._device} has too little memory for --batch-size {self._batch_size} with "
-                f"--num-beams {self._num_beams}; give a smaller batch: it goes on from there."
+                f"--num-beams {self._num_beams}; give a smaller --batch-size to resume."
             ) from error
         return self._tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
 def back_translate(sentences: list[str], there: Translator, back: Translator) -> list[str]:
-    """What comes back of each sentence, in order; "" where a model wrote nothing."""
+    """Returns each sentence's round-trip translation, in order; "" if a model wrote nothing."""
     pivots = there.translate(sentences)
-    # A model makes up a sentence for an empty one.
+    # For an empty text a model invents a sentence, so empty texts are not translated.
     kept = [i for i, pivot in enumerate(pivots) if pivot.strip()]
     results = [""] * len(sentences)
     for i, result in zip(kept, back.translate([pivots[i] for i in kept]), strict=True):
@@ -115,15 +115,15 @@ def _load(name: str) -> tuple[Any, Any]:
         kind = transformers.AutoConfig.from_pretrained(name).model_type
         if kind != "marian":
             raise UserError(f"{name}: a model of type {kind}; name a Marian model (opus-mt).")
-        with warnings.catch_warnings(action="ignore"):  # sacremoses, which translation never calls
+        with warnings.catch_warnings(action="ignore"):  # about sacremoses, which is not used here
             tokenizer = transformers.MarianTokenizer.from_pretrained(name)
         model, report = transformers.MarianMTModel.from_pretrained(name, output_loading_info=True)
     except UserError:
         raise
-    except Exception as error:  # of a dozen types: absent, offline, damaged ...
+    except Exception as error:  # of a dozen types: missing, offline, damaged ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} does not open as a Marian model: correct the name, or download it and give "
+            f"{name} cannot be opened as a Marian model: correct the name, or download it and give "
             f"its folder ({type(error).__name__}: {reason})"
         ) from error
     if missing := sorted(report["missing_keys"]):

@@ -1,4 +1,4 @@
-"""One bank as an encoder: tokenises sentences, packs them into rows, runs the towers, sums them."""
+"""Encodes sentences with one bank: tokenises them, packs them into rows, and sums the towers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,44 +18,44 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.saved_model import SavedModel
 
-PART = 1024  # sentences of a device that are tokenised and packed together
-SHORT_ROW = 64  # tokens in the rows of all sentences that fit
-FEWEST = 4  # a short row has a slot for this many tokens
+PART = 1024  # sentences per device that are tokenised and packed together
+SHORT_ROW = 64  # tokens in a row of short sentences
+FEWEST = 4  # a short row has one slot for this many tokens
 
-# The most tokens in a call of a device. On a CPU little, so that what a layer makes is still in
-# the cache for the next.
+# Largest number of tokens per device in one call of the model. It is small on a CPU, so that the
+# output of a layer is still in the cache when the next layer reads it.
 CALL = {"cpu": 512}
 USUAL_CALL = 8192
 
-_Tokens = tuple[Sequence[np.ndarray], np.ndarray]  # ids of n sentences, and [n] what was cut
+_Tokens = tuple[Sequence[np.ndarray], np.ndarray]  # ids of n sentences, and [n] which were cut
 
 
 class Encoded(NamedTuple):
-    """What a bank makes of n sentences."""
+    """The output of a bank for n sentences."""
 
     vectors: np.ndarray  #: [n, D] float32, the sum of the towers' vectors, not scaled
-    cut: np.ndarray  #: [n] bool, True where a sentence was longer than `serving_length`
+    cut: np.ndarray  #: [n] bool, True if a sentence was longer than `serving_length`
 
 
 class Call(NamedTuple):
-    """Some rows of one length, and which sentences lie in them."""
+    """Some rows of one length, with the numbers of the sentences in them."""
 
     sentences: np.ndarray  #: [m] indices of the sentences
-    slots: np.ndarray  #: [m] where their vectors are among those of all slots of the rows
+    slots: np.ndarray  #: [m] index of each sentence's slot among all slots of the rows
     batch: Batch  #: on the devices
 
 
 class BankEncoder:
     """A bank of towers, its tokenizer, and the devices it runs on.
 
-    Rows are of 64 tokens. With a longer `serving_length` the sentences that do not fit go into rows
-    of that length: attention in a long row costs more, and most sentences are short. A call of the
-    model has rows of one length, for each device `call_tokens` tokens, or a quarter, a 16th ..., so
-    that no more than four shapes of a length are ever compiled, whatever the sentences.
+    Rows have 64 tokens. If `serving_length` is longer, sentences that do not fit go into rows of
+    that length: attention in a long row costs more, and most sentences are short. A call of the
+    model has rows of one length, with `call_tokens` tokens per device, or a quarter of them, a
+    16th ... So at most four shapes per row length are compiled, for any sentences.
 
     Attributes:
       row_lengths: tokens in a row, ascending: one length or two.
-      call_tokens: the most tokens of a device in a call, at least one row's.
+      call_tokens: largest number of tokens per device in a call; at least one row's.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class BankEncoder:
         serving_length: int,
         mesh: Mesh | None = None,
     ):
-        """Takes the parameters as they are: host arrays, or already on the devices of `mesh`.
+        """Stores the parameters unchanged: host arrays, or arrays on the devices of `mesh`.
 
         Args:
           bank: the towers' shape.
           params: leaves [K, ...].
-          tokenizer: a fast transformers tokenizer; it is not changed.
+          tokenizer: a fast transformers tokenizer; this class does not change it.
           serving_length: longest sentence in tokens, special tokens included.
-          mesh: where it runs, rows over its devices; by default the bank's own mesh, or all
+          mesh: the devices; rows are split over them. By default the bank's own mesh, or all
             devices of this process.
         Raises:
-          UserError: a `serving_length` without room for a token, or a tokenizer without [CLS].
+          UserError: `serving_length` has no room for a token, or the tokenizer adds no [CLS].
         """
         self.bank = bank
         self.params = params
@@ -84,8 +84,8 @@ class BankEncoder:
         self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
         self._tokenizer = truncating_backend(tokenizer, serving_length)
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
-            # An empty sentence would have no token, and no sentence a [CLS].
-            raise UserError("The tokenizer adds no special tokens: use that of this model.")
+            # An empty sentence would have no token, and no sentence would have a [CLS].
+            raise UserError("The tokenizer adds no special tokens: use this model's tokenizer.")
         platform = self.mesh.devices.flat[0].platform
         self.row_lengths = (SHORT_ROW,)
         if serving_length > SHORT_ROW:
@@ -94,9 +94,9 @@ class BankEncoder:
 
     @classmethod
     def of(cls, model: SavedModel) -> "BankEncoder":
-        """The encoder of a loaded model, its parameters copied to every device once.
+        """Makes the encoder of a loaded model; copies the parameters once to every device.
 
-        Raises UserError where a parameter is NaN or infinite, naming it.
+        Raises UserError, with the parameter's name, if a parameter is NaN or infinite.
         """
         _check_finite(model)
         encoder = cls(model.bank, model.params, model.tokenizer, model.serving_length)
@@ -106,33 +106,33 @@ class BankEncoder:
 
     @property
     def width(self) -> int:
-        """Components of a vector."""
+        """Size of a vector (D)."""
         return self.bank.architecture.hidden_size
 
     def encode(
         self, sentences: Sequence[str], done: Callable[[int], None] = lambda count: None
     ) -> Encoded:
-        """The vectors of sentences in their order; "" is one like others.
+        """Encodes sentences, in order; the empty sentence "" is allowed.
 
-        `done` is told after each call of the model how many more are finished. Raises UserError
-        for a string that is no valid Unicode.
+        After each call of the model, `done` gets the number of sentences it encoded. Raises
+        UserError if a string is not valid Unicode.
         """
         return self._encode(map(self._tokenize, self._parts(sentences)), done)
 
     def encode_tokens(
         self, tokens: Sequence[np.ndarray], done: Callable[[int], None] = lambda count: None
     ) -> np.ndarray:
-        """[n, D] float32, the vectors of sentences given as token ids, special ones included.
+        """Encodes sentences given as token ids, special tokens included; [n, D] float32.
 
-        None is longer than `serving_length`. `done` as in `encode`.
+        No sentence may be longer than `serving_length`. `done` as in `encode`.
         """
         parts = ((part, np.zeros(len(part), bool)) for part in self._parts(tokens))
         return self._encode(parts, done).vectors
 
     def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, Iterator[Call]]:
-        """[n] what was cut, and the calls of the model, made one by one as they are asked for.
+        """Returns [n] which sentences were cut, and an iterator that makes the model's calls.
 
-        Errors as `encode`.
+        Raises the errors of `encode`.
         """
         tokens, cut = self._tokenize(sentences)
         return cut, self._calls(tokens)
@@ -143,13 +143,13 @@ class BankEncoder:
 
     def _encode(self, parts: Iterable[_Tokens], done: Callable[[int], None]) -> Encoded:
         encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
-        # One part ahead: the devices work on a part while the next is tokenised and packed.
+        # The devices encode one part while the host tokenises and packs the next.
         for running, _ in pairwise(chain(map(self._start, parts), [None])):
             encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
     def _start(self, part: _Tokens) -> "_Running":
-        """Dispatches all calls of the model for some sentences, and waits for none."""
+        """Dispatches all calls of the model for some sentences, without waiting for the results."""
         tokens, cut = part
         calls = self._calls(tokens)
         return _Running(
@@ -159,8 +159,8 @@ class BankEncoder:
     def _tokenize(self, sentences: Sequence[str]) -> _Tokens:
         try:
             encoded = self._tokenizer.encode_batch_fast(sentences)
-        except TypeError as error:  # half a surrogate pair; the tokenizer does not say where
-            raise UserError(f"A sentence is no valid Unicode text ({error}).") from error
+        except TypeError as error:  # half a surrogate pair; the tokenizer does not say which string
+            raise UserError(f"A sentence is not valid Unicode text ({error}).") from error
         tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
         return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
 
@@ -192,7 +192,7 @@ class BankEncoder:
             shortest = row_length + 1
 
     def _rows_of_calls(self, num_rows: int, row_length: int) -> list[range]:
-        """The rows of each call: of each device the most, or a quarter ... if half are used."""
+        """Rows of each call: `call_tokens` per device, or a quarter, a 16th ... if few are left."""
         shards = sharding.row_shards(self.mesh)
         calls, start = [], 0
         while start < num_rows:
@@ -213,10 +213,10 @@ class BankEncoder:
 
 
 class _Running(NamedTuple):
-    """Sentences that the devices work on."""
+    """Sentences that the devices are encoding."""
 
     cut: np.ndarray  # as in Encoded
-    calls: list[tuple[Call, Array]]  # with the vectors of all slots
+    calls: list[tuple[Call, Array]]  # each call with the vectors of all its slots
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -234,5 +234,5 @@ def _check_finite(model: SavedModel) -> None:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UserError(
                 f"{model.source}: {name} of tower {bad[0]} has values that are not finite: use "
-                "an earlier step, or fetch the weights again."
+                "an earlier step, or download the weights again."
             )

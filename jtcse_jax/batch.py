@@ -1,4 +1,4 @@
-"""The packed batch: the one contract between the data and the model.
+"""The packed batch: the interface between the data and the model.
 
 Dimension letters used everywhere: K towers, B sentences in a batch (2B views of them), R rows,
 P row length in tokens, C slots per row, D hidden size, H heads.
@@ -13,18 +13,18 @@ from jax import Array
 class Batch(NamedTuple):
     """Several sentences in each row; attention stays inside a sentence because of `segments`.
 
-    A padded batch is the special case of one sentence a row. Where a step runs micro-batches one
-    after the other, every array has a leading axis over them, and `order` is within each.
+    A padded batch is the special case of one sentence per row. If a step runs micro-batches one
+    after the other, every array has a leading axis over them, and `order` counts within each.
     """
 
     tokens: Array | np.ndarray  #: [R, P] int32, token ids; fillers are the padding token
     positions: Array | np.ndarray  #: [R, P] int32, position inside its sentence, from 0
-    segments: Array | np.ndarray  #: [R, P] int32, slot + 1 of the token's sentence, 0 for fillers
+    segments: Array | np.ndarray  #: [R, P] int32, 1 + the slot of the token's sentence; fillers: 0
     cls_positions: Array | np.ndarray  #: [R, C] int32, position of slot c's first token (unused: 0)
     order: Array | np.ndarray  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
-    mask: Array | np.ndarray  #: [2B] bool, False where a last, partial batch has no sentence
-    teacher: tuple["Batch", ...] = ()  #: the same views in the tokens of each teacher's member
-    target: Array | None = None  #: [2B, D] float32, the teacher's embeddings, made in the step
+    mask: Array | np.ndarray  #: [2B] bool, False for sentences missing in a partial last batch
+    teacher: tuple["Batch", ...] = ()  #: the same views, in the tokens of each teacher bank
+    target: Array | None = None  #: [2B, D] float32, the teacher's embeddings, set inside the step
 
     @property
     def has_micro_batches(self) -> bool:

@@ -1,6 +1,7 @@
-"""What is known of a model beside its weights, for the model card of an exported folder.
+"""The facts about a model that its model card prints, other than the weights.
 
-`jtcse_card.json` keeps all of it, so that an export of an exported folder is the same folder again.
+An exported folder keeps all of them in `jtcse_card.json`, so that exporting it again writes the
+same folder.
 """
 
 import dataclasses
@@ -19,31 +20,31 @@ from jtcse_jax.start import CONFIG
 from jtcse_jax.user_path import user_path
 
 FILE = "jtcse_card.json"
-LOCAL_FIELDS = ("workdir", "cache_dir")  # of a train config: where it ran, of no use elsewhere
+LOCAL_FIELDS = ("workdir", "cache_dir")  # of a train config: paths of one machine, left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What an exported folder says beside its weights."""
+    """The contents of a model card."""
 
     name: str = ""  #: on the hub, USER/NAME
-    license: str = ""  #: identifier of the hub, as apache-2.0
-    language: list[str] = field(default_factory=list)  #: codes, as en
-    base_models: list[str] = field(default_factory=list)  #: hub names of what training started from
+    license: str = ""  #: the hub's identifier, such as apache-2.0
+    language: list[str] = field(default_factory=list)  #: codes, such as en
+    base_models: list[str] = field(default_factory=list)  #: hub names of the start models
     normalize: bool = False  #: sentence-transformers scales the vectors to length 1
-    prompts: dict[str, str] = field(default_factory=dict)  #: text before a sentence, by name
-    step: int | None = None  #: of the training run
+    prompts: dict[str, str] = field(default_factory=dict)  #: texts put before a sentence, by name
+    step: int | None = None  #: step of the training run
     metrics: dict[str, float] = field(default_factory=dict)  #: measured in training at this step
     train_config: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)  #: as `evaluate` writes them
+    scores: dict[str, Any] = field(default_factory=dict)  #: in the form `evaluate` writes
 
 
 def read_card(model: SavedModel) -> Card:
-    """What is known of a loaded model; paths of this machine are shortened to their last part.
+    """Returns what is known of a loaded model; local paths are shortened to their last part.
 
-    Of a workdir its training config and the metrics saved with the step, of an exported folder its
-    `jtcse_card.json`, of a folder of sentence-transformers its normalisation and prompts. Raises
-    UserError for a damaged file among them.
+    A workdir has its training config and the metrics saved with the step, an exported folder its
+    `jtcse_card.json`, a sentence-transformers folder its normalisation and prompts. Raises
+    UserError if one of these files is damaged.
     """
     folder = model.folder
     if folder is None:
@@ -57,9 +58,9 @@ def read_card(model: SavedModel) -> Card:
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
-    """The STS scores that `evaluate --output` wrote, with what they depend on but no model's place.
+    """Returns the STS scores of a file written by `evaluate --output`.
 
-    Raises UserError for anything else.
+    Their conditions are included, paths of models are not. Raises UserError for any other file.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,10 +71,10 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     if not isinstance(tasks, dict) or not all(
         isinstance(score, int | float) for score in tasks.values()
     ):
-        raise UserError(f"--scores {path}: no STS scores as `evaluate --output` writes them.")
+        raise UserError(f"--scores {path} has no STS scores as `evaluate --output` writes them.")
     members = content.get("members", [])
     if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
-        raise UserError(f"--scores {path}: its members are not as `evaluate --output` writes them.")
+        raise UserError(f"--scores {path}: `members` is not as `evaluate --output` writes it.")
     members = [{key: value for key, value in one.items() if key != "model"} for one in members]
     return scores | {"members": members, "environment": content.get("environment", {})}
 
@@ -86,7 +87,7 @@ def _from_json(path: Path) -> Card:
         if not isinstance(value, type(empty.get(name))) and (name, value) != ("step", None)
     ]
     if wrong:
-        raise UserError(f"{path}: not of this version ({', '.join(wrong)}): delete it.")
+        raise UserError(f"{path} is of another version ({', '.join(wrong)}): delete it.")
     return Card(**content)
 
 
@@ -103,13 +104,13 @@ def _of_workdir(workdir: Path, step: int | None) -> Card:
 
 
 def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
-    """Hub names that the towers of a run come from, through workdirs that are still there."""
+    """Hub names that the towers of a run come from, followed through workdirs that still exist."""
     found = set()
     workdirs = Path(config.get("workdir", "")).parts[:1]
     for name in config.get("model", {}).get("towers", []):
         folder = user_path(name.partition("#")[0])
         if not folder.is_dir():
-            # `runs/a` of a run in `runs/b` is a workdir that is gone, not a user of the hub.
+            # For a run in `runs/b`, `runs/a` is a deleted workdir, not a user of the hub.
             local = name == SCRATCH or folder.parts[:1] == workdirs
             found |= {name} if not local and _is_hub_name(name) else set()
         elif folder.resolve() in seen:
@@ -123,7 +124,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether a name can be one of the hub; a folder of that form must be told before."""
+    """Whether a name can be a hub name; existing paths and `package:` names cannot."""
     if user_path(name).exists() or name.startswith(hf_files.PACKAGE):
         return False
     try:
@@ -134,7 +135,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _public(value: Any) -> Any:
-    """A training config without what only this machine and its user's folders are about."""
+    """A training config without paths of this machine."""
     if isinstance(value, dict):
         return {key: _public(item) for key, item in value.items() if key not in LOCAL_FIELDS}
     if isinstance(value, list):

@@ -1,8 +1,9 @@
-"""Checkpoints on orbax: asynchronous, newest and best kept, every byte verified before its use.
+"""Checkpoints with orbax: saved in the background, verified byte by byte before use.
 
 A step's `manifest.json` is written into orbax's temporary folder just before the rename that
-commits the step: a process killed at any moment leaves a step whole with its manifest, or no step.
-A step without one is therefore not from here or has lost files, and is treated as damaged.
+commits the step. So if a process is killed at any moment, the step is complete with its manifest,
+or it does not exist. A step without a manifest was written by another program or has lost files;
+it is treated as damaged.
 """
 
 import logging
@@ -27,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run: `directory/STEP/`, damaged ones in `directory/corrupt/`.
+    """The checkpoints of one run, in `directory/STEP/`; damaged ones are in `directory/corrupt/`.
 
-    Every process of a run makes one and makes the same calls; the directory is on a file system
-    that all of them share. Process 0 alone verifies, moves and deletes.
+    Every process of a run creates one and makes the same calls; all processes share the
+    directory's file system. Only process 0 verifies, moves and deletes.
     """
 
     def __init__(
@@ -41,20 +42,20 @@ class Checkpoints:
         best_metric: str | None = "dev_spearman",
         read_only: bool = False,
     ) -> None:
-        """Opens the directory, making it where it is absent.
+        """Opens the directory and creates it if it does not exist.
 
         Args:
-            directory: on a mounted file system (no `gs://`: mount the bucket).
+            directory: on a mounted file system (mount a bucket; `gs://` is not supported).
             keep: how many of the newest steps are kept, at least 1.
-            best_metric: the step with its highest value is kept besides (of equals the newest).
-            read_only: nothing is made, moved or deleted: for a reader beside a running trainer.
+            best_metric: the step with its highest value is kept too (the newest of equal ones).
+            read_only: create, move and delete nothing; for a reader beside a running trainer.
 
         Raises:
-            UserError: `directory` is a URL, or cannot be made or written.
+            UserError: `directory` is a URL, or cannot be created or written.
         """
         if "://" in str(directory):
             raise UserError(
-                f"checkpoint directory {directory} is a URL: mount it as a folder and name that"
+                f"checkpoint directory {directory} is a URL: mount it as a folder and give its path"
             )
         if keep < 1:
             raise UserError(f"checkpoints to keep must be at least 1, not {keep}")
@@ -77,7 +78,7 @@ class Checkpoints:
                 ),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
-                # A reader must not stumble over a step that the trainer deletes meanwhile.
+                # A reader must not fail if the trainer deletes a step meanwhile.
                 lightweight_initialize=True,
             ),
         )
@@ -87,12 +88,12 @@ class Checkpoints:
     def save(
         self, step: int, state: dict[str, PyTree], metrics: dict[str, float] | None = None
     ) -> None:
-        """Starts saving; on return the arrays are copied off the devices and may be donated.
+        """Starts saving; on return the arrays have been copied and may be donated.
 
         Args:
-            step: any step that is not there yet, also one before the newest.
-            state: `{"params": pytree, "optimizer": pytree}`, leaves are arrays.
-            metrics: what was measured at this step (the same on every process), or None.
+            step: any step that is not saved yet; it may be older than the newest.
+            state: `{"params": pytree, "optimizer": pytree}` of arrays.
+            metrics: the values measured at this step (the same on every process), or None.
 
         Raises:
             UserError: the step exists, or this save or the one before it could not be written.
@@ -110,7 +111,7 @@ class Checkpoints:
         }
         items = {item: ocp.args.StandardSave(named) for item, named in leaves.items() if named}
         try:
-            # Without `force` orbax skips, silently, every step up to the newest one.
+            # Without `force` orbax silently skips any step that is not newer than the newest.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._not_written(error) from error
@@ -123,19 +124,19 @@ class Checkpoints:
         optimizer: PyTree | None = None,
         prefer: Literal["newest", "best"] = "newest",
     ) -> tuple[int, dict[str, PyTree]]:
-        """Returns the step and `{"params": ...}`, with `"optimizer"` where it is asked for.
+        """Returns the step and `{"params": ...}`, plus `"optimizer"` if it was requested.
 
         Args:
-            step: a step, or None for the first good one in the order that `prefer` names: damaged
-                ones on the way are moved to `directory/corrupt/` with a warning each.
-            params: pytree of `jax.ShapeDtypeStruct`; a leaf comes with the sharding named there
-                (whatever it was saved from), without one to the default device.
-            optimizer: likewise, or None to leave the optimizer unread.
-            prefer: without a step, the newest, or the first of `best_first`.
+            step: a step, or None for the first undamaged one in the order of `prefer`. Damaged
+                steps before it are moved to `directory/corrupt/`, with a warning for each.
+            params: pytree of `jax.ShapeDtypeStruct`. A leaf is restored with the sharding given
+                there, whatever it was saved with, or else on the default device.
+            optimizer: likewise; None does not read the optimizer.
+            prefer: the order if `step` is None: newest first, or that of `best_first`.
 
         Raises:
-            UserError: the step is absent or damaged, no good step is left, or leaves differ from
-                the saved ones in path, shape or dtype (all are listed).
+            UserError: the step does not exist or is damaged, no undamaged step is left, or leaves
+                differ from the saved ones in path, shape or dtype (the message lists all).
         """
         step = self._good_step(step, prefer)
         wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
@@ -153,10 +154,10 @@ class Checkpoints:
         }
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:  # of many types, orbax's and tensorstore's
+        except Exception as error:  # orbax and tensorstore raise many types
             raise UserError(
-                f"checkpoint step {step} in {self._directory} does not open "
-                f"({_first_line(error)}): its files are not a checkpoint of this program; name "
+                f"checkpoint step {step} in {self._directory} cannot be opened "
+                f"({_first_line(error)}): its files are not a checkpoint of this program; choose "
                 "another step"
             ) from error
         return step, {
@@ -167,12 +168,12 @@ class Checkpoints:
         }
 
     def steps(self) -> list[int]:
-        """Returns the committed steps, ascending; as all queries, waits for a save under way."""
+        """Returns the committed steps, ascending. Like all queries, it waits for a running save."""
         self.wait()
         return sorted(self._manager.all_steps())
 
     def only_damaged(self) -> bool:
-        """Returns whether there is no step because all that were there are damaged."""
+        """Returns whether there were steps and all of them are damaged."""
         return not self.steps() and any((self._directory / manifest.CORRUPT).glob("*"))
 
     def newest_step(self) -> int | None:
@@ -184,9 +185,9 @@ class Checkpoints:
         return self._best_of(self.steps())
 
     def best_first(self) -> list[int]:
-        """Returns the steps by falling `best_metric`, then the others, the newest first.
+        """Returns the steps by decreasing `best_metric`, then the unscored ones, newest first.
 
-        Before all come those whose manifest is damaged: nobody knows what their score was.
+        Steps with a damaged manifest come before all others, since their score is unknown.
         """
 
         def rank(step: int) -> tuple[float, int]:
@@ -202,24 +203,24 @@ class Checkpoints:
         return score if math.isfinite(score) else None
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Returns what was passed to `save` with this step; empty where nothing was."""
+        """Returns the metrics that were saved with this step; empty if there are none."""
         self.wait()
         return dict(self._metrics.get(step, {}))
 
     def wait(self) -> None:
-        """Returns when no save is under way.
+        """Waits until no save is running.
 
         Raises:
-            UserError: the last save could not be written (disk full); earlier steps are whole.
+            UserError: the last save could not be written (disk full); earlier steps are intact.
         """
         try:
             self._manager.wait_until_finished()
-        # Background failures are OSError, ValueError or RuntimeError alike (orbax, tensorstore).
+        # Failures in the background are OSError, ValueError or RuntimeError (orbax, tensorstore).
         except Exception as error:
             raise self._not_written(error) from error
 
     def close(self) -> None:
-        """Waits for a save under way and ends the background threads; raises as `wait` does."""
+        """Waits for a running save and ends the background threads; raises as `wait` does."""
         try:
             self.wait()
         finally:
@@ -231,27 +232,27 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind in (None, Stopped):
             self.close()
-        # To close is a joint step: where one process has failed the others do not join. On a disk
-        # that hangs it would hang too.
+        # All processes must close together; if one has failed, the others do not take part. If the
+        # disk hangs, closing would hang too.
         elif jax.process_count() == 1 and kind is not Hung:
             try:
                 self.close()
-            except UserError as error:  # what is on its way says more
+            except UserError as error:  # the exception that is being raised matters more
                 log.warning("%s", error)
 
     def _write_manifest(self) -> None:
-        """Called by orbax on process 0, in the background, when all files of a step are written."""
+        """Orbax calls it on process 0, in the background, when a step's files are written."""
         step = self._saving["step"]
-        # Orbax's temporary folder, or the step's own on file systems where it commits in place.
+        # In orbax's temporary folder, or in the step's folder if the file system commits in place.
         unfinished = self._directory.glob(f"{step}{ocp.path.atomicity_types.TMP_DIR_SUFFIX}*")
         manifest.write(next(unfinished, self._directory / str(step)), self._saving)
 
     def _good_step(self, step: int | None, prefer: str) -> int:
-        """Process 0 reads the files and the others learn its verdict: one hashing, one opinion."""
+        """Process 0 checks the files and broadcasts the step it chose to the others."""
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"no checkpoint of step {step} in {self._directory}, there are {steps}")
-        chosen, trouble = -1, "process 0 says why"
+        chosen, trouble = -1, "see the output of process 0"
         if jax.process_index() == 0:
             in_order = self.best_first() if prefer == "best" else steps[::-1]
             for candidate in in_order if step is None else [step]:
@@ -269,35 +270,35 @@ class Checkpoints:
         if chosen >= 0:
             return chosen
         if step is None and steps:
-            how = f"all were damaged and are in {manifest.CORRUPT}/ now; "
+            how = f"all were damaged and are now in {manifest.CORRUPT}/; "
             if self._read_only:
                 how = "all are damaged: "
             raise UserError(
-                f"no good checkpoint in {self._directory}: {how}train anew in another workdir"
+                f"no good checkpoint in {self._directory}: {how}train again in another workdir"
             )
         if step is None:
             raise UserError(f"no checkpoint in {self._directory}: train first")
         raise UserError(
             f"checkpoint step {step} in {self._directory} is damaged: {trouble}: "
-            "name another, or none for a good one"
+            "choose another step, or none to get an undamaged one"
         )
 
     def _set_aside(self, step: int, trouble: str) -> None:
         folder = self._directory / str(step)
         outcome = "left there" if self._read_only else manifest.set_aside(folder)
-        log.warning("checkpoint %s is damaged, passed over, %s: %s", folder, outcome, trouble)
+        log.warning("checkpoint %s is damaged and skipped, %s: %s", folder, outcome, trouble)
 
     def _best_of(self, steps: list[int]) -> int | None:
         scored = [step for step in steps if self.score(step) is not None]
         return max(scored, key=lambda step: (self.score(step), step), default=None)
 
     def _not_written(self, error: Exception) -> UserError:
-        # Orbax has already forgotten the steps it meant to delete after this save.
+        # Orbax no longer lists the steps it meant to delete after this save.
         self._reload()
         return UserError(
             f"checkpoint step {self._saving.get('step')} could not be written to "
-            f"{self._directory} ({_first_line(error)}): make room or name another directory; "
-            f"whole steps there: {sorted(self._manager.all_steps())}"
+            f"{self._directory} ({_first_line(error)}): free some space or choose another "
+            f"directory; complete steps there: {sorted(self._manager.all_steps())}"
         )
 
     def _reload(self) -> None:
@@ -319,7 +320,7 @@ def _make_writable(directory: Path) -> None:
             raise PermissionError(13, "no permission to write")
     except OSError as error:
         raise UserError(
-            f"checkpoint directory {directory} cannot be used ({error.strerror}): name another"
+            f"checkpoint directory {directory} cannot be used ({error.strerror}): choose another"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""One run as data: frozen dataclasses, one per concern, every field documented and validated.
+"""The config of one run: frozen dataclasses, one per concern; every field is checked.
 
-A file in `configs/` binds the name `config` to a `Config`; any field can be overridden on the
-command line (`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
+A file in `configs/` binds the name `config` to a `Config`. The command line can override any field
+(`--data.batch-size 128`). `python -m jtcse_jax.train --help` prints every field.
 """
 
 from dataclasses import dataclass
@@ -18,31 +18,32 @@ class ModelConfig:
     """The bank of towers."""
 
     towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
-    """Where each tower starts, one entry a tower: a Hugging Face folder or hub name, a workdir or
-    exported folder of ours (NAME#K: its tower K), `package:NAME/FOLDER` (a folder of an installed
-    Python package), or `scratch` (random weights of the shape `scratch`)."""
+    """Where each tower starts, one entry per tower: a Hugging Face folder or hub name, a workdir or
+    exported folder of this project (NAME#K is its tower K), `package:NAME/FOLDER` (a folder of an
+    installed Python package), or `scratch` (random weights, in the shape of model.scratch)."""
     scratch: Architecture = Architecture()
-    """Shape of towers that start from scratch; ignored for others."""
+    """Shape of towers that start from scratch; ignored for all others."""
     tokenizer: str | None = None
-    """Folder or hub name; by default the first tower's. A tower from scratch without one gets a
-    WordPiece tokenizer of `scratch.vocab_size` entries trained on the text."""
+    """Tokenizer, a folder or hub name; by default the first tower's. Towers from scratch get by
+    default a WordPiece tokenizer with `scratch.vocab_size` entries, trained on the text."""
     lowercase: bool = True
-    """Of a tokenizer trained on the text: upper and lower case are one."""
+    """Whether a tokenizer that is trained on the text ignores case."""
     pooling: Literal["cls", "mean"] | None = None
-    """A tower's sentence vector: last hidden state at [CLS], or the mean over its tokens. By
-    default that of the folders in `towers`; cls for scratch, and for a folder that names none."""
+    """Sentence vector of a tower: the last hidden state at [CLS], or the mean over its tokens. By
+    default the pooling of the folders in `towers`, or cls if they name none; cls for scratch."""
     serving_length: int | None = None
     """Longest sentence, in tokens, that the trained model reads when it is evaluated, encodes,
-    searches or is exported. By default that of the first folder in `towers`; for scratch the
-    longest that `scratch` allows. `data.max_len` is the length in training."""
+    searches or is exported. By default that of the first folder in `towers`, or for scratch the
+    longest that `scratch` allows. The length in training is `data.max_len`."""
     dropout: float = 0.1
-    """Dropout of hidden states, rounded to a multiple of 2^-16 (0.00025 to 0.000244)."""
+    """Dropout rate of hidden states, rounded to a multiple of 2^-16 (0.00025 becomes 0.000244)."""
     attention_dropout: float = 0.1
-    """Dropout of attention probabilities, rounded likewise."""
+    """Dropout rate of attention probabilities, rounded likewise."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the products; parameters, LayerNorm statistics, softmax and losses are float32."""
+    """Dtype of matrix products. Parameters, LayerNorm statistics, softmax and losses are
+    float32."""
     cross: Cross = Cross()
-    """jtcse: cross-attention between the towers."""
+    """Cross-attention between the towers; only for objective.name = jtcse."""
 
     def __post_init__(self):
         if isinstance(self.towers, str):
@@ -75,44 +76,44 @@ class DataConfig:
     """Text, batches and the development set."""
 
     source: str = ""
-    """Training text: a file or glob with one sentence a line (plain, .gz, .xz), a .tsv of pairs
+    """Training text: a file or glob with one sentence per line (plain, .gz, .xz), a .tsv of pairs
     (two views of a sentence), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, or stdlib (the English
-    of Python's own documentation)."""
+    text of Python's own documentation)."""
     pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
-    """The two views of an item: one sentence twice (they differ by dropout), a sentence and the
-    one after it, or a sentence and the same with some words repeated (ESimCSE); none: each
-    sentence alone, for mlm. A .tsv brings its own pairs."""
+    """The two views of an item. same: the sentence twice (dropout makes them differ), or the pair
+    in a .tsv; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
+    repeated (ESimCSE); none: each sentence once, for mlm."""
     repeat_rate: float = 0.32
-    """pairs = repeat: largest share of words repeated; two always may be. The second view keeps all
-    tokens of the first, so it may be longer than max_len, up to row_length and the model's
-    positions. If these leave too little room, fewer words are repeated."""
+    """pairs = repeat: largest share of words to repeat; up to two words may always be repeated. The
+    second view keeps all tokens of the first, so it may be longer than max_len, up to row_length
+    and the model's positions. If these leave too little room, fewer words are repeated."""
     max_len: int = 64
-    """Longest sentence in training, in tokens, [CLS] and [SEP] included; the rest is cut and
-    counted. The trained model reads `model.serving_length`."""
+    """Longest sentence in training, in tokens, including [CLS] and [SEP]. Longer sentences are cut,
+    and the run prints how many. The trained model reads `model.serving_length` tokens."""
     batch_size: int = 64
-    """Sentences in a batch, over all devices (two views of each)."""
+    """Sentences in a batch, over all devices; each has two views."""
     batches: Literal["random", "similar"] = "random"
-    """similar: a batch groups sentences that the first tower finds similar at the start of the run,
-    as hard negatives of each other; nearly equal ones (cosine above 0.9) are kept out of each
-    other's groups. All sentences are encoded once before the first step."""
+    """random, or similar: a batch groups sentences that the first tower finds similar at the start
+    of the run, so that they are hard negatives of each other. Near-duplicates (cosine above 0.9)
+    are kept out of each other's groups. All sentences are encoded once before the first step."""
     random_share: float = 0.25
-    """batches = similar: share of random sentences in a batch."""
+    """batches = similar: share of the sentences in a batch that are drawn at random."""
     row_length: int | None = None
-    """Tokens in a packed row (P), at least max_len; by default 64, or the longest view's if
-    it has more: max_len, and with pairs = repeat its repeated words."""
+    """Tokens in a packed row (P), at least max_len. By default 64, or more if the longest view
+    (max_len, and with pairs = repeat its repeated words) needs more."""
     micro_batch: int | None = None
-    """Sentences, over all devices, whose activations a step holds at a time; a divisor of
-    batch_size. The loss and its gradient are those of the whole batch, for a second forward pass;
-    None takes the batch at once."""
+    """Number of sentences, over all devices, whose activations are in memory at a time; must divide
+    batch_size. Loss and gradient are still those of the whole batch; the price is a second forward
+    pass. None runs the whole batch at once."""
     slots: int | None = None
-    """Most sentence views in a row (C); by default one for every ten tokens of it."""
+    """Largest number of sentence views in a row (C); by default one per ten tokens."""
     dev: str | None = None
-    """Development set: FILE with sentence1<TAB>sentence2<TAB>score, an STS-B file or folder, or
-    `builtin`. Without one nothing selects a best step and the newest is kept."""
+    """Development set: a file of lines sentence1<TAB>sentence2<TAB>score, an STS-B file or folder,
+    or `builtin`. Without one no best step is selected, and the newest is kept."""
     cache_dir: str = "~/.cache/jtcse_jax"
-    """Where tokenised text is kept."""
+    """Folder for tokenised text."""
     timeout: float = 600
-    """Seconds to wait for a batch before the run ends with an error: its disk may hang."""
+    """Seconds to wait for a batch before the run ends with an error (the disk may hang)."""
 
     def __post_init__(self):
         check_fields("data.", self)
@@ -127,8 +128,8 @@ class DataConfig:
             raise UserError(f"data.repeat_rate = {self.repeat_rate}: choose from 0 to 1.")
         if self.batches == "similar" and self.pairs == "none":
             raise UserError(
-                "data.batches = similar: pairs = none has no negatives, for which similar "
-                "sentences are grouped; use random."
+                "data.batches = similar: with pairs = none there are no negatives, so similar "
+                "sentences need no grouping; use random."
             )
         if not 0 <= self.random_share < 1:
             raise UserError(f"data.random_share = {self.random_share}: choose from [0, 1).")
@@ -155,14 +156,16 @@ class ObjectiveConfig:
     """The loss."""
 
     name: Literal["simcse", "tncse", "jtcse", "distill", "mlm"] = "jtcse"
-    """simcse: each tower alone; tncse: two towers without cross-attention; jtcse: with it;
-    distill: learn a teacher's embeddings; mlm: masked language modelling, from scratch or on."""
+    """simcse: each tower on its own; tncse: two or more towers without cross-attention; jtcse: two
+    or more with it; distill: learn a teacher's embeddings; mlm: masked language modelling, from
+    scratch or from trained towers."""
     temperature: float = 0.05
-    """Divides the cosines."""
+    """Cosines are divided by this number."""
     simcse_negatives: Literal["other_view", "all"] = "other_view"
-    """simcse: negatives from the other view only, as SimCSE, or from both, as JTCSE's NCE."""
+    """simcse: negatives from the other view only, as in SimCSE, or from both views, as in the NCE
+    of JTCSE."""
     mlp_head: bool = False
-    """simcse: a training-only dense + tanh layer over the sentence vector."""
+    """simcse: add a dense + tanh layer over the sentence vector, in training only."""
     nce_weight: float = 1.0
     """tncse, jtcse: weight of L_NCE."""
     icnce_weight: float = 1.0
@@ -170,22 +173,22 @@ class ObjectiveConfig:
     ictm_weight: float = 1.0
     """tncse, jtcse: weight of L_ICTM."""
     modulus_half: bool = True
-    """Halve the modulus factor of L_ICTM, as JTCSE's scripts do and its formula does not."""
+    """Halve the modulus factor of L_ICTM. JTCSE's scripts do this; its formula does not."""
 
     teacher: str | None = None
     """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
-    hub name, or an ensemble's description."""
+    hub name, or the JSON file of an ensemble."""
     distillation: Literal["contrastive", "listwise"] = "contrastive"
-    """distill: NCE(student, student) + NCE(student, teacher), or the teacher's ranking of the
-    batch, which also fits a teacher of another width."""
+    """distill: contrastive is NCE(student, student) + NCE(student, teacher); listwise learns the
+    teacher's ranking of the batch and also works with a teacher of another width."""
     student_temperature: float = 0.025
-    """distill, listwise: divides the student's cosines."""
+    """distill, listwise: the student's cosines are divided by this number."""
     teacher_temperature: float = 0.0125
-    """distill, listwise: divides the teacher's cosines."""
+    """distill, listwise: the teacher's cosines are divided by this number."""
     mask_share: float = 0.15
-    """mlm: share of the words to guess."""
+    """mlm: share of words that the model must guess."""
     mask_token_id: int | None = None
-    """mlm: id of the masking token; by default the tokenizer's."""
+    """mlm: id of the mask token; by default the tokenizer's."""
 
     def __post_init__(self):
         check_fields("objective.", self)
@@ -197,7 +200,7 @@ class ObjectiveConfig:
         if (self.name == "distill") != (self.teacher is not None):
             raise UserError(
                 f"objective.name = {self.name} and objective.teacher = {self.teacher}: distill "
-                "needs a teacher, and nothing else takes one."
+                "needs a teacher, and no other objective takes one."
             )
 
 
@@ -208,25 +211,26 @@ class OptimizerConfig:
     learning_rate: float = 1.3e-6
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: constant, or falling to zero at the last step."""
+    """Learning rate after the warm-up: constant, or decreasing to zero at the last step (linear or
+    cosine)."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     decay: Literal["all", "kernels"] = "all"
-    """Decay every parameter (as JTCSE's scripts), or neither biases nor LayerNorms."""
+    """all: decay every parameter, as JTCSE's scripts do; kernels: all but biases and LayerNorms."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     max_grad_norm: float | None = None
-    """Clip the global gradient norm; None does not clip."""
+    """Clip the global gradient norm to this value; None does not clip."""
 
     def __post_init__(self):
         check_fields("optimizer.", self)
-        # In float32 an update is then finite wherever the gradient is; the step relies on it.
+        # With these limits a finite gradient gives a finite float32 update; the step relies on it.
         for name in ("learning_rate", "eps"):
             if not 1e-20 <= getattr(self, name) <= 1e30:
                 raise UserError(f"optimizer.{name} = {getattr(self, name)}: use 1e-20 to 1e30.")
@@ -247,47 +251,48 @@ class Config:
     """One training run."""
 
     workdir: str = "runs/jtcse"
-    """Everything the run writes; a second start with the same workdir resumes."""
+    """Folder for everything the run writes. The same command with the same workdir resumes."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 42
-    """Seeds batches, dropout and new weights; a run is a function of it."""
+    """Seed of batches, dropout and new weights; it determines the run."""
     epochs: int = 1
-    """Passes over the text; max_steps overrides."""
+    """Passes over the text; ignored if max_steps is set."""
     max_steps: int | None = None
-    """Steps to train; a finished run started with more goes on."""
+    """Steps to train. A finished run continues if it is started with more."""
     eval_every: int = 100
     """Steps between evaluations on the dev set."""
     eval_layers: bool = False
-    """Log E_CLS, attention on [CLS] and views' modulus ratio of 32 dev sentences; one process."""
+    """At each evaluation also log, for 32 dev sentences, E_CLS, the attention on [CLS] and the
+    ratio of the two views' norms; runs on one process only."""
     save_every: int = 100
-    """Steps between checkpoints; an evaluation is always saved."""
+    """Steps between checkpoints. Every evaluated step is saved too."""
     log_every: int = 10
-    """Steps between lines of metrics."""
+    """Steps between two lines of metrics."""
     wandb: str | None = None
-    """Project of Weights & Biases that gets the metrics too; needs the package wandb."""
+    """Also log the metrics to this project of Weights & Biases; needs the package wandb."""
     profile: bool = False
-    """Write a trace of ten steps into WORKDIR/profile, for TensorBoard or Perfetto."""
+    """Write a trace of ten steps to WORKDIR/profile, for TensorBoard or Perfetto."""
     peak_tflops: float | None = None
-    """Peak 10^12 operations a second of a device, for the MFU; None looks up the device's."""
+    """Peak speed of one device, in 10^12 operations per second, for the MFU; None looks it up."""
     not_finite: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is not finite never changes the model: stop there, or skip the
-    batch (ten in a row stop too). Either way the batch is saved in WORKDIR/not_finite."""
+    """If a loss or gradient is not finite, the model stays unchanged; then stop, or skip the batch
+    (ten in a row stop the run too). Either way the batch is saved in WORKDIR/not_finite."""
     force: bool = False
-    """Resume in spite of another config, text or teacher than the workdir's."""
+    """Resume even if the config, text, dev set or teacher differs from the workdir's."""
     keep: int = 2
-    """Newest checkpoints kept, beside the best by dev score."""
+    """Number of newest checkpoints to keep, besides the best by dev score."""
     tower_devices: int = 1
-    """Device groups the towers are spread over: 1, or the number of towers."""
+    """Groups of devices over which the towers are split: 1, or the number of towers."""
     fsdp_devices: int = 1
-    """Devices, of those that share a tower, that its parameters and their optimizer's state are
-    split over: less memory on each, for a transfer of all parameters in every step."""
+    """Number of devices over which a tower's parameters and optimizer state are split. This saves
+    memory on each device; every step then transfers all parameters once."""
     dropout_generator: Literal["threefry2x32", "rbg"] = "threefry2x32"
-    """threefry2x32 gives the same masks on any number of devices; rbg may be faster."""
+    """threefry2x32 draws the same masks on any number of devices; rbg may be faster."""
     deterministic: bool = False
-    """On a GPU, forbid operations whose result varies from run to run; CPUs and TPUs have none."""
+    """On a GPU, forbid operations whose result varies between runs; CPUs and TPUs have none."""
 
     def __post_init__(self):
         check_fields("", self)
@@ -302,17 +307,17 @@ class Config:
         if (self.objective.name == "mlm") != (self.data.pairs == "none"):
             raise UserError(
                 f"objective.name = {self.objective.name} and data.pairs = {self.data.pairs}: mlm "
-                "takes none, each sentence alone, and a contrastive objective takes pairs."
+                "needs data.pairs = none, and every other objective needs pairs."
             )
         if self.data.batches == "similar" and SCRATCH in self.model.towers:
             raise UserError(
-                "data.batches = similar groups sentences by the vectors of the start model, and "
+                "data.batches = similar groups sentences by the vectors of the start model, but "
                 "model.towers starts from scratch: use random."
             )
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")
         if self.tower_devices not in (1, towers):
-            choices = f"choose 1, or one a tower ({towers})"
+            choices = f"choose 1, or one per tower ({towers})"
             raise UserError(f"tower_devices = {self.tower_devices}: {choices}.")
         if self.fsdp_devices < 1:
             raise UserError(f"fsdp_devices = {self.fsdp_devices}: use at least 1.")

@@ -1,4 +1,4 @@
-"""Configs from and to files: a Python file, overrides on the command line, JSON in a workdir."""
+"""Reads configs from Python files and the command line, and writes them as JSON."""
 
 import argparse
 import dataclasses
@@ -19,18 +19,18 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:
-    """The command line `--config FILE [--any.field VALUE ...]` as a `kind`.
+    """Parses `--config FILE [--any.field VALUE ...]` as a `kind`.
 
-    Raises UserError for a config file that does not load; the parser exits with the field, the
-    value and the allowed ones when an override is wrong.
+    Raises UserError for a config file that cannot be loaded. If an override is wrong, the parser
+    exits and names the field, the value and the allowed values.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, overrides = first.parse_known_args(arguments)
     default = load_config_file(user_path(known.config), kind) if known.config else kind()
     description = (
-        f"{kind.__doc__} --config FILE first, then any field as an override; with FILE, --help "
-        "shows its own values and stages."
+        f"{kind.__doc__} Give --config FILE first, then any field as an override; with FILE, "
+        "--help shows the values and stages of the file."
     )
     return tyro.cli(
         kind,
@@ -42,7 +42,7 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
 
 
 def load_config_file(path: Path, kind: type[T] = Config) -> T:
-    """The `config` that a Python file binds; UserError if there is none of this kind."""
+    """Returns the `config` of a Python file; UserError if it has none of this kind."""
     if not path.is_file():
         raise UserError(f"--config {path}: no such file.")
     _check_text(path)
@@ -56,28 +56,28 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
         raise UserError(f"{path}{_line(error, path)}: {said}") from error
     if not isinstance(config, kind):
         raise UserError(
-            f"{path}: binds no `config = {kind.__name__}(...)`; see the files in configs/."
+            f"{path}: has no `config = {kind.__name__}(...)`; see the files in configs/."
         )
     return config
 
 
 def _check_text(path: Path) -> None:
-    """Raises UserError for what Python would run though nobody can read it: bytecode, archives."""
+    """Raises UserError for files that Python would run but people cannot read: bytecode, zips."""
     try:
         is_text = "\0" not in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         is_text = False
     if not is_text:
-        raise UserError(f"--config {path}: is no Python text in UTF-8; see the files in configs/.")
+        raise UserError(f"--config {path}: not Python text in UTF-8; see the files in configs/.")
 
 
 def _line(error: BaseException, path: Path) -> str:
-    """`:LINE` of the config file that an error came from, or nothing if it names one itself."""
+    """`:LINE` of the config file where an error was raised, or "" if it has no such line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f":{lines[-1]}" if lines else ""
 
 
 def to_json(config: Config) -> str:
-    """The config as indented JSON, as the workdir keeps it."""
+    """The config as indented JSON, as it is stored in the workdir."""
     return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,4 +1,4 @@
-"""Joins the processes of a declared cluster, and of nothing else; what fails, fails together."""
+"""Joins the processes of a declared cluster and makes all of them end if one fails."""
 
 import atexit
 import contextlib
@@ -20,38 +20,38 @@ from jtcse_jax.errors import Hung, UserError, end_at_once, share_failures, writi
 
 _FAILED = "jtcse_jax/failed"
 _LOOK_SECONDS = 1
-_READING_SECONDS = 3  # until every other process has looked
+_READING_SECONDS = 3  # time for every other process to read the failure
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize(*, timeout: int = 300) -> None:
-    """Starts `jax.distributed` where the environment declares several processes; else does nothing.
+    """Starts `jax.distributed` if the environment declares several processes; else does nothing.
 
-    To be called before anything touches a device. What declares a cluster, first match:
+    Call it before anything uses a device. The first match declares a cluster:
 
     * `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` with `JAX_COORDINATOR_ADDRESS` (host:port of process
-      0): any launcher. `JAX_NUM_PROCESSES=1` keeps a process alone inside a cluster.
+      0): any launcher. `JAX_NUM_PROCESSES=1` runs one process alone inside a cluster.
     * Open MPI: more than one rank.
-    * Slurm: a step (`srun`) of more than one task.
-    * Cloud TPU: a TPU VM on which jax finds its chips; jax asks the machine for its fellow workers.
+    * Slurm: a step (`srun`) with more than one task.
+    * Cloud TPU: a TPU VM on which jax finds its chips; jax asks the machine for the other workers.
 
-    The last three are read by jax itself. A process that has its node to itself takes all of the
-    node's devices, one that shares it takes the device of its local rank.
-    `JAX_LOCAL_DEVICE_IDS=0,1` names them instead.
+    jax itself reads the last three. A process that is alone on its node takes all of the node's
+    devices; if several share a node, each takes the device of its local rank.
+    `JAX_LOCAL_DEVICE_IDS=0,1` overrides this.
 
     From then on the first process with an error prints it, and all others end with its status.
 
     Args:
-        timeout: seconds to wait for the other processes; then this one ends with status 75.
+        timeout: seconds to wait for the other processes; after that this one ends with status 75.
 
     Raises:
-        UserError: the declaration is incomplete, or the cluster cannot be joined. Going on alone
-            would train as many unrelated models as there are processes.
+        UserError: the declaration is incomplete, or this process cannot join the cluster. If each
+            process continued alone, they would train unrelated models.
     """
     arguments = _declared_cluster()
     if arguments is None or jax.distributed.is_initialized():
         return
-    # jax ends a process whose fellows stay away with an abort that no handler sees.
+    # If the other processes do not come, jax aborts this one in a way that no handler sees.
     alarm = threading.Timer(timeout, _end_alone, [timeout])
     alarm.daemon = True
     alarm.start()
@@ -60,8 +60,8 @@ def initialize(*, timeout: int = 300) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"the cluster that the environment declares cannot be joined ({reason}): start all of "
-            f"its processes and let them reach process 0, or declare it with "
+            f"cannot join the cluster that the environment declares ({reason}): start all of "
+            f"its processes and make sure that they reach process 0, or declare it with "
             f"{', '.join(_EXPLICIT)}; JAX_NUM_PROCESSES=1 runs this process alone"
         ) from error
     finally:
@@ -71,9 +71,9 @@ def initialize(*, timeout: int = 300) -> None:
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Of a UserError before the cluster is joined: joins it, so that one message ends all.
+    """If a UserError is raised before the cluster is joined, joins it, so that it is printed once.
 
-    Else each process would say it, or the others would wait for the one that has it.
+    Otherwise each process would print it, or the others would wait for the one that failed.
     """
     try:
         yield
@@ -85,8 +85,8 @@ def said_once() -> Iterator[None]:
 def _end_alone(timeout: int) -> None:
     end_at_once(
         Hung(
-            f"the other processes of the declared cluster did not come within {timeout} s: "
-            "start all of them, and let them reach process 0"
+            f"the other processes of the declared cluster did not start within {timeout} s: "
+            "start all of them, and make sure that they reach process 0"
         )
     )
 
@@ -95,15 +95,15 @@ def _fail_together() -> None:
     ended = threading.Event()
     watch = threading.Thread(target=_end_with_the_first, args=[ended], daemon=True)
     watch.start()
-    # A thread inside jax's client when the interpreter ends would abort the process.
+    # If a thread is inside jax's client when the interpreter ends, the process aborts.
     atexit.register(lambda: (ended.set(), watch.join()))
     share_failures(_tell)
 
 
 def _tell(status: int) -> int | None:
-    """Tells the other processes that this one ends by an error; the status of one that told first.
+    """Tells the other processes that this one failed; returns the status of an earlier failure.
 
-    None too where process 0 is gone, which tells nobody.
+    Returns None if there was none, or if process 0 is gone and nobody can be told.
     """
     first = None
     try:
@@ -118,7 +118,7 @@ def _tell(status: int) -> int | None:
 
 
 def _first_failure() -> tuple[int, int] | None:
-    """The process that failed first and its status; None where none has, or process 0 is gone."""
+    """The process that failed first and its status; None if none failed or process 0 is gone."""
     try:
         process, status = global_state.client.key_value_try_get(_FAILED).split()
     except jax.errors.JaxRuntimeError:
@@ -127,7 +127,7 @@ def _first_failure() -> tuple[int, int] | None:
 
 
 def _end_with_the_first(ended: threading.Event) -> None:
-    """Looks, in a thread, for a process that failed: this one may wait for it in a collective."""
+    """In a thread, watches for failed processes: the main thread may hang in a collective."""
     while not ended.wait(_LOOK_SECONDS):
         failure = _first_failure()
         if failure is None:
@@ -135,20 +135,20 @@ def _end_with_the_first(ended: threading.Event) -> None:
         process, status = failure
         if process != global_state.process_id:
             _let_others_read()
-            print(f"ended: process {process} failed, its message says why", file=sys.stderr)
+            print(f"ended: process {process} failed; see its message", file=sys.stderr)
             sys.stderr.flush()
             os._exit(status)
         return
 
 
 def _let_others_read() -> None:
-    """Process 0 holds what all are told, and so ends last."""
+    """Process 0 holds the message for all others, so it ends last."""
     if global_state.process_id == 0:
         time.sleep(_READING_SECONDS)
 
 
 def check_agreement(**values: object) -> None:
-    """Raises UserError where a value is another one than process 0 has; each calls it alike."""
+    """Raises UserError if a value differs from process 0's. All processes must call it alike."""
     if jax.process_count() == 1:
         return
     digests = [hashlib.sha256(repr(value).encode()).digest()[:4] for value in values.values()]
@@ -158,12 +158,12 @@ def check_agreement(**values: object) -> None:
         names = ", ".join(np.array(list(values))[differs])
         raise UserError(
             f"process {jax.process_index()} on {socket.gethostname()} differs from process 0 in: "
-            f"{names}. Start all with the same command, on files that all of them share."
+            f"{names}. Start all processes with the same command, on files that all of them share."
         )
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError where `folder` is not the one that process 0 has; each calls it alike."""
+    """Raises UserError if `folder` is not process 0's folder. All processes must call it alike."""
     if jax.process_count() == 1:
         return
     name = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
@@ -181,16 +181,16 @@ def check_shared(folder: Path) -> None:
             path.unlink(missing_ok=True)
     if not seen:
         raise UserError(
-            f"the workdir {folder} is not the folder that process 0 has there: name one on a file "
+            f"the workdir {folder} is not the same folder as on process 0: choose one on a file "
             "system that all processes share"
         )
 
 
 def _declared_cluster() -> dict[str, object] | None:
-    """Arguments for `jax.distributed.initialize`; None where this process is alone."""
+    """Arguments for `jax.distributed.initialize`; None if this process runs alone."""
     if "JAX_NUM_PROCESSES" in os.environ or "JAX_PROCESS_ID" in os.environ:
         return _explicit_cluster()
-    # Before Slurm: mpirun starts its ranks from a Slurm step that counts nodes, not ranks.
+    # Before Slurm: mpirun starts its ranks in a Slurm step whose tasks are nodes, not ranks.
     if _count("OMPI_COMM_WORLD_SIZE") > 1:
         alone = _count("OMPI_COMM_WORLD_LOCAL_SIZE") == 1
         return {
@@ -209,8 +209,8 @@ def _declared_cluster() -> dict[str, object] | None:
         return {}
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         raise UserError(
-            "JAX_COORDINATOR_ADDRESS is set and no cluster is found: set JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID too, or unset it to run this process alone"
+            "JAX_COORDINATOR_ADDRESS is set but no cluster was found: also set JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID, or unset it to run this process alone"
         )
     return None
 
@@ -232,10 +232,10 @@ def _explicit_cluster() -> dict[str, object] | None:
 
 
 def _local_device_ids(*, alone_on_node: bool) -> list[int] | None:
-    """An empty list restricts nothing; None lets jax take the device of the local rank.
+    """An empty list allows all devices; with None jax takes the device of the local rank.
 
-    Left to itself jax takes one device a process even where there is one process a node, and asks
-    for device 1 where the launcher shows a process nothing but its own, as device 0.
+    By default jax takes one device per process even if there is one process per node. It also asks
+    for device 1 if the launcher shows a process only its own device, which is device 0 there.
     """
     if "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return None
@@ -245,22 +245,22 @@ def _local_device_ids(*, alone_on_node: bool) -> list[int] | None:
 
 
 def _several_tpu_workers() -> bool:
-    # jax adds tpu to its platforms where it finds chips and libtpu, and nobody chose others.
+    # jax adds tpu to its platforms if it finds chips and libtpu and no platform was chosen.
     if "tpu" not in (jax.config.jax_platforms or ""):
         return False
     if "TPU_PROCESS_ADDRESSES_PATH" in os.environ:
         return True
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     workers = next((os.environ[name] for name in names if name in os.environ), None)
-    # Kubernetes names the workers in the environment; on a TPU VM jax asks the metadata server,
-    # which answers for one worker as for many.
+    # On Kubernetes the environment names the workers. On a TPU VM jax asks the metadata server,
+    # which works for one worker as for many.
     if workers is None:
         return "TPU_SKIP_MDS_QUERY" not in os.environ
     return "," in workers or _count("MEGASCALE_NUM_SLICES") > 1
 
 
 def _count(name: str) -> int:
-    """The whole number in an environment variable; 0 where it is not set."""
+    """The whole number in an environment variable; 0 if it is not set."""
     value = os.environ.get(name, "0")
     try:
         return int(value)
@@ -274,6 +274,6 @@ def is_primary() -> bool:
 
 
 def say(line: str) -> None:
-    """Prints a line, on the primary process alone."""
+    """Prints a line, on the primary process only."""
     if is_primary():
         print(line, flush=True)

@@ -29,28 +29,28 @@ from jtcse_jax.vector_file import VectorFile, check_output
 class Arguments(EncoderArguments):
     """Encodes sentences into a .npy file of float32 vectors: row n is line n.
 
-    Memory does not grow with the text. Killed and started again it goes on where it was. A process
-    uses all devices of its machine; started on several machines at once, that see the output's
+    Memory use does not grow with the text. If the command is killed, the same command resumes. A
+    process uses all devices of its machine. Started on several machines that share the output's
     folder, the processes share the work.
     """
 
     input: str
-    """Sentences, one a line: a file or glob, plain, .gz or .xz."""
+    """Sentences, one per line: a file or glob (plain, .gz or .xz)."""
     output: str
-    """The .npy file to write; must not exist. Until it is whole it is OUTPUT.partial."""
+    """The .npy file to write; it must not exist. Until it is complete it is OUTPUT.partial."""
     normalize: bool = False
     """Scale the vectors to length 1."""
     truncate_dim: int | None = None
-    """Keep the first components of the vectors alone."""
+    """Keep only this many components of each vector, the first ones."""
     batch_size: int = BLOCK
-    """Sentences encoded and saved together."""
+    """Number of sentences encoded and saved together."""
 
 
 def encode(arguments: Arguments) -> None:
     """Writes the vectors, or this process's share of them.
 
-    Raises UserError for an output that cannot be written, and for a text with errors, pairs or
-    blank lines (row n would not be line n): all found before any work.
+    Raises UserError, before any work, for an output that cannot be written, and for a text with
+    errors, pairs or blank lines (row n would not be line n).
     """
     output = user_path(arguments.output)
     check_output(output)
@@ -73,7 +73,8 @@ def encode(arguments: Arguments) -> None:
     ):
         if file.rows_done:
             print(f"{file.partial}: {file.rows_done:,} of {rows:,} are done", file=sys.stderr)
-        # First what nobody is at, then what somebody left: all is done when any process ends.
+        # First the blocks that no process works on, then those that a process left unfinished. So
+        # all blocks are done when any process ends.
         for wait in (False, True):
             _encode_share(file, text, encoder, arguments, progress, wait=wait)
         progress.update(progress.task_ids[0], completed=rows)
@@ -83,14 +84,14 @@ def encode(arguments: Arguments) -> None:
 
 
 def _count(name: str, text: Source) -> int:
-    """Sentences of the text, all of which is read: an error at its end would come after days."""
+    """Counts the sentences. It reads the whole text: an error at its end would come after days."""
     if text.views > 1:
-        raise UserError(f"--input {name}: lines of two sentences; give one a line.")
+        raise UserError(f"--input {name} has two sentences a line; give one a line.")
     count = sum(1 for _ in text.read())
     if text.blank:
         raise UserError(
-            f"--input {name}: {text.blank} blank lines, so that row n of the output would not be "
-            "line n: remove them."
+            f"--input {name} has {text.blank} blank lines, so that row n of the output would not "
+            "be line n: remove them."
         )
     return count
 
@@ -111,7 +112,7 @@ def _encode_share(
         start, stop = number * file.block, min((number + 1) * file.block, file.rows)
         block = list(itertools.islice(sentences, start - position, stop - position))
         if len(block) < stop - start:
-            raise UserError(f"--input {arguments.input}: changed while it was read; start again.")
+            raise UserError(f"--input {arguments.input} changed while it was read; start again.")
         position = stop
         vectors = encoder.encode_block(
             block,

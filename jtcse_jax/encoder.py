@@ -1,4 +1,4 @@
-"""`SentenceEncoder`: sentences in, vectors out; similarity and search."""
+"""`SentenceEncoder`: turns sentences into vectors, compares vectors and searches sentences."""
 
 import dataclasses
 import itertools
@@ -28,15 +28,15 @@ from jtcse_jax.index import make_index
 from jtcse_jax.mteb_encoder import MtebEncoder, MtebTexts
 from jtcse_jax.saved_model import SavedModel
 
-BLOCK = 8192  # sentences read and encoded before the next are
+BLOCK = 8192  # sentences that are read and encoded together
 
 logger = logging.getLogger(__name__)
 
 
 class Hit(NamedTuple):
-    """A sentence of the index that is near a query."""
+    """A sentence of the index that is similar to a query."""
 
-    index: int  #: how many sentences were added before it
+    index: int  #: number of the sentence, from 0, in the order of adding
     sentence: str
     score: float  #: cosine
 
@@ -45,12 +45,12 @@ class SentenceEncoder(MtebEncoder):
     """One bank of towers, or a weighted sum of several, that encodes sentences.
 
     Attributes:
-      width: components of a vector.
-      truncated: sentences cut at the serving length so far, over all calls.
+      width: size of a vector (D).
+      truncated: number of sentences cut at the serving length so far, over all calls.
     """
 
     def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
-        """Adds the raw vectors of `banks`, all of one width, times `weights` (by default 1)."""
+        """Takes banks of one width; their vectors are summed with `weights` (by default 1)."""
         self.banks = tuple(banks)
         self.weights = tuple(weights or [1.0] * len(self.banks))
         self.width = self.banks[0].width
@@ -68,24 +68,24 @@ class SentenceEncoder(MtebEncoder):
         max_len: int | None = None,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "SentenceEncoder":
-        """The encoder in a workdir, an exported or Hugging Face folder, hub name, or ensemble.
+        """Loads a workdir, an exported or Hugging Face folder, a hub name or an ensemble.
 
-        `compute_dtype` is that of the products, whatever the model was trained in. The other
-        arguments, and errors, as `ensemble.load_members`.
+        `compute_dtype` is the dtype of matrix products; it may differ from that in training. The
+        other arguments, and the errors, are those of `ensemble.load_members`.
         """
         members = load_members(name, step=step, pooling=pooling, max_len=max_len)
         return cls.of(computed_in(compute_dtype, members))
 
     @classmethod
     def of(cls, model: SavedModel | Sequence[Member]) -> "SentenceEncoder":
-        """The encoder of a loaded model or of an ensemble's members, on all local devices.
+        """Makes the encoder of a loaded model or of an ensemble's members, on all local devices.
 
-        Raises UserError where a weight is NaN or infinite.
+        Raises UserError if a weight is NaN or infinite.
         """
         members = [Member(1.0, model)] if isinstance(model, SavedModel) else model
         banks = [BankEncoder.of(member.model) for member in members]
         encoder = cls(banks, [member.weight for member in members])
-        # The banks' own parameters: the host's copy need not live on.
+        # Refer to the parameters on the devices, so that the host's copy can be freed.
         encoder.members = tuple(
             Member(member.weight, dataclasses.replace(member.model, params=bank.params))
             for member, bank in zip(members, banks, strict=True)
@@ -106,29 +106,29 @@ class SentenceEncoder(MtebEncoder):
         hf_subset: str | None = None,
         prompt_type: Any = None,
     ) -> Any:
-        """[n, D] float32 vectors in the order of the sentences, or [D] for a single string.
+        """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
-        No sentences give [0, D]; "" is a sentence like others, its vector that of the special
-        tokens alone. Sentences longer than the serving length are cut, counted in `truncated` and
-        warned of once a call.
+        No sentences give [0, D]. The empty sentence "" is allowed; its vector is that of the
+        special tokens. Sentences longer than the serving length are cut and counted in `truncated`;
+        each call warns once.
 
         Args:
           sentences: a string, a list, or any iterable, which is read block by block.
-          batch_size: sentences read and encoded before the next are, by default 8192; rows that the
-            model sees at once do not depend on it.
-          show_progress_bar: on stderr.
-          normalize_embeddings: scale vectors to length 1; else they are raw, and similarity is
+          batch_size: number of sentences read and encoded together, by default 8192. It does not
+            change how many rows the model sees at once.
+          show_progress_bar: show one on stderr.
+          normalize_embeddings: scale vectors to length 1. Otherwise they are raw; compare them by
             their cosine.
-          truncate_dim: keep the first components alone, before scaling.
+          truncate_dim: keep only this many components, the first ones; done before scaling.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
-          task_metadata: MTEB's, which says that `sentences` is MTEB's loader of batches and that
-            `batch_size` is the loader's.
-          hf_split: MTEB's; the vectors do not depend on it, nor on the following ones.
+          task_metadata: passed by MTEB. If given, `sentences` is MTEB's loader of batches and
+            `batch_size` belongs to the loader.
+          hf_split: passed by MTEB and ignored.
           hf_subset: likewise.
           prompt_type: likewise.
         Raises:
-          UserError: something that is no string (its index is named), a `truncate_dim`,
-            `batch_size` or `output` that does not exist, or torch asked for and not installed.
+          UserError: an element is not a string (the message has its index), `truncate_dim`,
+            `batch_size` or `output` is not allowed, or torch is requested but not installed.
         """
         if task_metadata is not None:
             sentences, batch_size = MtebTexts(sentences, task_metadata), None
@@ -160,9 +160,9 @@ class SentenceEncoder(MtebEncoder):
         truncate_dim: int | None = None,
         done: Callable[[float], None] = lambda count: None,
     ) -> np.ndarray:
-        """As `encode`, for one block of strings; cut ones are counted silently.
+        """As `encode`, for one block of strings; cut sentences are counted without a warning.
 
-        `done` is told, bit by bit, how many more are finished.
+        `done` is called repeatedly with the number of newly finished sentences.
         """
         total = np.zeros((len(sentences), self.width), np.float32)
         cut = np.zeros(len(sentences), bool)
@@ -184,15 +184,15 @@ class SentenceEncoder(MtebEncoder):
         batch_size: int | None = None,
         show_progress_bar: bool = False,
     ) -> None:
-        """Makes the index that `search` looks in, in place of an earlier one.
+        """Builds the index that `search` uses; it replaces an earlier one.
 
         Args:
-          sentences: what is found.
-          backend: "exact", or "faiss" where it is installed: the same result, faster.
-          batch_size: as `encode`.
-          show_progress_bar: as `encode`.
+          sentences: the sentences to search in.
+          backend: "exact", or "faiss" if it is installed: the same result, faster.
+          batch_size: as in `encode`.
+          show_progress_bar: as in `encode`.
         Raises:
-          UserError: as `encode`, and for a backend that does not exist or is not installed.
+          UserError: as in `encode`, and for an unknown backend or one that is not installed.
         """
         self._index = make_index(backend, self.width)
         self._sentences = []
@@ -205,7 +205,7 @@ class SentenceEncoder(MtebEncoder):
         batch_size: int | None = None,
         show_progress_bar: bool = False,
     ) -> None:
-        """Adds sentences to the index. Arguments and errors as `build_index`, which comes first."""
+        """Adds sentences to an index that exists. Arguments and errors as `build_index`."""
         index = self._built_index()
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         vectors = self.encode(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
@@ -215,14 +215,14 @@ class SentenceEncoder(MtebEncoder):
     def search(
         self, queries: str | Iterable[str], top_k: int = 5, threshold: float | None = None
     ) -> list[Hit] | list[list[Hit]]:
-        """The sentences of the index with the highest cosines, best first.
+        """Finds the sentences of the index with the highest cosines, best first.
 
         Args:
-          queries: a string, whose hits are returned, or several, which give a list for each.
-          top_k: most hits of a query.
-          threshold: smallest cosine of a hit; by default none.
+          queries: one string, for a list of hits, or several, for one list of hits each.
+          top_k: largest number of hits per query.
+          threshold: smallest cosine of a hit; by default no limit.
         Raises:
-          UserError: no index was built, `top_k` is below 1, or as `encode`.
+          UserError: there is no index, `top_k` is below 1, or as in `encode`.
         """
         index = self._built_index()
         if top_k < 1:
@@ -244,7 +244,7 @@ class SentenceEncoder(MtebEncoder):
 
 
 def check_width(truncate_dim: int | None, width: int) -> int:
-    """Components that are kept of `width`. Raises UserError for more than there are."""
+    """Number of components to keep. UserError if `truncate_dim` is not from 1 to `width`."""
     if truncate_dim is None:
         return width
     if not 1 <= truncate_dim <= width:
@@ -253,7 +253,7 @@ def check_width(truncate_dim: int | None, width: int) -> int:
 
 
 def progress_bar(total: int | None, shown: bool = True) -> Progress:
-    """A bar of one task on stderr: sentences done, sentences a second, time left."""
+    """A bar for one task on stderr: sentences done, sentences per second, time left."""
     progress = Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -270,13 +270,13 @@ class Speed(ProgressColumn):
     """A column of `progress_bar`."""
 
     def render(self, task: Task) -> Text:
-        """Sentences a second, once some are done."""
+        """Sentences per second, once some are done."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} sentences/s" if speed else "")
 
 
 def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
-    """Warns that `count` sentences were cut, if any was, and names the limit."""
+    """Warns that `count` sentences were cut, if there are any, and names the limit."""
     if count:
         limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
         logger.warning("%s sentences cut at %s tokens.", f"{count:,}", limits)
@@ -289,11 +289,11 @@ def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[s
     try:
         numbered = enumerate(sentences)
     except TypeError as error:
-        raise UserError(f"encode takes strings, and got {sentences!r}.") from error
+        raise UserError(f"encode takes strings, not {sentences!r}.") from error
     while block := list(itertools.islice(numbered, size)):
         for number, sentence in block:
             if not isinstance(sentence, str):
-                raise UserError(f"encode takes strings, and got {sentence!r} as sentence {number}.")
+                raise UserError(f"encode takes strings, but sentence {number} is {sentence!r}.")
         yield [sentence for _, sentence in block]
 
 

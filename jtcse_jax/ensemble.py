@@ -1,14 +1,14 @@
 """Ensembles: weighted sums of encoders, each with its own tokenizer, pooling and serving length.
 
-An ensemble is described by a JSON file, `ensemble.json` where a folder holds it:
+A JSON file describes an ensemble; in a folder it is named `ensemble.json`:
 
     {"members": [{"model": "runs/jtcse", "weight": 0.3},
                  {"model": "org/name", "weight": 0.7, "pooling": "cls", "max_len": 64}]}
 
-A `model` is a path (relative to the file's folder where it exists there), a hub name, or another
-description; `pooling`, `max_len` and `step` are optional and mean what they mean to
-`saved_model.load`. A description may come from others, so that its paths lead nowhere else: what
-they name lies below the file's folder or, by a plain relative path, below the working directory.
+A `model` is a path (relative to the file's folder if it exists there), a hub name, or another
+description. `pooling`, `max_len` and `step` are optional and have the meaning they have in
+`saved_model.load`. Since a description may come from someone else, its paths are restricted: they
+must lie below the file's folder or, as plain relative paths, below the working directory.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ OPTIONS = {"pooling": str, "max_len": int, "step": int}
 
 
 class Member(NamedTuple):
-    """One encoder of a sum."""
+    """One encoder of an ensemble."""
 
-    weight: float  #: of its raw vectors; above 0
+    weight: float  #: factor of its raw vectors; above 0
     model: SavedModel
 
 
@@ -47,16 +47,17 @@ class ModelArguments:
 
     model: str
     """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name,
-    `package:NAME/FOLDER` of an installed Python package, or the JSON file of an ensemble."""
+    `package:NAME/FOLDER` (a folder of an installed Python package), or the JSON file of an
+    ensemble."""
     step: int | None = None
-    """Step of a workdir; by default the best by dev score, or the newest."""
+    """Step of a workdir; by default the best by dev score, or the newest if no step has one."""
     pooling: Literal["cls", "mean"] | None = None
-    """Needed where the model's folder does not say it."""
+    """Pooling; needed if the model's folder does not name it."""
     max_len: int | None = None
-    """Longest sentence in tokens, in place of the model's own serving length."""
+    """Longest sentence in tokens; by default the model's own serving length."""
 
     def load_members(self) -> tuple[Member, ...]:
-        """The model that is meant; errors as the function `load_members`."""
+        """Loads the model that the arguments name; errors as the function `load_members`."""
         return load_members(self.model, step=self.step, pooling=self.pooling, max_len=self.max_len)
 
 
@@ -65,10 +66,10 @@ class EncoderArguments(ModelArguments):
     """The arguments of every command that encodes with a model."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the products, whatever a model was trained in; the vectors are float32."""
+    """Dtype of matrix products; it may differ from that in training. The vectors are float32."""
 
     def load_members(self) -> tuple[Member, ...]:
-        """The model that is meant; errors as the function `load_members`."""
+        """Loads the model that the arguments name; errors as the function `load_members`."""
         return computed_in(self.compute_dtype, super().load_members())
 
 
@@ -79,19 +80,19 @@ def load_members(
     pooling: str | None = None,
     max_len: int | None = None,
 ) -> tuple[Member, ...]:
-    """The members of an ensemble, or a model as the one member of weight 1.
+    """Loads the members of an ensemble; any other model is one member of weight 1.
 
-    Members that are ensembles themselves are replaced by their members, weights multiplied.
+    A member that is itself an ensemble is replaced by its members, with multiplied weights.
 
     Args:
       name: a description (a .json file or a folder with `ensemble.json`), or any name that
         `saved_model.load` takes.
-      step: as in `saved_model.load`; of an ensemble, each member's is in the description.
+      step: as in `saved_model.load`; for an ensemble, write it into the description.
       pooling: likewise.
       max_len: likewise.
     Raises:
-      UserError: a description that is absent, wrong or contains itself, an option given beside
-        one, members whose vectors have different widths, or as `saved_model.load`.
+      UserError: a description does not exist, is wrong or contains itself, options are given for
+        an ensemble, members have vectors of different widths, or as `saved_model.load`.
     """
     description = find_description(name)
     if description is None:
@@ -108,7 +109,7 @@ def load_members(
 
 
 def computed_in(dtype: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
-    """The members with products in "float32" or "bfloat16"."""
+    """The members, with matrix products in "float32" or "bfloat16"."""
     return tuple(
         Member(
             weight,
@@ -119,9 +120,9 @@ def computed_in(dtype: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
 
 
 def find_description(name: str | Path) -> Path | None:
-    """The JSON file that describes the ensemble `name`, or None where `name` is another model.
+    """The JSON file that describes the ensemble `name`, or None if `name` is another model.
 
-    Raises UserError for a .json file that is not there.
+    Raises UserError if `name` is a .json file that does not exist.
     """
     path = user_path(name)
     if (path / DESCRIPTION).is_file():
@@ -129,21 +130,21 @@ def find_description(name: str | Path) -> Path | None:
     if path.suffix != ".json" or path.is_dir():
         return None
     if not path.is_file():
-        raise UserError(f"{name}: there is no such file; give the JSON file of an ensemble.")
+        raise UserError(f"{name}: no such file; give the JSON file of an ensemble.")
     return path
 
 
 def source(members: tuple[Member, ...]) -> str:
-    """Where the members come from, in words for a log line: `0.3 * runs/a + 0.7 * runs/b`."""
+    """The members as text for a log line: `0.3 * runs/a + 0.7 * runs/b`."""
     if len(members) == 1 and members[0].weight == 1:
         return members[0].model.source
     return " + ".join(f"{member.weight:g} * {member.model.source}" for member in members)
 
 
 def fingerprint(members: tuple[Member, ...]) -> str:
-    """sha256 (hex) of all that decides the vectors.
+    """sha256 (hex) of everything that determines the vectors.
 
-    That is weights, tokenizers, pooling, lengths, and the dtype of products.
+    This is the weights, tokenizers, pooling, lengths and the dtype of matrix products.
     """
     digest = hashlib.sha256()
     for weight, model in members:
@@ -155,7 +156,7 @@ def fingerprint(members: tuple[Member, ...]) -> str:
             bank.pooling,
             model.serving_length,
         ]
-        if bank.compute_dtype != "float32":  # so that without a choice the hash is the old one
+        if bank.compute_dtype != "float32":  # so that hashes of float32 models stay as they were
             shape.append(bank.compute_dtype)
         digest.update(json.dumps(shape).encode())
         digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
@@ -179,29 +180,29 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[Member, ...]:
                 inner = (Member(1.0, saved_model.load(name, **options)),)
             except UserError as error:
                 raise UserError(
-                    f"{where}: {error} (A member's options stand beside it.)"
+                    f"{where}: {error} (Write a member's options beside its model.)"
                 ) from error
         elif options:
             raise UserError(
-                f"{where}: {name} is an ensemble; {min(options)} belongs in its own file."
+                f"{where}: {name} is an ensemble; write {min(options)} into its own file."
             )
         else:
             inner = _read(description, (*above, path.resolve()))
         found += [Member(weight * member.weight, member.model) for member in inner]
         if len(found) > MOST_MEMBERS:
-            raise UserError(f"{path}: more than {MOST_MEMBERS} members, inner ones counted.")
+            raise UserError(f"{path}: more than {MOST_MEMBERS} members, including nested ones.")
     return tuple(found)
 
 
 def _inside(where: str, folder: Path, name: str) -> str:
-    """A member's name, from the description's folder where it is found there."""
+    """A member's name, relative to the description's folder if it exists there."""
     model = os.path.expanduser(saved_model.split_name(name)[0])
     beside = os.path.join(folder, model)
     found = os.path.exists(beside)
     local = found or os.path.isabs(model)
     if ".." in Path(model).parts or local and not lies_in(beside, folder):
         raise UserError(
-            f"{where}: {name!r:.200} leads out of {folder}: put the description into a "
+            f"{where}: {name!r:.200} is outside {folder}: move the description into a "
             "folder above its members."
         )
     return os.path.join(folder, os.path.expanduser(name)) if found else name
@@ -211,12 +212,12 @@ def _entries(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no readable JSON ({error}): mend it.") from error
+        raise UserError(f"{path} is not readable JSON ({error}): correct it.") from error
     entries = content.get("members") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or content.keys() != {"members"}:
         raise UserError(
             f'{path}: an ensemble is {{"members": [{{"model": ..., "weight": ...}}, ...]}} with '
-            "at least one member and nothing else: mend it."
+            "at least one member and nothing else: correct it."
         )
     return entries
 
@@ -227,7 +228,7 @@ def _check_entry(where: str, entry: Any) -> tuple[str, float, dict[str, Any]]:
     unknown = entry.keys() - {"model", "weight", *OPTIONS}
     if unknown:
         raise UserError(
-            f"{where}: {reprlib.repr(min(unknown))} is not known: use {', '.join(OPTIONS)}."
+            f"{where}: unknown field {reprlib.repr(min(unknown))}: use {', '.join(OPTIONS)}."
         )
     name, weight = entry["model"], entry["weight"]
     if not isinstance(name, str) or not name:
@@ -240,7 +241,7 @@ def _check_entry(where: str, entry: Any) -> tuple[str, float, dict[str, Any]]:
     for key, value in options.items():
         if type(value) is not OPTIONS[key]:
             raise UserError(
-                f"{where}: {key} = {reprlib.repr(value)} is no {OPTIONS[key].__name__}."
+                f"{where}: {key} = {reprlib.repr(value)} is not of type {OPTIONS[key].__name__}."
             )
     return name, float(weight), options
 
@@ -251,5 +252,5 @@ def _check_widths(path: Path, members: tuple[Member, ...]) -> None:
         if width != widths[0]:
             raise UserError(
                 f"{path}: vectors of different widths cannot be added: "
-                f"{members[0].model.source} gives {widths[0]}, {member.model.source} {width}."
+                f"{members[0].model.source} has {widths[0]}, {member.model.source} {width}."
             )

@@ -1,4 +1,4 @@
-"""What a run or a score was computed with: versions and devices."""
+"""The versions and devices that a run or a score was computed with."""
 
 import contextlib
 import json
@@ -13,11 +13,11 @@ from jtcse_jax.errors import writing
 
 FILE = "environment.jsonl"
 LIBRARIES = ("jax", "flax", "optax", "transformers", "tokenizers", "numpy", "scipy")
-OPTIONAL = ("scikit-learn", "mteb", "sentence-transformers", "torch")  # where they are installed
+OPTIONAL = ("scikit-learn", "mteb", "sentence-transformers", "torch")  # recorded if installed
 
 
 def environment() -> dict[str, str]:
-    """Versions by library, Python's, and jax's devices of all processes."""
+    """Versions of the libraries and of Python, and jax's devices of all processes."""
     versions = {library: version(library) for library in LIBRARIES}
     for library in OPTIONAL:
         with contextlib.suppress(PackageNotFoundError):
@@ -32,9 +32,9 @@ def environment() -> dict[str, str]:
 
 
 def record(workdir: Path, step: int) -> None:
-    """Adds a line to `environment.jsonl`: what the run goes on with from this step.
+    """Adds a line to `environment.jsonl`: the environment of the run from this step on.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if the file cannot be written.
     """
     line = json.dumps({"step": step, **environment()})
     with writing(workdir / FILE), (workdir / FILE).open("a", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""How a command ends other than well: in one line where the user can mend it, and in all processes.
+"""How a command ends on errors: one line if the user can fix it, and all processes together.
 
 Exit statuses: 1 a crash, with its traceback; 2 bad input (starting again does not help); 75 stopped
-on request with everything saved, or kept from work (start again: EX_TEMPFAIL of sysexits.h); 130
-interrupted; 141 nobody reads the output.
+on request with everything saved, or waiting for something in use (start again: EX_TEMPFAIL of
+sysexits.h); 130 interrupted; 141 nobody reads the output.
 """
 
 import contextlib
@@ -18,30 +18,30 @@ CRASHED, BAD_INPUT, START_AGAIN, INTERRUPTED, NO_READER = 1, 2, 75, 130, 141
 
 
 class UserError(Exception):
-    """Bad input, said in one sentence: what is wrong, where, and what to do about it."""
+    """Bad input. The message is one sentence: what is wrong, where, and what to do about it."""
 
     status = BAD_INPUT
 
 
 class InUse(UserError):
-    """Another process has what this one needs, and may leave it."""
+    """Another process uses what this one needs, and may release it later."""
 
     status = START_AGAIN
 
 
 class Hung(UserError):
-    """What does not answer may do so later, and cannot be waited for at the process's end."""
+    """Something does not answer. It may do so later, and the process must end without waiting."""
 
     status = START_AGAIN
 
 
 class Stopped(Exception):
-    """The command was asked to stop and has saved what it did; started again it goes on."""
+    """The command was asked to stop and has saved its work; started again it resumes."""
 
 
 @contextlib.contextmanager
 def writing(what: Path | str) -> Iterator[None]:
-    """Turns an OSError of the body (a full disk, a missing right) into a UserError about `what`."""
+    """Turns an OSError in the body (full disk, no permission) into a UserError about `what`."""
     try:
         yield
     except OSError as error:
@@ -52,17 +52,17 @@ _fellows: Callable[[int], int | None] | None = None
 
 
 def share_failures(tell: Callable[[int], int | None]) -> None:
-    """Makes an error here the end of fellow processes too.
+    """Makes an error in this process end the other processes too.
 
-    `tell(status)` tells them, and returns the status of one that told before, else None: after
-    another's error this process's own is a consequence of it, and is not printed.
+    `tell(status)` tells them. It returns the status of a process that failed earlier, or None.
+    After an earlier failure this process's error is only its consequence and is not printed.
     """
     global _fellows
     _fellows = tell
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command line: what the user can mend is printed as one line, without a traceback."""
+    """Wraps a command line: an error that the user can fix is printed as one line."""
 
     @functools.wraps(main)
     def command(*args, **kwargs) -> None:
@@ -72,7 +72,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(START_AGAIN)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, BrokenPipeError):
-                # Who read our output has gone, as `head` does; at exit Python would flush into it.
+                # The reader of our output has ended, as `head` does; Python would flush at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if _fellows is not None or isinstance(error, Hung):
                 end_at_once(error)
@@ -85,9 +85,9 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def end_at_once(error: BaseException) -> NoReturn:
-    """Says an error and ends the process, and its fellows, from whatever thread.
+    """Prints an error and ends this process and the others, from any thread.
 
-    Without what happens at exit: jax would wait there for processes that wait for this one.
+    It skips Python's exit handlers: jax would wait there for processes that wait for this one.
     """
     first = _fellows(_status(error)) if _fellows else None
     if first is None:
@@ -108,7 +108,7 @@ def _status(error: BaseException) -> int:
 
 def _say(error: BaseException) -> None:
     if isinstance(error, UserError):
-        # A file's or a tensor's name may hold what a terminal acts on.
+        # The name of a file or tensor may contain control characters of a terminal.
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
         print(f"error: {line}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):

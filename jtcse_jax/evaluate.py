@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.evaluate --model PATH --sts FOLDER`: scores of one model, or of several."""
+"""`python -m jtcse_jax.evaluate --model PATH --sts FOLDER`: scores one or several models."""
 
 import json
 import logging
@@ -33,48 +33,48 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(EncoderArguments):
-    """Scores a model, with the protocol beside each score.
+    """Scores a model and prints the protocol with each score.
 
-    A model is whatever `--model` takes, or `sentence-transformers:NAME`. Several seeds of one
-    method are given with commas, and may have a name: `jtcse=runs/0,runs/1`. --step, --pooling and
-    --max-len are those of --model, --compute-dtype is that of all models of ours.
+    A model is anything that `--model` takes, or `sentence-transformers:NAME`. Separate several
+    seeds of one method by commas; they may have a name: `jtcse=runs/0,runs/1`. --step, --pooling
+    and --max-len apply to --model only, --compute-dtype to all models of this project.
     """
 
     suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
-    """What is scored; by default all that data is given for."""
+    """The suite to score; by default all suites whose data is given."""
     sts: str | None = None
     """Folder of STS12-16, STS-B and SICK-R in SentEval's layout (STS12-en-test, ...), or a file of
-    your own, `sentence1<TAB>sentence2<TAB>score`."""
+    lines `sentence1<TAB>sentence2<TAB>score`."""
     transfer: str | None = None
     """Folder of MR, CR, SUBJ, MPQA, SST2, TREC and MRPC in SentEval's layout (CR, MPQA, ...)."""
     dev: str | None = None
-    """Pairs that the diagnostics look at: an STS-B folder, a file as for --sts, or `builtin`, which
-    --suite diagnostics takes by default."""
+    """Pairs for the diagnostics: an STS-B folder, a file as for --sts, or `builtin`, the default of
+    --suite diagnostics."""
     mteb: str | None = None
-    """List of MTEB's tasks; --suite mteb takes configs/zero_shot_tasks.yaml by default."""
+    """File that lists MTEB's tasks; the default of --suite mteb is configs/zero_shot_tasks.yaml."""
     mteb_tasks: tuple[str, ...] = ()
-    """Names of the tasks to run; by default all of the list."""
+    """Names of the tasks to run; by default all tasks of the list."""
     mteb_results: str = "mteb_results"
-    """Folder that keeps each finished task of MTEB, so that a later start goes on."""
+    """Folder for the results of finished MTEB tasks; a later start skips these tasks."""
     compare: tuple[str, ...] = ()
-    """Models to put beside `--model`, with their differences from it."""
+    """Models to compare with `--model`; their differences from it are printed."""
     seed: int = 0
-    """Of what is drawn: folds, sentences, dropout views, bootstrap samples."""
+    """Seed of the random folds, sentences, dropout views and bootstrap samples."""
     output: str | None = None
-    """File that the JSON is written to as well."""
+    """File for the JSON result, which is also printed."""
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:
-    """The result of one model, or `{"models": [...], "methods": ..., "differences": ...}`.
+    """Returns the result of one model, or `{"models": ..., "methods": ..., "differences": ...}`.
 
-    A result names the model, its hash, the versions and the seed; each suite's scores stand under
-    its name with their protocol, data, cut sentences and seconds, or the error that it ended with.
-    "methods" holds mean and deviation over seeds, "differences", by method and STS task, how much
-    higher Spearman is than that of `--model`, with a 95 % interval. `--output` is written after
-    every suite.
+    A result names the model, its hash, the versions and the seed. Under the name of each suite are
+    its scores with their protocol, data, cut sentences and seconds, or the error that stopped it.
+    "methods" has the mean and deviation over seeds. "differences" has, by method and STS task, how
+    much higher Spearman is than that of `--model`, with a 95 % interval. `--output` is written
+    after every suite.
 
-    Raises UserError as the readers of models and data do; all data is read before the first model.
-    Of several suites or models an error of one is part of the result, and the others go on.
+    All data is read before the first model. Raises UserError as the readers of models and data do.
+    With several suites or models, an error of one is part of the result, and the rest is scored.
     """
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed {arguments.seed}: choose from 0 to 2**32 - 1.")
@@ -113,9 +113,9 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
 
 def print_tables(result: dict[str, Any]) -> None:
-    """Prints a table for each suite, one row a model or method, under what scores depend on.
+    """Prints the conditions of the scores, then a table per suite with a row per model or method.
 
-    Of several seeds the mean and the standard deviation of a single one stand there.
+    A method with several seeds has the mean and the standard deviation over its seeds.
     """
     results = result.get("models", [result])
     for one in results:
@@ -151,7 +151,7 @@ def _print_cut_sentences(suite: str, results: list[dict[str, Any]]) -> None:
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
-    """The suites that are asked for, their data read."""
+    """Reads the data of the requested suites."""
     named = arguments.suite
     data = {
         "sts": arguments.sts,
@@ -163,15 +163,15 @@ def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
     if named is not None:
         other = [suite for suite in chosen if named not in ("all", suite)]
         if other:
-            raise UserError(f"--suite {named}, and data of {other[0]}: leave one of them out.")
+            raise UserError(f"--suite {named}, but data for {other[0]}: leave one of them out.")
         chosen = list(data) if named == "all" else [named]
         data["diagnostics"] = data["diagnostics"] or "builtin"
         data["mteb"] = data["mteb"] or str(ZERO_SHOT)
     if not chosen:
-        raise UserError("There is nothing to score: give --sts FOLDER, or name a --suite.")
+        raise UserError("There is nothing to score: give --sts FOLDER, or choose a --suite.")
     for suite in chosen:
         if not data[suite]:
-            raise UserError(f"--suite {named} needs --{suite} FOLDER: give its data.")
+            raise UserError(f"--suite {named} needs --{suite} FOLDER.")
     make = {
         "sts": Sts,
         "transfer": partial(Transfer, seed=arguments.seed),
@@ -182,15 +182,15 @@ def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
 
 
 def _names(arguments: Arguments) -> list[tuple[str, str]]:
-    """Method and model, in order; of a method with several seeds each of them."""
+    """Pairs of method and model, in order; a method has one pair per seed."""
     names: dict[str, list[str]] = {}
     for given in (arguments.model, *arguments.compare):
-        is_path = user_path(given).exists()  # which may hold both signs
+        is_path = user_path(given).exists()  # a path may contain "=" and ","
         method, mark, models = given.partition("=")
         if is_path or not mark or "/" in method:
             method, models = given, given
         if method in names:
-            raise UserError(f"{method} is named twice: compare it with others.")
+            raise UserError(f"{method} is given twice: compare it with other models.")
         names[method] = [given] if is_path else models.split(",")
         if not all(map(str.strip, names[method])):
             raise UserError(f"{given!r}: a name between commas is empty.")
@@ -198,9 +198,9 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
 
 
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
-    """A suite's result with its seconds; where others run beside it, an error is one of them.
+    """A suite's result with its seconds; unless `alone`, an error becomes the result.
 
-    For our own models also how many sentences were cut.
+    For models of this project it includes the number of cut sentences.
     """
     start, cut_before = time.perf_counter(), model.cut_sentences
     try:
@@ -216,13 +216,13 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
 
 
 def _write(path: Path | None, result: dict[str, Any]) -> None:
-    """All that there is so far: a later suite may take hours, or be interrupted."""
+    """Writes the results so far: a later suite may take hours, or be interrupted."""
     if path is not None:
         replace(path, json.dumps(result, indent=2) + "\n")
 
 
 def _headlines(results: Sequence[dict[str, Any]], suite: str) -> dict[str, list[dict[str, float]]]:
-    """What a table shows of each seed, by method; {} of a seed without a result."""
+    """The numbers in a table row, by method and seed; {} for a seed without a result."""
     rows: dict[str, list[dict[str, float]]] = {}
     for one in results:
         found = one.get(suite, {})
@@ -232,7 +232,7 @@ def _headlines(results: Sequence[dict[str, Any]], suite: str) -> dict[str, list[
 
 
 def _methods(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation (None of one) and number of seeds, by method, suite and score."""
+    """Mean, standard deviation (None for one seed) and seeds, by method, suite and score."""
     summary: dict[str, Any] = {}
     for suite in SUITES:
         for method, seeds in _headlines(results, suite).items():

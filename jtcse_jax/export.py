@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.export --model WORKDIR --output FOLDER`: a model that other tools open."""
+"""`python -m jtcse_jax.export --model WORKDIR --output FOLDER`: writes a model for other tools."""
 
 import dataclasses
 import logging
@@ -16,37 +16,37 @@ from jtcse_jax.user_path import user_path
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ModelArguments):
-    """Writes a model as a folder of sentence-transformers with a model card: FOLDER itself is the
-    Hugging Face folder of one tower, FOLDER/tower_K are those of more."""
+    """Writes a model as a folder of sentence-transformers with a model card. For one tower FOLDER
+    is also its Hugging Face folder; for several, FOLDER/tower_K are theirs."""
 
     output: str
-    """The folder to write; new or empty."""
+    """The folder to write; it must be empty or not exist."""
     normalize: bool = False
-    """sentence-transformers scales the vectors to length 1 (cosines stay what they are)."""
+    """Make sentence-transformers scale the vectors to length 1 (cosines stay the same)."""
     prompts: tuple[str, ...] = ()
-    """NAME=TEXT ...: texts that sentence-transformers puts before a sentence on demand."""
+    """NAME=TEXT ...: texts that sentence-transformers puts before a sentence if asked by name."""
     license: str | None = None
-    """The card's licence, an identifier of the hub, as apache-2.0."""
+    """Licence in the model card, an identifier of the hub such as apache-2.0."""
     language: tuple[str, ...] = ()
-    """The card's languages, as en."""
+    """Languages in the model card, such as en."""
     base_model: tuple[str, ...] = ()
-    """The card's base models, hub names; by default what the training config tells."""
+    """Base models in the model card, hub names; by default those of the training config."""
     scores: str | None = None
-    """JSON file of `python -m jtcse_jax.evaluate --output`, for the card."""
+    """JSON file written by `python -m jtcse_jax.evaluate --output`, for the model card."""
     push: str | None = None
-    """USER/NAME of the Hugging Face hub, where the folder is uploaded as well."""
+    """USER/NAME on the Hugging Face hub; the folder is also uploaded there."""
     private: bool = False
-    """A repository that `push` makes is private."""
+    """Make the repository private if `push` creates it."""
 
 
 def export(arguments: Arguments) -> None:
-    """Writes and uploads; UserError for wrong arguments (before the work) and what fails."""
+    """Writes and uploads. Raises UserError, for wrong arguments before the work."""
     exported.check_new(arguments.output)
     if arguments.push:
         hub.check_name(arguments.push)
     if ensemble.find_description(arguments.model):
         raise UserError(
-            f"--model {arguments.model}: an ensemble has no one folder: distil it into one tower "
+            f"--model {arguments.model}: an ensemble is not one folder: distil it into one tower "
             "(objective.name = distill) and export that."
         )
     given = {
@@ -70,12 +70,12 @@ def export(arguments: Arguments) -> None:
 def _prompts(texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         if "=" not in text or text.startswith("="):
-            raise UserError(f"--prompts {text}: write NAME=TEXT, as 'query=query: '.")
+            raise UserError(f"--prompts {text}: write NAME=TEXT, such as 'query=query: '.")
     return dict(text.split("=", 1) for text in texts)
 
 
 def _known_and_given(model: SavedModel, given: dict) -> Card:
-    """The model's card, its fields replaced by those that are given."""
+    """The model's card, with the given fields replaced."""
     return dataclasses.replace(
         read_card(model), **{field: value for field, value in given.items() if value}
     )

@@ -1,5 +1,5 @@
-"""Exported folders: each tower an ordinary Hugging Face folder, the whole a model of
-sentence-transformers."""
+"""Exported folders: models of sentence-transformers, whose towers are ordinary Hugging Face
+folders."""
 
 import copy
 import json
@@ -18,23 +18,23 @@ from jtcse_jax.models.towers import unstack
 from jtcse_jax.saved_model import SavedModel, write_description
 from jtcse_jax.user_path import user_path
 
-MODULE = "sum_of_towers.py"  # copied into the folder of more than one tower
-# How a tokenizer was once called, which transformers keeps and saves.
+MODULE = "sum_of_towers.py"  # copied into the folder if there are several towers
+# Arguments of a tokenizer's last call, which transformers keeps and would save.
 INHERITED = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
 
 def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> None:
-    """Writes a model as a folder that other tools open.
+    """Writes a model as a folder that other tools can open.
 
-    One tower is `folder` itself: a Hugging Face folder and, with the pooling beside it, a model of
-    sentence-transformers. More are `folder/tower_K`, summed in sentence-transformers by a module of
-    ours that lies in the folder. The folder appears whole or not at all; what a killed process
-    leaves is `.NAME.partial` beside it, which the next export replaces.
+    For one tower, `folder` is a Hugging Face folder and, with its pooling, a model of
+    sentence-transformers. Several towers are in `folder/tower_K`; in sentence-transformers the
+    module `sum_of_towers.py`, copied into the folder, sums them. The folder appears complete or not
+    at all. A killed process leaves `.NAME.partial` beside it, which the next export replaces.
 
     Args:
-      model: what to write; weights are written as float32.
-      folder: new or empty.
-      card: what the model card says; by default what is known of the model.
+      model: the model; its weights are written as float32.
+      folder: must be empty or not exist.
+      card: the contents of the model card; by default what is known of the model.
     Raises:
       UserError: the folder is not empty or cannot be written, or the disk is full.
     """
@@ -46,7 +46,7 @@ def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> N
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write(model, partial, card)
-        partial.rename(folder)  # onto an empty folder too
+        partial.rename(folder)  # works onto an empty folder too
     except (OSError, UserError) as error:
         reason = str(error).replace(str(partial), str(folder))
         raise UserError(f"--output {folder}: nothing was written: {reason}") from error
@@ -55,10 +55,10 @@ def export(model: SavedModel, folder: str | Path, card: Card | None = None) -> N
 
 
 def check_new(folder: str | Path) -> None:
-    """Raises UserError if something is where an export would go."""
+    """Raises UserError if `folder` exists and is not empty."""
     folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output {folder}: exists and is not empty; name a new folder.")
+        raise UserError(f"--output {folder} exists and is not empty; choose a new folder.")
 
 
 def _cutting_at(tokenizer: Any, serving_length: int) -> Any:
@@ -71,12 +71,12 @@ def _cutting_at(tokenizer: Any, serving_length: int) -> Any:
 
 
 def _write(model: SavedModel, folder: Path, card: Card) -> None:
-    towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host: nothing to compile
+    towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host, without compiling
     tokenizer = _cutting_at(model.tokenizer, model.serving_length)
     names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
     for name, params in zip(names, towers, strict=True):
         hf_weights.write_tower(folder / name, model.bank.architecture, params, tokenizer=tokenizer)
-        # safetensors lets the owner alone read what it writes.
+        # safetensors writes files that only the owner can read.
         mode = (folder / name / hf_config.CONFIG).stat().st_mode
         (folder / name / hf_files.WEIGHTS).chmod(mode)
     if len(towers) == 1:
@@ -109,8 +109,8 @@ def _write(model: SavedModel, folder: Path, card: Card) -> None:
 
 
 def _one_tower(folder: Path, model: SavedModel) -> list[dict[str, Any]]:
-    """Writes the pooling and the length; without them sentence-transformers would take the mean."""
-    # The old module paths and keys, which old and new releases read.
+    """Writes pooling and length; without them sentence-transformers would take the mean."""
+    # The old module paths and keys, which old and new releases can read.
     pooling = {
         "word_embedding_dimension": model.bank.architecture.hidden_size,
         "pooling_mode_cls_token": model.bank.pooling == "cls",

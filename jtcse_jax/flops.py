@@ -1,8 +1,8 @@
-"""Floating-point operations of a step, by arithmetic, and what devices can do at most.
+"""Counts the floating-point operations of a step; peak speeds of devices.
 
-Multiplications and additions each count as one operation; only matrix products are counted, over
-real tokens: fillers are waste, and count as such. Source of the formulas: the shapes of
-`models/bert.py`; of the convention, PaLM (arXiv 2204.02311), appendix B.
+Multiplications and additions each count as one operation. Only matrix products over real tokens
+are counted, so that fillers lower the measured utilisation. The formulas follow the shapes in
+`models/bert.py`, the convention is that of PaLM (arXiv 2204.02311), appendix B.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,9 @@ from jtcse_jax.models.towers import Bank
 
 _TERA = 1e12
 
-# Dense products, without sparsity, from the makers' data sheets: bfloat16, then float32 where the
-# device multiplies it as such. Longer names first: the first that is found in a kind counts.
+# Dense products, without sparsity, from the makers' data sheets: bfloat16, then float32 if the
+# device multiplies in float32. The first name that is part of a device's kind counts, so longer
+# names come first.
 _PEAKS = {
     "H100 PCIe": (756, 51),
     "H100 NVL": (835, 60),
@@ -38,31 +39,31 @@ _PEAKS = {
 
 
 class Work(NamedTuple):
-    """What a batch asks of one tower, numbers or float32 scalars."""
+    """The work of one tower for a batch, as numbers or float32 scalars."""
 
-    tokens: float | Array  #: real ones, of all views
+    tokens: float | Array  #: number of real tokens in all views
     squares: float | Array  #: sum over the views of their squared lengths
-    views: float | Array  #: sentence views
+    views: float | Array  #: number of sentence views
 
     @classmethod
     def of(cls, batch: Batch) -> "Work":
-        """The work in a packed batch, of numpy or of jax."""
+        """Counts the work in a packed batch of numpy or jax arrays."""
         real = batch.segments > 0
         # The squared length of a view is the sum of 2 p + 1 over its positions p.
         squares = jnp.where(real, 2.0 * batch.positions + 1, 0).sum()
         views = (real & (batch.positions == 0)).sum()
-        # Not integers: products with them would leave 32 bits.
+        # Floats, because products of these integers would overflow 32 bits.
         return cls(*(each.astype(jnp.float32) for each in (real.sum(), squares, views)))
 
 
 def forward_flops(
     architecture: Architecture, work: Work, *, pooling: str = "cls", crossed_layers: int = 0
 ) -> float | Array:
-    """Operations of one tower's forward pass.
+    """Operations in the forward pass of one tower.
 
-    A layer on T tokens whose squared lengths sum to S takes 2 T (4 D^2 + 2 D I) + 4 D S; the last
-    one, where [CLS] is pooled, only keys and values of all tokens, and the rest for the V views.
-    `crossed_layers` are run for the crossed stream too, the last one among them.
+    A layer on T tokens whose squared lengths sum to S takes 2 T (4 D^2 + 2 D I) + 4 D S. With [CLS]
+    pooling the last layer computes keys and values for all tokens, but the rest for V views only.
+    `crossed_layers`, including the last, run a second time for the crossed stream.
     """
     size, inner = architecture.hidden_size, architecture.intermediate_size
     layer = 2 * work.tokens * (4 * size**2 + 2 * size * inner) + 4 * size * work.squares
@@ -79,8 +80,8 @@ def step_flops(
 ) -> Array:
     """Operations of a training step, a float32 scalar: forward, and twice that backward.
 
-    Of a teacher the forward pass alone. Left out, as they are small: poolers, losses, and the
-    optimizer; the vocabulary's product of masked language modelling counts for the places hidden.
+    A teacher has a forward pass only. Poolers, losses and the optimizer are small and left out. In
+    masked language modelling the product with the vocabulary counts for the hidden words.
     """
     architecture, work = bank.architecture, Work.of(batch)
     if objective.name == "mlm":
@@ -97,22 +98,22 @@ def step_flops(
 
 
 def crossed_layers(architecture: Architecture, cross: Cross) -> int:
-    """Layers that run once more for a crossed stream: in mode side from the first that crosses."""
+    """Layers that run again for a crossed stream, from the first crossed one on; 0 in mode main."""
     interval = cross.interval(architecture.num_layers) if cross.mode == "side" else None
     return architecture.num_layers - interval + 1 if interval else 0
 
 
 def _mlm_flops(architecture: Architecture, work: Work, share: float) -> float | Array:
-    """Forward, where the last layer is asked for a share of all tokens, and the vocabulary's."""
+    """A forward pass with only `share` of the tokens in the last layer, and the vocabulary."""
     size, hidden = architecture.hidden_size, share * work.tokens
     forward = forward_flops(architecture, work._replace(views=hidden))
-    # What is asked for may stand anywhere, where [CLS] is asked for once a view.
+    # The hidden words may stand anywhere in a sentence; `forward_flops` assumes one [CLS] per view.
     forward += 4 * size * (share * work.squares - work.tokens)
     return forward + 2 * hidden * size * (size + architecture.vocab_size)
 
 
 def peak_flops(device_kind: str, compute_dtype: str) -> float | None:
-    """Operations a second of one device at most; None where the table does not have it."""
+    """Peak operations per second of one device; None if the table does not have it."""
     for name, (bfloat16, float32) in _PEAKS.items():
         if name in device_kind:
             peak = bfloat16 if compute_dtype == "bfloat16" else float32

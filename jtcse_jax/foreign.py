@@ -1,4 +1,4 @@
-"""Encoders of other libraries, evaluated beside ours: what sentence-transformers can load."""
+"""Encoders of other libraries for evaluation: all that sentence-transformers can load."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ PREFIX = "sentence-transformers:"
 
 
 class ForeignEncoder:
-    """A model of sentence-transformers, with the pooling, length and scaling of its own folder.
+    """A model of sentence-transformers, with the pooling, length and scaling of its folder.
 
     Attributes:
       source: its name, with the prefix.
@@ -21,7 +21,7 @@ class ForeignEncoder:
     def __init__(self, name: str):
         """Loads `name`, a folder or hub name after `sentence-transformers:`.
 
-        Raises UserError where the package is absent or cannot load it.
+        Raises UserError if the package is not installed or cannot load the model.
         """
         try:
             from sentence_transformers import SentenceTransformer
@@ -32,9 +32,9 @@ class ForeignEncoder:
         self.source = name
         folder = name.removeprefix(PREFIX)
         try:
-            # Without it, weights in a pickle are opened where there are no others.
+            # Otherwise, if a model has only pickled weights, these would be opened.
             self.model = SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
-        except Exception as error:  # many libraries' own; the message is what the user needs
+        except Exception as error:  # types of many libraries; the user needs the message
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{name}: sentence-transformers cannot load it: {reason[0]}") from error
 
@@ -53,7 +53,7 @@ class ForeignEncoder:
         }
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that decides the vectors: modules, configs, tokenizer, weights."""
+        """sha256 (hex) of everything that determines the vectors: modules, tokenizer, weights."""
         model = self.model
         digest = hashlib.sha256(str(model).encode())
         network, tokenizer = getattr(model[0], "auto_model", None), model.tokenizer

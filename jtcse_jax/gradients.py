@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradient: at once, or in micro-batches with the same result."""
+"""The loss of a batch and its gradient: in one pass, or in micro-batches with the same result."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ PyTree = Any
 def loss_and_gradient(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms, Params]:
-    """The objective's loss and terms, and the gradient of the loss, as `params`.
+    """The objective's loss and terms, and the gradient of the loss, in the structure of `params`.
 
-    Of micro-batches [M, ...] the gradient is cached (arXiv 2101.06983): their outputs are computed
-    one after the other and nothing else kept, the loss of all of them gives the gradient of each
-    output, and each micro-batch is run again to carry its own back. The result is that of the
-    whole batch at once, at the price of a second forward pass. Each draws its dropout from its
-    number, the same both times.
+    With micro-batches [M, ...] the gradient is cached (arXiv 2101.06983). First each micro-batch
+    runs forward, and only its outputs are kept. Then the loss of all outputs gives the gradient of
+    each output. Last, each micro-batch runs again to carry its part back to the parameters. The
+    result is that of the whole batch at once; the price is a second forward pass. The dropout of a
+    micro-batch depends on its number, so it is the same both times.
     """
     objective = OBJECTIVES[config.name]
 

@@ -1,4 +1,4 @@
-"""Exported folders on the Hugging Face hub."""
+"""Uploads exported folders to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -14,30 +14,30 @@ from jtcse_jax.errors import UserError
 
 
 def push(folder: str | Path, name: str, *, private: bool = False) -> str:
-    """Uploads a folder as the model repository `name`, and returns the address of the commit.
+    """Uploads a folder as the model repository `name` and returns the address of the commit.
 
-    The repository is made where it is absent; a private one only if `private`, and one that is
-    there keeps its visibility. Files of the same names are replaced, others stay. Raises UserError
-    with the hub's reason: no token, not allowed, not reachable.
+    Creates the repository if it does not exist, private if `private`; an existing one keeps its
+    visibility. Files of the same name are replaced, others stay. Raises UserError with the hub's
+    reason: no token, not allowed, not reachable.
     """
     try:
         api = huggingface_hub.HfApi()
-        # A name without user gets the token's.
+        # To a name without a user the hub adds the token's user.
         repository = api.create_repo(name, private=private or None, exist_ok=True).repo_id
         return str(api.upload_folder(folder_path=folder, repo_id=repository))
-    except Exception as error:  # of the hub's own dozen types, httpx and ssl
+    except Exception as error:  # a dozen types of the hub, httpx and ssl
         raise UserError(
-            f"--push {name}: {_reason(error)}; the folder is whole, push it later with: "
+            f"--push {name}: {_reason(error)}; the folder is complete, push it later with: "
             f"hf upload {name} {folder}"
         ) from error
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for what cannot be the name of a repository."""
+    """Raises UserError if `name` cannot be the name of a repository."""
     try:
         huggingface_hub.utils.validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"--push {name}: no name of a repository: give USER/NAME.") from error
+        raise UserError(f"--push {name} cannot name a repository: give USER/NAME.") from error
 
 
 def _reason(error: Exception) -> str:
@@ -47,8 +47,8 @@ def _reason(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set: unset it"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401:
-        return "the hub does not take the token (401): log in with `hf auth login`"
+        return "the hub rejects the token (401): log in with `hf auth login`"
     if status == 403:
-        return "not allowed (403): take a token with write access to this name"
+        return "not allowed (403): use a token with write access to this name"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}"

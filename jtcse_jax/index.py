@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine: exact in numpy, or in faiss where it is installed."""
+"""Nearest neighbours by cosine: exact in numpy, or in faiss if it is installed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,30 +7,30 @@ import numpy as np
 
 from jtcse_jax.errors import UserError
 
-ROWS = 65_536  # vectors compared with at once
-QUERIES = 256  # queries compared at once: with ROWS, 64 MiB of scores
+ROWS = 65_536  # vectors compared at once
+QUERIES = 256  # queries compared at once; with ROWS, 64 MiB of scores
 
 Found = tuple[np.ndarray, np.ndarray]  # numbers [k] int64 and cosines [k] float32, best first
 
 
 class ExactIndex:
-    """All vectors, compared with every query; equal cosines keep the order of the vectors."""
+    """Compares every query with all vectors; among equal cosines the first vectors come first."""
 
     def __init__(self, width: int):
-        """An empty index of vectors [width]."""
+        """Makes an empty index of vectors [width]."""
         self.width = width
         self._vectors = np.empty((0, width), np.float32)
         self._count = 0
 
     def __len__(self) -> int:
-        """Vectors added."""
+        """Number of vectors."""
         return self._count
 
     def add(self, vectors: np.ndarray) -> None:
-        """Adds vectors [n, width]; number i is the i-th ever added. UserError: not finite."""
+        """Adds vectors [n, width], numbered over all calls. UserError if one is not finite."""
         vectors = unit(vectors)
         needed = self._count + len(vectors)
-        if needed > len(self._vectors):  # doubled, so that many small additions stay cheap
+        if needed > len(self._vectors):  # double the space, so that small additions are cheap
             grown = np.empty((max(needed, 2 * self._count), self.width), np.float32)
             grown[: self._count] = self._vectors[: self._count]
             self._vectors = grown
@@ -40,7 +40,7 @@ class ExactIndex:
     def search(
         self, queries: np.ndarray, top_k: int, threshold: float | None = None
     ) -> list[Found]:
-        """For each query of [n, width] the `top_k` nearest whose cosine is at least `threshold`."""
+        """For each query [n, width], the `top_k` nearest with a cosine of `threshold` or more."""
         queries = unit(queries)
         return [
             found
@@ -63,15 +63,15 @@ class ExactIndex:
 
 
 class FaissIndex:
-    """faiss's flat index: the same cosines, on more threads; it needs the package faiss."""
+    """The flat index of faiss: the same cosines, with more threads; needs the package faiss."""
 
     def __init__(self, width: int):
-        """An empty index of vectors [width]. Raises UserError where faiss is not installed."""
+        """Makes an empty index of vectors [width]. UserError if faiss is not installed."""
         self.width = width
         self._index = _import_faiss().IndexFlatIP(width)
 
     def __len__(self) -> int:
-        """Vectors added."""
+        """Number of vectors."""
         return self._index.ntotal
 
     def add(self, vectors: np.ndarray) -> None:
@@ -81,11 +81,11 @@ class FaissIndex:
     def search(
         self, queries: np.ndarray, top_k: int, threshold: float | None = None
     ) -> list[Found]:
-        """As `ExactIndex.search`, but for the order of equal cosines."""
+        """As `ExactIndex.search`, except for the order of equal cosines."""
         cosines, numbers = self._index.search(unit(queries), min(top_k, len(self)) or 1)
         found = []
         for row, scores in zip(numbers, cosines, strict=True):
-            there = row >= 0  # faiss fills up with -1
+            there = row >= 0  # faiss pads with -1
             found.append(_above(row[there], scores[there], threshold))
         return found
 
@@ -94,14 +94,14 @@ BACKENDS = {"exact": ExactIndex, "faiss": FaissIndex}
 
 
 def make_index(backend: str, width: int) -> ExactIndex | FaissIndex:
-    """An empty index: "exact" or "faiss". Raises UserError for another name or without faiss."""
+    """Makes an empty index, "exact" or "faiss". UserError: another name, or faiss is missing."""
     if backend not in BACKENDS:
         raise UserError(f"backend = {backend!r}: choose {' or '.join(BACKENDS)}.")
     return BACKENDS[backend](width)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, D] at length 1, float32; zeros stay zeros. UserError where one is not finite."""
+    """Scales vectors [n, D] to length 1, float32; zeros stay. UserError if one is not finite."""
     vectors = np.asarray(vectors, np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms))
@@ -111,7 +111,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _largest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Where the k largest of [n] are, the largest first, of equal ones the first."""
+    """Indices of the k largest of [n], largest first; among equal ones the first."""
     candidates = np.arange(len(scores))
     if len(scores) > k:
         candidates = np.flatnonzero(scores >= np.partition(scores, -k)[-k])

@@ -1,4 +1,4 @@
-"""Looks into the towers: what each layer does with [CLS], with the streams plain and crossed."""
+"""Looks into the towers: how each layer treats [CLS], in the plain and the crossed streams."""
 
 import dataclasses
 import unicodedata
@@ -30,22 +30,22 @@ from jtcse_jax.objectives import neighbours
 from jtcse_jax.saved_model import SavedModel
 from jtcse_jax.start import CONFIG
 
-DROPOUT = 0.1  # of the two views that are compared: the models' usual one, since none is saved
-ATTENTION_ENTRIES = 2**16  # of one layer and head in a call of the model: bounds the memory
+DROPOUT = 0.1  # of the two compared views: the usual rate, since models do not save theirs
+ATTENTION_ENTRIES = 2**16  # per layer and head in one call of the model; bounds the memory
 PROTOCOL = (
     "means over sentences, by tower: E_CLS (norm of the [CLS] state over the mean norm of the "
     "other tokens' states) and norm of [CLS] after the embeddings and each layer; share of "
     "attention on [CLS], [SEP] and punctuation by layer and head, mean over a sentence's queries; "
     "norms of sentence vector and pooler output, and their ratio (smaller over larger) between "
-    "two dropout views; raw, without dropout but for the views"
+    "two dropout views; raw, without dropout except for the views"
 )
 
 
 class Inspected(NamedTuple):
-    """What a bank makes of some sentences, one a row, cut and padded to T tokens."""
+    """The states of a bank for some sentences, one per row, cut and padded to T tokens."""
 
     tokens: np.ndarray  #: [n, T] int32
-    mask: np.ndarray  #: [n, T] bool, the tokens that exist
+    mask: np.ndarray  #: [n, T] bool, True for real tokens
     hidden: np.ndarray  #: [K, L + 1, n, T, D] after the embeddings and after each layer
     attention: np.ndarray  #: [K, L, n, H, T, T] float32, queries before keys
 
@@ -58,19 +58,19 @@ def diagnose(
     sentences: int = 256,
     cross: Cross | None = None,
 ) -> dict[str, Any]:
-    """Everything about a model, ready for JSON: its embeddings, and each member's towers.
+    """All diagnostics of a model, ready for JSON: of its embeddings and of each member's towers.
 
     Args:
-      members: of a loaded model or an ensemble.
-      embedded: what the model makes of scored pairs.
-      seed: draws the sentences whose layers are looked at, and the dropout views.
-      sentences: how many of those, at most.
-      cross: how streams cross; by default `default_cross`.
+      members: the members of a loaded model or an ensemble.
+      embedded: the model's vectors of scored pairs.
+      seed: seed that chooses the inspected sentences and the dropout views.
+      sentences: largest number of inspected sentences.
+      cross: how the streams cross; by default `default_cross`.
     Raises:
-      UserError: for no sentence, and for a `cross` that fits no model.
+      UserError: `sentences` is below 1, or `cross` does not fit a model.
     """
     if sentences < 1:
-        raise UserError(f"sentences = {sentences}: look at one or more.")
+        raise UserError(f"sentences = {sentences}: use at least 1.")
     embeddings = diagnose_embeddings(embedded)
     distinct = list(dict.fromkeys([*embedded.pairs.first, *embedded.pairs.second]))
     count = min(sentences, len(distinct))
@@ -90,10 +90,11 @@ def diagnose(
 def diagnose_towers(
     model: SavedModel, sentences: Sequence[str], *, seed: int = 0, cross: Cross | None = None
 ) -> dict[str, Any]:
-    """The layers of one bank: `plain`, and of two towers or more `crossed` beside it.
+    """The layers of one bank: `plain`, and for two or more towers also `crossed`.
 
-    Lists are by tower, then layer (0 is the embeddings where there are L + 1), then head.
-    `uniform_attention` is what evenly spread attention would give. Args and errors as `diagnose`.
+    Lists are by tower, then layer (with L + 1 entries, 0 is the embeddings), then head.
+    `uniform_attention` is the share that evenly spread attention would have. Arguments and errors
+    as in `diagnose`.
     """
     bank = model.bank
     cross = cross or default_cross(model)
@@ -123,8 +124,8 @@ def layer_figures(
 ) -> dict[str, float]:
     """A few numbers of `diagnose_towers` for a log, by tower (`_0`, `_1`, ...).
 
-    E_CLS after the last layer (of the crossed stream too), the mean share of attention on [CLS],
-    and the modulus ratio of the pooler's outputs between two views. Args and errors as there.
+    They are E_CLS after the last layer (also of the crossed stream), the mean share of attention on
+    [CLS], and the ratio of the pooler outputs' norms in two views. Arguments and errors as there.
     """
     found = diagnose_towers(model, sentences, cross=cross)
     figures = {}
@@ -138,9 +139,10 @@ def layer_figures(
 
 
 def default_cross(model: SavedModel) -> Cross:
-    """How the streams crossed in the model's training, where its workdir says so.
+    """How the streams crossed in the model's training, if its workdir has that.
 
-    Else values cross, at six layers as published, or at all of a model that six does not divide.
+    Otherwise values cross in six layers, as published, or in all layers if six does not divide
+    their number.
     """
     config = model.folder / CONFIG if model.folder else None
     if config and config.is_file():
@@ -148,7 +150,7 @@ def default_cross(model: SavedModel) -> Cross:
         try:
             trained = Cross(**found["model"]["cross"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{config}: not of this version ({error}): restore it.") from error
+            raise UserError(f"{config} is of another version ({error}): restore it.") from error
         if trained.mode != "off" and trained.num_layers:
             return trained
     num_layers = model.bank.architecture.num_layers
@@ -158,10 +160,10 @@ def default_cross(model: SavedModel) -> Cross:
 def inspect(
     model: SavedModel, sentences: Sequence[str], *, crossed: bool = False
 ) -> Iterator[Inspected]:
-    """Every layer's states and attention, a few sentences at a time, in their order.
+    """Yields the states and attention of every layer, for a few sentences at a time, in order.
 
-    Of the plain streams, or of those that cross as `model.bank.cross` says. Sentences are cut to
-    `model.serving_length` tokens; all are padded to the longest, so that one shape is compiled.
+    The streams are plain, or crossed as `model.bank.cross` says. Sentences are cut to
+    `model.serving_length` tokens and padded to the longest, so that only one shape is compiled.
     """
     params = jax.device_put(model.params)
     for tokens, mask, batch in _rows(model, sentences):
@@ -171,7 +173,7 @@ def inspect(
 
 
 def find_punctuation(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """[n, T] bool: tokens [n, T] that exist and are nothing but punctuation, as BERT defines it."""
+    """[n, T] bool: the real tokens that are only punctuation, as BERT defines it."""
     ids, where = np.unique(tokens, return_inverse=True)
     special = set(tokenizer.all_special_ids)
     found = [
@@ -224,7 +226,7 @@ def _norms(model: SavedModel, sentences: Sequence[str], seed: int) -> dict[str, 
         "pooler_modulus_ratio": rounded(modulus_ratio(one[1], two[1]).mean(axis=1)),
     }
     if len(pooled) > 1:
-        # As L_ICTM meets them: the first view in one tower, the second in its neighbour.
+        # As in L_ICTM: the first view in one tower, the second in its neighbour.
         ways = [way for i, j in neighbours(len(pooled)) for way in ((i, j), (j, i))]
         apart = [modulus_difference(one[1][i], two[1][j]).mean() for i, j in ways]
         report["tower_modulus_difference"] = rounded(np.mean(apart))
@@ -234,8 +236,8 @@ def _norms(model: SavedModel, sentences: Sequence[str], seed: int) -> dict[str, 
 def _rows(
     model: SavedModel, sentences: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-    """Tokens and mask [n, T] of a few sentences, and their batch, filled up with empty rows."""
-    # A copy: a tokenizer remembers how it was last asked to cut.
+    """Tokens and mask [n, T] of a few sentences, and their batch, padded with empty rows."""
+    # A copy, because a tokenizer remembers the truncation of its last call.
     cut = deepcopy(model.tokenizer)(
         list(sentences), truncation=True, max_length=model.serving_length
     )

@@ -1,4 +1,4 @@
-"""Locks of files, which the system drops when their process ends, however it ends."""
+"""File locks, which the system releases when their process ends, however it ends."""
 
 import errno
 import fcntl
@@ -9,9 +9,9 @@ _log = logging.getLogger(__name__)
 
 
 def lock_file(file: IO) -> bool:
-    """Locks a file until it is closed; False where another process has it.
+    """Locks a file until it is closed; False if another process has the lock.
 
-    Where the file system has no locks, it says so and goes on: True.
+    If the file system has no locks, it logs a warning and returns True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -19,14 +19,14 @@ def lock_file(file: IO) -> bool:
         return False
     except OSError as error:
         reason = error.strerror or error
-        _log.warning("%s cannot be locked (%s): let one process be at it alone", file.name, reason)
+        _log.warning("%s cannot be locked (%s): use it from one process only", file.name, reason)
     return True
 
 
 def lock_byte(file: IO, number: int, *, wait: bool) -> bool:
-    """Locks a byte of a file until it is closed, or `unlock_byte`; False where another has it.
+    """Locks a byte of a file until it is closed or `unlock_byte`; False if another process has it.
 
-    With `wait` it is waited for. Raises OSError where files cannot be locked.
+    With `wait` it waits for the lock. Raises OSError if files cannot be locked.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
@@ -38,5 +38,5 @@ def lock_byte(file: IO, number: int, *, wait: bool) -> bool:
 
 
 def unlock_byte(file: IO, number: int) -> None:
-    """Lets others have a byte that `lock_byte` locked."""
+    """Releases a byte that `lock_byte` locked."""
     fcntl.lockf(file, fcntl.LOCK_UN, 1, number)

@@ -30,11 +30,11 @@ from jtcse_jax.stop_signal import StopSignal
 from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
 from jtcse_jax.user_path import user_path
 
-NOT_FINITE = "not_finite"  # the folder of batches
-STOP_AT = 10  # batches in a row that are not finite
+NOT_FINITE = "not_finite"  # folder for batches whose step is not finite
+STOP_AT = 10  # such batches in a row
 CONTRASTIVE = ("nce", "icnce")  # terms of a loss
-NEAR_ZERO = 0.01  # of such a term, in nats; chance is log(negatives + 1), 3.4 for 30
-INSPECTED = 32  # dev sentences whose layers are looked at, where config.eval_layers asks for it
+NEAR_ZERO = 0.01  # limit for such a term, in nats; chance is log(negatives + 1), 3.4 for 30
+INSPECTED = 32  # dev sentences whose layers are inspected if config.eval_layers is set
 
 
 @dataclass
@@ -45,20 +45,20 @@ class Loop:
     mesh: Mesh
     bank: Bank
     tokenizer: Any
-    serving_length: int  #: in tokens, of the sentences that are evaluated
+    serving_length: int  #: in tokens; longer dev sentences are cut
     batches: PackedBatches
     train_step: TrainStep
     checkpoints: Checkpoints
     dev: Development | None
     log: MetricsLog
     say: Callable[[str], None]  #: prints a line, on one process only
-    peak_flops: float | None = None  #: of all devices, a second
+    peak_flops: float | None = None  #: peak operations per second of all devices
 
     def run(self, state: TrainState, start: int, stop: int) -> TrainState:
-        """Trains steps `start` to `stop`; the last one is evaluated and saved.
+        """Trains steps `start` to `stop`; evaluates and saves the last one.
 
-        Raises UserError at a step that is not finite, unless it is to be skipped: nothing of it
-        was saved. Raises Stopped where SIGTERM asks for it, after saving the step.
+        Raises UserError at a step that is not finite, unless such steps are skipped; the bad step
+        is not saved. Raises Stopped after SIGTERM, with the step saved.
         """
         with StopSignal() as signal:
             return self._run(state, start, stop, signal)
@@ -83,7 +83,7 @@ class Loop:
             stopping = signal.asked()
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
             if evaluate or last or stopping or done % self.config.save_every == 0:
-                # A step is known to be finite before it is saved.
+                # Before a step is saved it is known to be finite.
                 self._read(*unread)
                 unread = None
                 scores = self.evaluate(state, done).as_metrics() if evaluate else None
@@ -91,24 +91,24 @@ class Loop:
                 self._speed.pause()
             if stopping:
                 self._stop_here(done)
-        # Or while the last step was evaluated: what follows this run is not to begin.
+        # SIGTERM may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():
             self._stop_here(stop)
         self.checkpoints.wait()
         return state
 
     def score_start(self, state: TrainState) -> None:
-        """Scores and saves the model before the first step: a run may not improve on it."""
+        """Scores and saves the model before the first step; training may not improve it."""
         scores = self.evaluate(state, 0).as_metrics()
         self.checkpoints.save(0, as_checkpoint(state), scores)
 
     def _stop_here(self, step: int) -> NoReturn:
         self.checkpoints.wait()
-        self.say(f"stopped by SIGTERM, step {step} is saved; started again it goes on")
+        self.say(f"stopped by SIGTERM, step {step} is saved; the same command resumes")
         raise Stopped
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
-        """The dev score of a state, logged under `step` and printed."""
+        """Returns the dev score of a state, logged under `step` and printed."""
         bank = BankEncoder(
             self.bank,
             state.params["towers"],
@@ -117,7 +117,7 @@ class Loop:
             mesh=self.mesh,
         )
         encoder = SentenceEncoder([bank])
-        # `encode` warns of sentences cut: once a run is enough.
+        # `encode` warns about cut sentences; one warning per run is enough.
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         layers = self._layer_figures(state) if self.config.eval_layers else {}
         self.log.write(step, score.as_metrics() | score.diagnostics | layers)
@@ -139,7 +139,7 @@ class Loop:
         model = SavedModel(bank, params, self.tokenizer, self.serving_length, "this run")
         cross = self.config.model.cross
         if self.config.objective.name != "jtcse" or cross.mode == "off" or not cross.num_layers:
-            cross = None  # nothing crosses in this run: as `diagnose` would do it
+            cross = None  # no layer crosses in this run; use the default of `diagnose`
         sentences = list(dict.fromkeys(self.dev.pairs.first))[:INSPECTED]
         figures = layer_figures(model, sentences, cross=cross)
         return {f"dev_{name}": value for name, value in figures.items()}
@@ -178,9 +178,9 @@ class Loop:
             )
 
     def _speeds(self) -> dict[str, float]:
-        """Sentences and real tokens of their views a second; model FLOP utilisation.
+        """Sentences per second, real tokens of their views per second, and MFU.
 
-        MFU = operations of a step by `flops.step_flops` / (seconds * peak of all devices).
+        MFU is a step's operations by `flops.step_flops` / (seconds * peak of all devices).
         """
         speed = self._speed
         speeds = {f"{name}_per_second": speed.per_second(name) for name in ("sentences", "tokens")}
@@ -193,10 +193,10 @@ class Loop:
         return "?" if seconds != seconds else str(timedelta(seconds=round(seconds)))
 
     def _take_note(self, step: int, batch: Batch, values: dict[str, float]) -> None:
-        """Saves the batch of a step that is not finite; raises UserError unless it is skipped."""
+        """Saves the batch of a step that is not finite; UserError unless it may be skipped."""
         terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
         file = save_batch(user_path(self.config.workdir), step, batch, self.tokenizer)
-        said = f"step {step} is not finite ({terms}), its batch is saved in {file}"
+        said = f"step {step} is not finite ({terms}); its batch is saved in {file}"
         if self.config.not_finite == "skip" and self._skipped < STOP_AT:
             self.say(f"{said}; skipped")
             return
@@ -211,9 +211,9 @@ class Loop:
 
 
 def save_batch(workdir: Path, step: int, batch: Batch, tokenizer: Any) -> Path:
-    """Writes this process's rows, and their sentences as text, to a .npz file to look into.
+    """Writes this process's rows, and their sentences as text, to a .npz file for inspection.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
     file = workdir / NOT_FINITE / f"step_{step}_process_{jax.process_index()}.npz"
     rows = zip(

@@ -1,13 +1,13 @@
 """Losses as pure functions of arrays.
 
 Sentence views are interleaved: rows 2i and 2i + 1 of an array [2B, D] are the two views of
-sentence i, so the partner of row r is r XOR 1. Everything is computed in float32 whatever the
-inputs' dtype; every function returns a float32 scalar and is finite, gradients included, for zero
-vectors. Norms from 1e-6 to 1e19 are exact. Of a large batch the [2B, 2B] logits are never held
-whole: anchors are taken some at a time, and their logits made anew in the backward pass. `mask`
-[2B] marks the rows that exist in a last, partial batch; None means all.
+sentence i, so the partner of row r is r XOR 1. All losses compute in float32, for inputs of any
+dtype. Every function returns a float32 scalar; it and its gradients are finite for zero vectors.
+Norms from 1e-6 to 1e19 are exact. For a large batch the [2B, 2B] logits are never all in memory:
+the losses take some anchors at a time and compute their logits again in the backward pass. `mask`
+[2B] marks the rows that exist in a partial last batch; None means all.
 
-Source: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
+Sources: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
 """
 
 from collections.abc import Callable
@@ -16,24 +16,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_SMALLEST = 1e-12  # floor of a sum of squares
-_ROUNDING = 1e-7  # a float32 cosine this small is zero, and its 1 / cosine a gradient of noise
-_TILE = 2**26  # logits, 256 MB of them, that a loss holds at a time
-_EXCLUDED = -1e30  # a logit that takes no part; -inf would turn masked gradients into NaN
+_SMALLEST = 1e-12  # lower limit of a sum of squares
+_ROUNDING = 1e-7  # a float32 cosine up to this counts as zero: its 1 / cosine would be noise
+_TILE = 2**26  # logits (256 MB) that a loss has in memory at a time
+_EXCLUDED = -1e30  # an excluded logit; -inf would turn masked gradients into NaN
 
 
 def info_nce(x: Array, y: Array, *, temperature: float, mask: Array | None = None) -> Array:
-    """NCE(x, y): the partner's view among all other rows of the batch.
+    """NCE(x, y): cross-entropy of each row's partner among all other rows of the batch.
 
-    With S[r, s] = cos(x_r, y_s) / temperature and the entry s = r excluded,
-    the mean over rows r of -log softmax(S[r])[r XOR 1]: 2B - 2 negatives an anchor.
+    With S[r, s] = cos(x_r, y_s) / temperature and the entry s = r excluded, it is the mean over
+    rows r of -log softmax(S[r])[r XOR 1]: 2B - 2 negatives per anchor.
 
     Args:
       x, y: [2B, D] anchors and candidates.
-      temperature: divides the cosines.
+      temperature: the cosines are divided by it.
       mask: [2B] bool.
     Raises:
-      ValueError: fewer than two sentences, so no negative.
+      ValueError: there are fewer than two sentences, so no negatives.
     """
     _check_views(x, y)
     rows, y = jnp.arange(len(x)), _normalize(y)
@@ -55,7 +55,7 @@ def info_nce_other_view(
     """Unsupervised SimCSE as published: the even rows of x against the odd rows of y.
 
     The mean over sentences i of -log softmax_j(cos(x_2i, y_2j+1) / temperature)[i]:
-    B - 1 negatives an anchor.
+    B - 1 negatives per anchor.
 
     Args and errors as `info_nce`.
     """
@@ -86,12 +86,13 @@ def ictm(
     """T(x, y, p, q): the joint tensor-modulus constraint between two towers.
 
     The mean over even rows r of -log cos(x_r, y_r+1) times the modulus factor
-    ||p_r - q_r+1|| / (||p_r|| + ||q_r+1||), halved if `modulus_half`. Where the cosine is not
-    positive (beyond rounding), -log cos is that of the constant 1e-4, without gradient.
+    ||p_r - q_r+1|| / (||p_r|| + ||q_r+1||), halved if `modulus_half`. If the cosine is not positive
+    (beyond rounding), the constant 1e-4 replaces it, without a gradient.
 
     Args:
       x, y: [2B, D] sentence vectors of the two towers.
-      p, q: [2B, D] their pooler outputs, whose modulus LayerNorm has not fixed.
+      p, q: [2B, D] pooler outputs of the two towers; unlike x and y, LayerNorm has not fixed
+        their norms.
       modulus_half: halve the modulus factor (the authors' scripts do, their formula does not).
       mask: [2B] bool.
     """
@@ -113,17 +114,17 @@ def listwise(
     teacher_temperature: float,
     mask: Array | None = None,
 ) -> Array:
-    """Cross-entropy of the student's ranking of the other sentences under the teacher's.
+    """Cross-entropy between the teacher's and the student's ranking of the other sentences.
 
-    With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise of the
-    student, the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself takes no
-    part: it would take all of P. With only one sentence left by `mask` the loss is 0.
-    ListNet, as in RankCSE (arXiv 2305.16726).
+    With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise for the
+    student, it is the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself is
+    excluded, because it would take all of P. If `mask` leaves only one sentence, the loss is 0.
+    Source: ListNet, as in RankCSE (arXiv 2305.16726).
 
     Args:
       student: [2B, D] embeddings.
       teacher: [2B, E] embeddings of the same views; no gradient flows into them.
-      temperature, teacher_temperature: divide the cosines.
+      temperature, teacher_temperature: the cosines are divided by them.
       mask: [2B] bool.
     Raises:
       ValueError: fewer than two sentences.
@@ -141,11 +142,11 @@ def listwise(
         def logits(x: Array, y: Array, temperature: float) -> Array:
             return jnp.where(others, _products(x, y) / temperature, _EXCLUDED)
 
-        # Without others the softmax would spread over all that takes no part.
+        # If no other sentence exists, the softmax would spread over the excluded entries.
         wanted = jax.nn.softmax(logits(teacher, views[1], teacher_temperature))
         wanted = jnp.where(others, wanted, 0)
         given = jax.nn.log_softmax(logits(student, views[3], temperature))
-        # Where nothing is wanted `given` may be -1e30: zero times it is zero, and stays finite.
+        # For excluded entries `given` may be -1e30; times a `wanted` of 0 it is 0, and finite.
         return -jnp.sum(jax.lax.stop_gradient(wanted) * given, axis=-1)
 
     return masked_mean(_of_anchors(values, views[0], views[2], sentences), exists)
@@ -155,7 +156,7 @@ def token_cross_entropy(logits: Array, targets: Array) -> Array:
     """-log softmax(logits)[target] of each token, [...] float32.
 
     Args:
-      logits: [..., V], any float dtype; computed in float32.
+      logits: [..., V], any float dtype; the loss is computed in float32.
       targets: [...] int32.
     """
     flat = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
@@ -173,10 +174,10 @@ def alignment(x: Array, *, mask: Array | None = None) -> Array:
 
 
 def uniformity(x: Array, *, mask: Array | None = None) -> Array:
-    """log of the mean of exp(-2 d^2) over pairs of different rows, normalised, in [-8, 0].
+    """log of the mean of exp(-2 d^2) over pairs of different normalised rows, in [-8, 0].
 
-    Wang & Isola 2020 (arXiv 2005.10242) with t = 2; x is [N, D], one view per sentence. Zero
-    where no two rows exist.
+    Wang & Isola 2020 (arXiv 2005.10242) with t = 2; x is [N, D], one view per sentence. The result
+    is 0 if fewer than two rows exist.
     """
     rows, y = jnp.arange(len(x)), _normalize(x)
     exists = jnp.ones(len(x), bool) if mask is None else mask
@@ -199,18 +200,18 @@ def cosines(x: Array, y: Array) -> Array:
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
-    """The mean of the values [N] that mask [N] marks, 0 where it marks none; None means all."""
+    """The mean of values [N] over the entries that mask [N] marks; 0 if none. None means all."""
     if mask is None:
         return values.mean()
-    # Not values * mask: zero times a masked infinity is NaN.
+    # `where`, because values * mask would turn a masked infinity into NaN.
     return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def _of_anchors(values: Callable[..., Array], *anchors: Array) -> Array:
-    """`values` [N] of arrays [N, ...], where each anchor is compared with N others.
+    """Computes `values` [N] of arrays [N, ...]; each anchor is compared with N others.
 
-    Some anchors at a time if there are many; each time every n-th one, so that anchors that lie
-    on many devices keep all of them busy.
+    With many anchors it takes a tile of them at a time. A tile is every n-th anchor, so that all
+    devices that hold anchors have work in each tile.
     """
     count = len(anchors[0])
     tiles = -(-(count**2) // _TILE)
@@ -228,7 +229,7 @@ def _of_anchors(values: Callable[..., Array], *anchors: Array) -> Array:
 
 
 def _products(x: Array, y: Array) -> Array:
-    # On a TPU the default product is bf16, two digits of a cosine that is then divided by 0.05.
+    # A TPU multiplies in bf16 by default: two digits of a cosine that is then divided by 0.05.
     return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -238,7 +239,7 @@ def _normalize(x: Array) -> Array:
 
 
 def _norm(x: Array) -> Array:
-    # The floor lies under the root: a `where` after it would still give NaN gradients at zero.
+    # The limit is under the root: with a `where` after it, gradients at zero would be NaN.
     return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), _SMALLEST))
 
 
@@ -250,6 +251,6 @@ def _cross_entropy(logits: Array, targets: Array) -> Array:
 def _check_views(x: Array, y: Array) -> None:
     if x.shape != y.shape or len(x) % 2 or len(x) < 4:
         raise ValueError(
-            f"views of shapes {x.shape} and {y.shape}: both must be [2B, D] with B >= 2, "
+            f"views of shapes {x.shape} and {y.shape}: both must be [2B, D] with B >= 2, because "
             "one sentence alone has no negatives"
         )

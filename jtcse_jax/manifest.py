@@ -1,7 +1,7 @@
-"""The table of contents of one checkpoint folder: every file's size and sha256, and what was saved.
+"""The manifest of a checkpoint folder: size and sha256 of every file, and what was saved.
 
-Orbax commits a checkpoint atomically but checks no content: a bit flipped on disk would be
-restored silently and become a weight.
+Orbax commits a checkpoint atomically but does not check its content. Without the manifest, a bit
+that flips on disk would be restored silently as a wrong weight.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 NAME, CORRUPT = "manifest.json", "corrupt"
-# Orbax rewrites these two while it commits, after the manifest; nothing in them reaches a restore.
+# Orbax rewrites the last two while it commits, after the manifest; a restore does not read them.
 UNHASHED = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
 
 
 def write(folder: Path, contents: dict[str, Any]) -> None:
     """Writes `folder/manifest.json`: `contents`, every file's size and sha256, and its own digest.
 
-    Atomic: the file is there whole or not at all.
+    Atomic: the file appears complete or not at all.
 
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written (disk full).
@@ -47,35 +47,35 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def problem(folder: Path) -> str | None:
-    """Returns what is wrong with the first damaged file of `folder`, or None if all is as written.
+    """Returns what is wrong with the first damaged file of `folder`, or None if none is damaged.
 
-    Checks the manifest, missing and additional files, then sizes, then sha256 sums.
+    Checks the manifest, then missing and additional files, then sizes, then sha256 sums.
     """
     manifest = read(folder)
     if manifest is None:
         return f"{NAME} is {'altered' if (folder / NAME).exists() else 'missing'}"
     try:
         present = _files(folder)
-        # A pipe would be waited for, and a link to a device read, for ever.
+        # Reading a pipe, or a link to a device, might never end.
         for name, path in present.items():
             if path.is_symlink() or not path.is_file():
-                return f"{name} is no ordinary file"
+                return f"{name} is not an ordinary file"
         for name in sorted(present.keys() ^ manifest["files"].keys()):
             return f"{name} is {'missing' if name in manifest['files'] else 'not in the manifest'}"
         sizes = {name: path.stat().st_size for name, path in present.items()}
         for name, (size, _) in manifest["files"].items():
             if sizes[name] != size:
-                return f"{name} has {sizes[name]} bytes, {size} were written"
+                return f"{name} has {sizes[name]} bytes, but {size} were written"
         for name, (_, sha256) in manifest["files"].items():
             if _sha256(present[name]) != sha256:
-                return f"{name} has another sha256 than when it was written"
+                return f"{name} has changed since it was written (its sha256 differs)"
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
     return None
 
 
 def set_aside(folder: Path) -> str:
-    """Moves a damaged folder into `corrupt/` beside it; returns what became of it, in words."""
+    """Moves a damaged folder into `corrupt/` beside it; returns the outcome as text."""
     target = folder.parent / CORRUPT / folder.name
     try:
         target.parent.mkdir(exist_ok=True)
@@ -88,9 +88,9 @@ def set_aside(folder: Path) -> str:
 
 
 def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
-    """Returns a line for every leaf of the `wanted` items that is not as the manifest's `leaves`.
+    """Returns a line for every leaf of `wanted` that differs from the manifest's `leaves`.
 
-    `wanted` is item -> leaf path -> dtype and shape, as `described` gives it.
+    `wanted` maps item -> leaf path -> dtype and shape, as `described` returns it.
     """
     saved = (read(folder) or {}).get("leaves", {})
     lines = []
@@ -104,7 +104,7 @@ def misfits(folder: Path, wanted: dict[str, dict[str, str]]) -> list[str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path: what is on disk then does not depend on the classes of the pytree's nodes."""
+    """Leaves by path, so that the files do not depend on the classes of the pytree's nodes."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
     if len(named) != len(paths):
@@ -113,7 +113,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def described(items: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """`float32[2, 3]` for every leaf: what a saved one and the one that is to hold it share."""
+    """`float32[2, 3]` for every leaf: dtype and shape, which a restored leaf must match."""
     return {
         item: {name: f"{np.dtype(x.dtype).name}{list(x.shape)}" for name, x in leaves.items()}
         for item, leaves in items.items()
@@ -121,7 +121,7 @@ def described(items: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def _is_manifest(body: dict[str, Any]) -> bool:
-    """Whether it has the form that `write` gives: anyone can make a digest that fits."""
+    """Whether `body` has the form that `write` gives it; a valid digest does not prove that."""
     metrics, leaves, files = body.get("metrics", {}), body.get("leaves", {}), body.get("files")
     return (
         all(isinstance(part, dict) for part in (metrics, leaves, files))

@@ -1,8 +1,8 @@
-"""What a run writes down: `metrics.jsonl`, TensorBoard, and a line of progress.
+"""Writes a run's metrics to `metrics.jsonl` and TensorBoard, and measures its speed.
 
 Every line of `metrics.jsonl` has the step, and either the means of the training metrics since the
-line before, or the scores of an evaluation. A resumed run cuts off what came after its checkpoint;
-TensorBoard and Weights & Biases keep it, and show those steps twice.
+previous line, or the scores of an evaluation. A resumed run deletes the lines after its checkpoint;
+TensorBoard and Weights & Biases keep them and show those steps twice.
 """
 
 import json
@@ -19,11 +19,11 @@ from jtcse_jax.errors import UserError, writing
 
 JSONL, TENSORBOARD = "metrics.jsonl", "tensorboard"
 WANDB_ID = "wandb_id.txt"
-SPEEDS = ("sentences_per_second", "tokens_per_second", "mfu")  # in a line of training metrics
+SPEEDS = ("sentences_per_second", "tokens_per_second", "mfu")  # names in lines of training metrics
 
 
 class MetricsLog:
-    """The log of one run; where `write` is False (all processes but one) it only counts."""
+    """The log of one run; if `write` is False (on all processes but one) it only counts steps."""
 
     def __init__(
         self,
@@ -34,16 +34,16 @@ class MetricsLog:
         wandb: str | None = None,
         config: dict[str, Any] | None = None,
     ):
-        """Goes on in the files of `workdir`, without the lines after `start_step`.
+        """Opens the files of `workdir` to append to, and deletes the lines after `start_step`.
 
         Args:
-          workdir: where they are.
-          start_step: of the checkpoint that the run resumes from; None for a new run.
+          workdir: folder of the run.
+          start_step: step of the checkpoint that the run resumes from; None for a new run.
           write: whether this process writes.
-          wandb: project of Weights & Biases that gets the same numbers; None for none.
-          config: of the run, shown there.
+          wandb: project of Weights & Biases that gets the same numbers, or None.
+          config: config of the run, shown there.
         Raises:
-          UserError: wandb is asked for and not installed, or cannot start; a file cannot be
+          UserError: wandb is requested but not installed or cannot start, or a file cannot be
             written.
         """
         self._path = workdir / JSONL
@@ -52,15 +52,15 @@ class MetricsLog:
         self._tensorboard = None
         self._wandb = None
         if write:
-            if wandb:  # first: it may be refused
+            if wandb:  # first, because it may fail
                 self._wandb = _start_wandb(wandb, workdir, config or {})
-            # Without a checkpoint the run begins again and writes the scores of step 0 again.
+            # A run without a checkpoint starts again, and writes the scores of step 0 again.
             keep_until(self._path, -1 if start_step is None else start_step)
             with writing(workdir / TENSORBOARD):
                 self._tensorboard = Writer(str(workdir / TENSORBOARD))
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Takes the metrics of one step."""
+        """Adds the metrics of one step."""
         for name, value in metrics.items():
             self._sums[name] += value
         self._count += 1
@@ -71,7 +71,7 @@ class MetricsLog:
         return self._count
 
     def flush(self, step: int, **more: float) -> dict[str, float]:
-        """Writes and returns the means since the last flush, with `more` beside them."""
+        """Writes and returns the means since the last flush, together with `more`."""
         means = {name: total / self._count for name, total in self._sums.items()} | more
         self._sums.clear()
         self._count = 0
@@ -100,7 +100,7 @@ class MetricsLog:
 
 
 def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
-    """The workdir's run of Weights & Biases, begun or gone on with."""
+    """Starts the workdir's run of Weights & Biases, or resumes it."""
     try:
         import wandb
     except ImportError as error:
@@ -117,22 +117,22 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
             dir=str(workdir),
             config=config,
         )
-    except Exception as error:  # its own types, for a missing login above all
+    except Exception as error:  # its own types, most often for a missing login
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"wandb = {project}: Weights & Biases cannot start ({reason}): log in with `wandb "
             "login`, or set WANDB_MODE=offline."
         ) from error
-    # Our own count: theirs must not go back, and a resumed run does.
+    # wandb's own step must not decrease, but the step of a resumed run does.
     run.define_metric("*", step_metric="step")
     return run
 
 
 class Speed:
-    """How much is done a second, and the time left, over the last 100 steps of training alone.
+    """Work per second, and the time left, measured over the last 100 training steps.
 
-    Not over all steps: a second shape that compiles in the middle of a run takes as long as a
-    thousand of its steps.
+    An average over the whole run would mislead: a second shape that compiles in the middle of a run
+    takes as long as a thousand steps.
     """
 
     def __init__(self, steps_left: int):
@@ -141,9 +141,9 @@ class Speed:
         self._since: float | None = None
 
     def step(self, **done: float) -> None:
-        """A step has ended, with so much done of each name.
+        """Records the end of a step and the amount of work it did, by name.
 
-        The first after a pause only starts the clock (it may compile).
+        The first step after a pause only starts the clock, because it may compile.
         """
         now = time.perf_counter()
         self._steps_left -= 1
@@ -152,17 +152,17 @@ class Speed:
         self._since = now
 
     def pause(self) -> None:
-        """What follows (an evaluation, a checkpoint) is no training."""
+        """Stops the clock: what follows (an evaluation, a checkpoint) is not training."""
         self._since = None
 
     def per_second(self, name: str) -> float:
-        """Of that name; 0 before two steps."""
+        """Amount of work `name` per second; 0 before two steps."""
         seconds = self._seconds()
         return sum(done[name] for _, done in self._last) / seconds if seconds else 0.0
 
     @property
     def seconds_left(self) -> float:
-        """For the remaining steps at that speed."""
+        """Seconds for the remaining steps at the measured speed; NaN before two steps."""
         seconds = self._seconds()
         return self._steps_left * seconds / len(self._last) if self._last else float("nan")
 
@@ -171,7 +171,7 @@ class Speed:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of such a file, [] if there is none; a line cut short by a kill is left out."""
+    """The lines of a .jsonl file, [] if it does not exist; incomplete lines are left out."""
     if not path.is_file():
         return []
     lines = []
@@ -184,7 +184,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drops the lines after `step`, which a resumed run will write again."""
+    """Deletes the lines after `step`, which a resumed run will write again."""
     if not path.is_file():
         return
     kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= step]

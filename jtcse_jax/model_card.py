@@ -1,4 +1,4 @@
-"""The model card of an exported folder: `README.md` with the hub's YAML header."""
+"""Writes the model card of an exported folder: `README.md` with the hub's YAML header."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ SENTENCES = 'sentences = ["A man plays a guitar.", "Someone is making music."]'
 
 
 def write_card(folder: Path, model: SavedModel, card: Card) -> None:
-    """Writes `jtcse_card.json` and `README.md`."""
+    """Writes `jtcse_card.json` and `README.md` into the folder."""
     content = json.dumps(dataclasses.asdict(card), indent=2) + "\n"
     (folder / FILE).write_text(content, encoding="utf-8")
     (folder / "README.md").write_text(card_text(model, card), encoding="utf-8")
@@ -52,7 +52,7 @@ def _introduction(model: SavedModel, card: Card) -> list[str]:
     rows = {
         "Embedding": f"{shape.hidden_size} numbers: {pooling} of {towers}",
         "Normalised": "to length 1" if card.normalize else "no: compare vectors by their cosine",
-        "Longest sentence": f"{model.serving_length} tokens, longer ones are cut",
+        "Longest sentence": f"{model.serving_length} tokens; longer ones are cut",
         "Tower": f"{shape.family.upper()}, {shape.num_layers} layers of {shape.hidden_size}, "
         f"vocabulary of {shape.vocab_size:,}",
         "Prompts": ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
@@ -63,7 +63,7 @@ def _introduction(model: SavedModel, card: Card) -> list[str]:
         "family, with `jtcse_jax`."
     )
     return [
-        "Maps a sentence to a vector: the nearer two meanings, the larger the cosine of their "
+        "Maps a sentence to a vector: the closer two meanings, the larger the cosine of their "
         f"vectors.{trained if card.train_config else ''}\n",
         _table(("", ""), rows.items()),
     ]
@@ -91,9 +91,9 @@ def _use(model: SavedModel, card: Card) -> list[str]:
         prompts = f", prompts={json.dumps(card.prompts)}" if card.prompts else ""
         local = f"model = SentenceTransformer(modules=[{modules}]{prompts})"
         theirs = [
-            "The towers are summed by `sum_of_towers.py`, which lies here:\n",
+            "The module `sum_of_towers.py` in this folder sums the towers:\n",
             _code(f"{package}\n{remote}\n{example}"),
-            "Without code from here, by the same class of the installed package `jtcse_jax`:\n",
+            "To run no code from this folder, use the same class of the package `jtcse_jax`:\n",
             _code(f"{imports}\n{local}\n{example}"),
         ]
     return [*theirs, "In `transformers`:\n", _code(transformers), "In JAX:\n", _code(ours)]
@@ -185,9 +185,9 @@ def _training(card: Card) -> list[str]:
 
 
 def _license(card: Card) -> list[str]:
-    said = f"`{card.license}`." if card.license else "Not stated by who exported this model."
+    said = f"`{card.license}`." if card.license else "Not stated."
     bases = ", ".join(f"`{name}`" for name in card.base_models)
-    note = f" The weights it started from have their own: {bases}." if bases else ""
+    note = f" The start models have their own licences: {bases}." if bases else ""
     return ["## Licence\n", f"{said}{note}\n"]
 
 

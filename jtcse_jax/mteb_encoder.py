@@ -1,4 +1,4 @@
-"""What MTEB asks of an encoder beside `encode`; mteb itself is imported only when it asks."""
+"""The methods, besides `encode`, that MTEB needs of an encoder; mteb is imported only if used."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,21 +14,21 @@ from jtcse_jax.errors import UserError
 
 
 class MtebEncoder:
-    """The similarities, and MTEB 2's `EncoderProtocol`, for a class with `banks` and `width`.
+    """Similarities and MTEB 2's `EncoderProtocol`, for a class with `banks` and `width`.
 
-    `mteb.evaluate(encoder, tasks)` takes such an encoder as it is. There is no method `index`:
-    with it MTEB would take our `search` for its own and search with it.
+    `mteb.evaluate(encoder, tasks)` takes such an encoder directly. It must not have a method
+    `index`: MTEB would then take our `search` for its own and search with it.
     """
 
-    members: tuple[Member, ...] | None = None  #: where the banks come from, if they were loaded
+    members: tuple[Member, ...] | None = None  #: the loaded models of the banks, if known
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """MTEB's `ModelMeta`: a name after the model's place, and the hash of all that it is.
+        """MTEB's `ModelMeta`: a name made from the model's path, and a hash of the whole model.
 
-        MTEB keeps results by name and revision; the hash is the revision, so that a model never
-        gets the scores of another one of its name. Raises UserError where mteb is not installed,
-        and for an encoder made of bare banks, which has no such hash.
+        MTEB stores results by name and revision. The hash is the revision, so that a model never
+        gets the scores of another model of the same name. Raises UserError if mteb is not
+        installed, and for an encoder made directly from banks, which has no such hash.
         """
         try:
             from mteb.models import ModelMeta
@@ -55,7 +55,7 @@ class MtebEncoder:
 
     def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
         """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""
-        # Scaled before the product: of a search in a large corpus only one [n, m] is in memory.
+        # Scaled before the product, so that only one [n, m] array is in memory.
         first, second = _scaled("similarity", first, second)
         return first @ second.T
 
@@ -66,40 +66,40 @@ class MtebEncoder:
         first, second = _scaled("similarity_pairwise", first, second)
         if len(first) != len(second):
             raise UserError(
-                f"similarity_pairwise takes as many vectors on either side, and got {len(first)} "
+                f"similarity_pairwise takes equally many vectors on both sides, not {len(first)} "
                 f"and {len(second)}."
             )
         return np.sum(first * second, axis=1)
 
 
 class MtebTexts:
-    """The texts of the batches that MTEB hands over, as an iterable of known length."""
+    """The texts in MTEB's batches, as an iterable of known length."""
 
     def __init__(self, batches: Iterable[Mapping[str, Sequence[str]]], task_metadata: Any):
-        """Takes MTEB's loader of batches, which is read when this is iterated over."""
+        """Takes MTEB's loader of batches; iteration reads it."""
         self.batches = batches
         self.task = task_metadata.name
 
     def __len__(self) -> int:
-        """How many texts; the loader's data set knows."""
+        """Number of texts, from the loader's data set."""
         return len(self.batches.dataset)
 
     def __iter__(self) -> Iterator[str]:
-        """The texts in order. Raises UserError for batches of images or sound alone."""
+        """Yields the texts in order. UserError for batches without text (images or sound)."""
         for batch in self.batches:
             if "text" not in batch:
-                raise UserError(f"{self.task} has {', '.join(batch)} and no text: leave it out.")
+                raise UserError(f"{self.task} has {', '.join(batch)} but no text: leave it out.")
             yield from batch["text"]
 
 
 def _scaled(name: str, *sides: Any) -> list[np.ndarray]:
-    """Vectors of length 1, or 0 where they had none."""
+    """Scales vectors to length 1; zeros stay."""
     sides = [np.atleast_2d(side) for side in sides]
     if not all(np.issubdtype(side.dtype, np.number) for side in sides):
         raise UserError(f"{name} takes vectors: encode the sentences first.")
     if sides[0].shape[-1] != sides[1].shape[-1]:
         raise UserError(
-            f"{name} takes vectors of one width, and got {sides[0].shape[-1]} and "
+            f"{name} takes vectors of one width, not of {sides[0].shape[-1]} and "
             f"{sides[1].shape[-1]}."
         )
     return [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]

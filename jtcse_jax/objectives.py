@@ -1,7 +1,7 @@
-"""Objectives: what is computed of a batch, and named loss terms of it.
+"""Objectives: what the bank computes for a batch, and the loss with its named terms.
 
-An objective is a `forward` and a `loss`; to add one, write the two here and give it a line in
-`OBJECTIVES` and a name in `config.ObjectiveConfig.name`.
+An objective is a `forward` and a `loss`. To add one, write both functions here, add a line to
+`OBJECTIVES` and add its name to `config.ObjectiveConfig.name`.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ Terms = dict[str, Array]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss in two parts, so that a batch can be too large for one forward pass.
+    """A loss in two parts, so that a batch may be too large for one forward pass.
 
     forward: `(bank, params, batch, key, config) -> outputs`, a pytree of float arrays [K, N, ...]
-      whose second axis is over the batch: of sentence views, or of tokens.
-    loss: `(bank, outputs, batch, key, config) -> (loss, terms)`, of the outputs of the whole batch;
-      of `batch` it reads `mask` and `target` alone. `terms` holds every loss term, unweighted.
+      whose second axis runs over the batch: its sentence views or its tokens.
+    loss: `(bank, outputs, batch, key, config) -> (loss, terms)`, for the outputs of the whole
+      batch; it reads only `mask` and `target` of `batch`. `terms` holds all terms, unweighted.
     """
 
     forward: Callable[[Bank, Params, Batch, Array, ObjectiveConfig], Any]
@@ -39,21 +39,21 @@ class Objective:
     def __call__(
         self, bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
     ) -> tuple[Array, Terms]:
-        """The loss and its terms, of a batch in one forward pass."""
+        """The loss and its terms for a batch, in one forward pass."""
         return self.loss(bank, self.forward(bank, params, batch, key, config), batch, key, config)
 
 
 def plain_streams(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> TowerOutputs:
-    """Every tower for itself."""
+    """Runs the plain streams only."""
     return bank.apply(params["towers"], batch, key=key)
 
 
 def crossed_streams(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> TowerOutputs:
-    """The crossed streams beside the plain ones."""
+    """Runs the crossed streams beside the plain ones."""
     dropout_key, _ = jax.random.split(key)
     return bank.apply(params["towers"], batch, key=dropout_key, crossed=True)
 
@@ -61,7 +61,7 @@ def crossed_streams(
 def projected_streams(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[TowerOutputs, Array]:
-    """Every tower for itself, and its sentence vectors behind the head [K, 2B, D], if any."""
+    """Runs the plain streams; returns them and the head's vectors [K, 2B, D], if there is one."""
     outputs = plain_streams(bank, params, batch, key, config)
     if not config.mlp_head:
         return outputs, outputs.hidden
@@ -79,7 +79,7 @@ def simcse_loss(
     key: Array,
     config: ObjectiveConfig,
 ) -> tuple[Array, Terms]:
-    """Unsupervised SimCSE (arXiv 2104.08821), summed over towers that do not meet."""
+    """Unsupervised SimCSE (arXiv 2104.08821), summed over independent towers."""
     streams, vectors = outputs
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
     loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
@@ -89,7 +89,7 @@ def simcse_loss(
 def tncse_loss(
     bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
-    """TNCSE (arXiv 2503.12739): no cross-attention, and always the direction a -> b."""
+    """TNCSE (arXiv 2503.12739): no cross-attention, and always in the direction a -> b."""
     terms = {
         "nce": within_towers(outputs.hidden, batch, config),
         "icnce": between_towers(outputs.hidden, batch, config),
@@ -101,9 +101,9 @@ def tncse_loss(
 def jtcse_loss(
     bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
-    """JTCSE (arXiv 2505.02366): L_NCE + L_ICNCE, crossed streams included, + L_ICTM."""
+    """JTCSE (arXiv 2505.02366): L_NCE + L_ICNCE (also of the crossed streams) + L_ICTM."""
     _, coin_key = jax.random.split(key)
-    # One coin a step turns the direction between all pairs of towers.
+    # One coin per step decides the direction for all pairs of towers.
     flip = jax.random.bernoulli(coin_key)
     icnce = between_towers(outputs.hidden, batch, config, flip=flip)
     if bank.cross.mode != "off":
@@ -119,7 +119,7 @@ def jtcse_loss(
 def distillation_loss(
     bank: Bank, outputs: TowerOutputs, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
-    """Distillation into the bank's embedding from `batch.target`, a frozen teacher's.
+    """Distils a frozen teacher's embeddings, `batch.target`, into the bank.
 
     contrastive: NCE(s, s) + NCE(s, t); listwise: the teacher's ranking within the batch.
     """
@@ -147,10 +147,10 @@ def distillation_loss(
 def guesses(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> dict[str, Array]:
-    """Of each place that `mask_tokens` chose, and of places it did not: [K, N] float32.
+    """Guesses the words that `mask_tokens` hid; arrays [K, N] float32 over all places.
 
-    `nll` is -log of the probability of its token, `right` whether that had the highest one, and
-    `chosen` whether the place counts.
+    `nll` is -log of the true token's probability, `right` is 1 if that token has the highest
+    probability, and `chosen` is 1 if the place counts.
     """
     mask_key, dropout_key = jax.random.split(key)
     masked = mask_tokens(
@@ -180,7 +180,7 @@ def guesses(
 def mlm_loss(
     bank: Bank, outputs: dict[str, Array], batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[Array, Terms]:
-    """Masked language modelling (arXiv 1810.04805), summed over towers that do not meet."""
+    """Masked language modelling (arXiv 1810.04805), summed over independent towers."""
     chosen = outputs["chosen"] > 0
     loss = sum(map(losses.masked_mean, outputs["nll"], chosen))
     right = outputs["right"].sum(axis=1) / jnp.maximum(chosen.sum(axis=1), 1)
@@ -199,9 +199,9 @@ OBJECTIVES = {
 def init_params(
     bank: Bank, towers: Params, key: Array, config: ObjectiveConfig, head: Params | None = None
 ) -> Params:
-    """What an objective trains: the bank's towers, and a training-only head where it has one.
+    """The trained parameters: the bank's towers, and a training-only head if there is one.
 
-    `head` is a trained head of mlm, leaves [K, ...], to go on from.
+    `head` is a trained head of mlm to continue with, leaves [K, ...].
     """
     params = {"towers": towers}
     if config.name == "mlm":
@@ -214,7 +214,7 @@ def init_params(
 
 
 def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
-    """How many other sentences each one of a full batch is compared with; 0 where none is."""
+    """Number of sentence views that each anchor of a full batch is compared with; 0 if none."""
     if config.name == "mlm":
         return 0
     if config.name == "distill" and config.distillation == "listwise":
@@ -225,7 +225,7 @@ def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
 
 
 def neighbours(num_towers: int) -> list[tuple[int, int]]:
-    """Pairs of towers that meet in a loss: (0, 1) for two, a ring for more."""
+    """Pairs of towers that a loss compares: (0, 1) for two towers, a ring for more."""
     if num_towers == 2:
         return [(0, 1)]
     return [(tower, (tower + 1) % num_towers) for tower in range(num_towers)]
@@ -241,7 +241,7 @@ def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Arra
 def between_towers(
     vectors: Array, batch: Batch, config: ObjectiveConfig, *, flip: Array | None = None
 ) -> Array:
-    """Sum over neighbours of NCE(x_i, x_j), or of NCE(x_j, x_i) where `flip` (a bool scalar)."""
+    """Sum over neighbours of NCE(x_i, x_j), or of NCE(x_j, x_i) if `flip` (a bool scalar)."""
     total = jnp.zeros(())
     for i, j in neighbours(len(vectors)):
         x, y = vectors[i], vectors[j]
@@ -252,7 +252,7 @@ def between_towers(
 
 
 def tensor_modulus(outputs: TowerOutputs, batch: Batch, config: ObjectiveConfig) -> Array:
-    """L_ICTM: over neighbours, T(h_i, h_j, p_i, p_j) + T(h_j, h_i, p_j, p_i)."""
+    """L_ICTM: the sum over neighbours of T(h_i, h_j, p_i, p_j) + T(h_j, h_i, p_j, p_i)."""
     total = jnp.zeros(())
     for i, j in neighbours(len(outputs.hidden)):
         for a, b in ((i, j), (j, i)):
@@ -268,7 +268,7 @@ def tensor_modulus(outputs: TowerOutputs, batch: Batch, config: ObjectiveConfig)
 
 
 def weighted_sum(terms: Terms, config: ObjectiveConfig) -> Array:
-    """The loss: each term by its weight."""
+    """The loss: the sum of the terms times their weights."""
     return (
         config.nce_weight * terms["nce"]
         + config.icnce_weight * terms["icnce"]
@@ -277,7 +277,7 @@ def weighted_sum(terms: Terms, config: ObjectiveConfig) -> Array:
 
 
 def health(outputs: TowerOutputs, batch: Batch) -> Terms:
-    """Alignment and uniformity of the bank's embedding, to watch and not to train."""
+    """Alignment and uniformity of the bank's embedding; for monitoring, without a gradient."""
     embedding = jax.lax.stop_gradient(sum_towers(outputs.hidden))
     return {
         "alignment": losses.alignment(embedding, mask=batch.mask),

@@ -22,7 +22,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or falling to zero at total_steps."""
+    """Learning rate by step: linear warm-up, then constant or decreasing to 0 at total_steps."""
     peak = config.learning_rate
     remaining = max(total_steps - config.warmup_steps, 1)
     after = {
@@ -37,5 +37,5 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def only_kernels(params: optax.Params) -> optax.Params:
-    """True for products' kernels and embeddings, False for biases and LayerNorms."""
+    """True for kernels of matrix products and embeddings, False for biases and LayerNorms."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)

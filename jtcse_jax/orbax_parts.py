@@ -1,4 +1,4 @@
-"""What of orbax `checkpoint` does otherwise: whom signals are told to, and which step is kept."""
+"""How `checkpoint` changes orbax: it does not ask about signals, and we choose the kept step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,24 @@ import orbax.checkpoint as ocp
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's, but for the question whether a signal came."""
+    """Orbax's manager, which here never asks whether a signal came."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Not orbax's to ask: it would put its steps into the count of `stop_signal`."""
+        """Always False: if orbax asked jax, it would disturb the count in `stop_signal`."""
         return False
 
 
 class KeepStep:
-    """Preservation policy: the one step that `choose` names.
+    """Preservation policy: keeps the one step that `choose` returns.
 
-    Orbax's own `BestN` wants metrics in orbax's files, where one damaged file stops the opening of
-    all checkpoints, and sorts by them even if they are NaN.
+    Orbax's own `BestN` needs metrics in orbax's files. There, one damaged file prevents opening all
+    checkpoints, and NaN metrics are sorted like numbers.
     """
 
     def __init__(self, choose: Callable[[list[int]], int | None]) -> None:
         self._choose = choose
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Orbax asks which of the steps stay."""
+        """Tells orbax, for each step, whether to keep it."""
         chosen = self._choose([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == chosen for checkpoint in checkpoints]

@@ -1,4 +1,4 @@
-"""Files that a command writes at its end: looked at before the work, replaced whole after it."""
+"""Files that a command writes at its end: checked before the work, replaced atomically after it."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ from jtcse_jax.user_path import user_path
 
 
 def check_replaceable(name: str) -> Path:
-    """The path of `--output NAME`, which may be there already.
+    """Returns the path of `--output NAME`; the file may exist.
 
-    Raises UserError for a folder, and for a file in a folder that is not there.
+    Raises UserError if it is a folder, or if its folder does not exist.
     """
     path = user_path(name)
     if path.is_dir():
-        raise UserError(f"--output {name}: a folder; name a file in it.")
+        raise UserError(f"--output {name} is a folder; give the name of a file.")
     if not path.parent.is_dir():
-        raise UserError(f"--output {name}: there is no such folder; make it first.")
+        raise UserError(f"--output {name}: there is no such folder; create it first.")
     return path
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file so that it is the old or the new one, never half of it.
+    """Writes a file so that it has the old or the new content, never a part of it.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.new")
     with writing(path):

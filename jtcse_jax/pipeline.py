@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.pipeline --config FILE [--any.field VALUE ...]`: the whole recipe."""
+"""`python -m jtcse_jax.pipeline --config FILE [--any.field VALUE ...]`: trains all stages."""
 
 import logging
 

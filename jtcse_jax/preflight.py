@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.preflight [--workdir W]`: what a run would stand on, in ten seconds."""
+"""`python -m jtcse_jax.preflight [--workdir W]`: checks the machines for a run, in ten seconds."""
 
 import dataclasses
 import json
@@ -32,26 +32,26 @@ from jtcse_jax.user_path import user_path
 
 MIB = 2**20
 REDUCED = 16 * MIB  # bytes that each device adds to the all-reduce
-REPEATS = 3  # the same on every process, so no clock may decide it
+REPEATS = 3  # a constant, because all processes must repeat equally often
 BLOCK, MOST_WRITTEN, DISK_SECONDS = 4 * MIB, 128 * MIB, 2.0
-JOINING, REDUCING, WRITING = 60, 60, 30  # seconds that other processes, and the disk, may take
+JOINING, REDUCING, WRITING = 60, 60, 30  # seconds allowed for the other processes and the disk
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Looks at processes, devices, memory, interconnect and the disk of the workdir.
+    """Checks processes, devices, memory, interconnect and the disk of the workdir.
 
-    To be started as training is, with as many processes; it takes none of the trainer's arguments
-    but the workdir. Status 0 says that all is well; otherwise one sentence says what is wrong.
+    Start it like the training, with as many processes. Of the trainer's arguments it takes only the
+    workdir. Status 0 means that all is well; otherwise one sentence says what is wrong.
     """
 
     workdir: str = "runs"
-    """Where a run is going to write; a folder that is not there yet is not made."""
+    """Folder that a run will write to; if it does not exist it is not created."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one process finds; sizes in bytes, rates in bytes a second, 0 where nothing is known."""
+    """Results of one process; sizes in bytes, rates in bytes per second, 0 if unknown."""
 
     host: str
     devices: str
@@ -65,10 +65,10 @@ class Report:
 
 
 def preflight(workdir: str) -> list[Report]:
-    """The reports of all processes, on every process alike.
+    """Returns the reports of all processes, the same list on every process.
 
-    Every process of the cluster has to call it. A problem is in the report of who has it; only a
-    `workdir` that is a URL is a UserError.
+    Every process of the cluster must call it. A problem is in the report of the process that has
+    it; UserError is raised only if `workdir` is a URL.
     """
     folder = user_path(Config(workdir=workdir).workdir).absolute()
     mine = jax.local_devices()
@@ -79,11 +79,11 @@ def preflight(workdir: str) -> list[Report]:
         device_memory=sum(memories),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     )
-    others = "the others: see that their network and devices work, and that none has ended"
+    others = "the others: check that their network and devices work, and that none has ended"
     with _deadline(REDUCING, others):
         report = dataclasses.replace(report, **_all_reduce())
     if not report.problem:
-        with _deadline(WRITING, f"the disk of the workdir {folder}: have it looked at"):
+        with _deadline(WRITING, f"the disk of the workdir {folder}: check that disk"):
             report = dataclasses.replace(report, **_disk(folder))
     with _deadline(WRITING + REDUCING, others):
         reports = _gather(report)
@@ -97,7 +97,7 @@ def preflight(workdir: str) -> list[Report]:
 
 
 def print_table(reports: list[Report], seconds: float) -> None:
-    """Prints one row a process, under the versions and above the interconnect's rate."""
+    """Prints versions, one row per process, and the interconnect's rate."""
     versions = environment()
     table = Table(title=f"jax {versions['jax']}, {versions['devices']}", box=SIMPLE_HEAD)
     table.add_column("process", justify="right")
@@ -112,14 +112,14 @@ def print_table(reports: list[Report], seconds: float) -> None:
     rich.print(table)
     slowest = min(one.reduced for one in reports)
     if jax.device_count() > 1 and slowest:
-        rate = f"{slowest / 1e9:.2f} GB/s a device, as nccl-tests count bus bandwidth"
+        rate = f"{slowest / 1e9:.2f} GB/s per device, measured like the bus bandwidth of nccl-tests"
         print(f"all-reduce of {REDUCED // MIB} MiB over {jax.device_count()} devices: {rate}")
-    print(f"looked for {seconds:.1f} s")
+    print(f"checked in {seconds:.1f} s")
 
 
 @contextmanager
 def _deadline(seconds: float, what: str) -> Iterator[None]:
-    """Ends the process where the body takes longer: a collective cannot be interrupted."""
+    """Ends the process if the body takes longer: a collective cannot be interrupted."""
 
     def give_up() -> None:
         waiting = f"process {jax.process_index()} on {socket.gethostname()} waited {seconds:g} s"
@@ -135,7 +135,7 @@ def _deadline(seconds: float, what: str) -> Iterator[None]:
 
 
 def _all_reduce() -> dict[str, float | str]:
-    """Adds arrays of all devices over the interconnect: its rate, or what is wrong with the sum."""
+    """Adds arrays of all devices over the interconnect; returns the rate, or the problem."""
     devices = jax.devices()
     mesh = Mesh(np.array(devices), "all")
     elements = np.arange(REDUCED // 4, dtype=np.uint32)
@@ -158,29 +158,29 @@ def _all_reduce() -> dict[str, float | str]:
         sums = add(addends).block_until_ready()
     seconds = (time.monotonic() - start) / REPEATS
     count = len(devices)
-    # Of unsigned integers, which wrap around alike on every device.
+    # Unsigned integers wrap around in the same way on every device.
     expected = elements * np.uint32(count) + np.uint32(count * (count - 1) // 2)
     for shard in sums.addressable_shards:
         if not np.array_equal(np.asarray(shard.data), expected):
             return {
                 "problem": f"an all-reduce over all devices gave a wrong sum on {shard.device}: "
-                "start without its host, and have that looked at"
+                "start without its host, and have that host checked"
             }
     return {"reduced": 2 * (count - 1) / count * REDUCED / seconds}
 
 
 def _disk(workdir: Path) -> dict[str, float | str]:
-    """Free space, and the rates of a file written, synced and read, or what stops that."""
+    """Free space, and the rates of writing, syncing and reading a file, or the error."""
     try:
         folder = _nearest_folder(workdir)
         free = shutil.disk_usage(folder).free
-        # A file without a name: it goes with the process, however that ends.
+        # A file without a name disappears with the process, however that ends.
         with tempfile.TemporaryFile(dir=folder) as file:
             return {"free": free, **_write_and_read(file)}
     except OSError as error:
         return {
-            "problem": f"the workdir {workdir} cannot be written ({error.strerror}): make room or "
-            "get the right to write there, or name another"
+            "problem": f"the workdir {workdir} cannot be written ({error.strerror}): free some "
+            "space or get permission to write there, or choose another"
         }
 
 
@@ -198,15 +198,15 @@ def _write_and_read(file) -> dict[str, float | str]:
         os.fsync(file.fileno())
         blocks += 1
     written = time.monotonic()
-    if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory
+    if hasattr(os, "posix_fadvise"):  # drop the cache, so that the disk is read
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file.seek(0)
     same = all(file.read(BLOCK) == block for _ in range(blocks))
     read = time.monotonic()
     if not same:
         return {
-            "problem": "the workdir's disk gave back other bytes than were written: name a workdir "
-            "on another disk"
+            "problem": "the workdir's disk returned other bytes than were written: choose a "
+            "workdir on another disk"
         }
     size = blocks * BLOCK
     return {"write": size / (written - start), "read": size / (read - written)}
@@ -230,7 +230,7 @@ def main() -> None:
     reports = preflight(arguments.workdir)
     if jax.process_index() == 0:
         print_table(reports, time.monotonic() - start)
-    # The first process that ends by an error ends the others.
+    # Wait until the table is printed: the first process that fails ends the others.
     multihost_utils.sync_global_devices("the table is printed")
     for number, report in enumerate(reports):
         if report.problem:

@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.prepare tokens|corpus`: text and token caches, before training."""
+"""`python -m jtcse_jax.prepare tokens|corpus`: prepares text and token caches before training."""
 
 import json
 import logging
@@ -29,62 +29,61 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Makes the token cache of a text, which training makes itself where there is none. Killed and
-    started again it goes on. Started at once on several hosts that see the cache folder, it shares
-    the work among them."""
+    """Makes the token cache of a text; without it, training makes one itself. If the command is
+    killed, the same command resumes. Started at the same time on several hosts that share the cache
+    folder, the processes share the work."""
 
     source: str
-    """The text, as data.source."""
+    """The text, as in data.source."""
     tokenizer: str
-    """Folder or hub name of a model, or of its tokenizer: that of model.towers or
-    model.tokenizer."""
+    """Folder or hub name of a model or of its tokenizer, as in model.towers or model.tokenizer."""
     max_len: int = 64
-    """Tokens kept of a sentence, as data.max_len."""
+    """Tokens to keep of each sentence, as in data.max_len."""
     cache_dir: str = "~/.cache/jtcse_jax"
-    """The folder of caches, as data.cache_dir."""
+    """Folder of token caches, as in data.cache_dir."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Makes a corpus of documents: splits them into sentences, cleans these, drops duplicates and
-    tokenises what is left, on Apache Beam. Train on it with --data.source 'OUTPUT/*.txt'
-    --data.cache-dir OUTPUT/cache. Started again it goes on after the text; a part of the tokens
-    that is there is not made again."""
+    """Makes a corpus from documents with Apache Beam: splits them into sentences, cleans these,
+    drops duplicates and tokenises the rest. Train on it with --data.source 'OUTPUT/*.txt'
+    --data.cache-dir OUTPUT/cache. If the command stops after the text is complete, the same command
+    resumes there, and does not make finished parts of the tokens again."""
 
     input: str
-    """Documents, one a line (or a paragraph a line), as data.source."""
+    """Documents, one per line (or one paragraph per line), in any form that data.source takes."""
     output: str
-    """The folder to make; until the text is whole it is OUTPUT.partial."""
+    """The folder to make; until the text is complete it is OUTPUT.partial."""
     tokenizer: str | None = None
-    """As of `tokens`; without it there will be text alone."""
+    """As in `tokens`; without it only the text is made."""
     max_len: int = 64
-    """Tokens kept of a sentence."""
+    """Tokens to keep of each sentence."""
     files: int = 16
-    """Files of text; a worker holds the sentences of one in memory."""
+    """Number of text files; a worker has the sentences of one in memory."""
     rules: Rules = Rules()
     beam: tuple[str, ...] = ("runner=FnApiRunner",)
-    """Options of Beam, without dashes. On all cores of this machine: runner=FnApiRunner
-    direct_running_mode=multi_processing direct_num_workers=0. A cluster's runner needs this package
-    on its workers, and input and output on a file system that they see."""
+    """Options of Beam, without dashes. To use all cores of this machine: runner=FnApiRunner
+    direct_running_mode=multi_processing direct_num_workers=0. On a cluster, the workers need this
+    package, and a file system that they share must hold the input and the output."""
 
 
 def make_tokens(arguments: Tokens) -> None:
-    """Makes the cache, or this process's share of it. Raises UserError as `tokenize` does."""
+    """Makes the cache, or this process's share of it. Raises the errors of `tokenize`."""
     source = open_source(arguments.source)
     tokenizer = find_tokenizer(arguments.tokenizer)
     _say_stats(tokenize(source, tokenizer, arguments.max_len, arguments.cache_dir))
 
 
 def make_corpus(arguments: Corpus) -> None:
-    """Makes the text, unless it is there, then its token cache.
+    """Makes the text, unless it exists, then its token cache.
 
-    Raises UserError for bad input, an output of other settings, and what cannot be written.
+    Raises UserError for bad input, an output with other settings, and files that cannot be written.
     """
     if arguments.files < 1:
         raise UserError(f"--files {arguments.files}: give at least 1.")
     documents = open_source(arguments.input)
     if documents.views > 1:
-        raise UserError(f"--input {arguments.input}: lines of two sentences; give documents.")
+        raise UserError(f"--input {arguments.input} has two sentences a line; give documents.")
     tokenizer = find_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     output = user_path(arguments.output).absolute()
     settings = {
@@ -122,7 +121,7 @@ def _check_settings(output: Path, settings: dict[str, object]) -> None:
     different = [name for name in settings if made.get(name) != settings[name]]
     if different:
         raise UserError(
-            f"--output {output} was made with another {' and '.join(different)}: name a new folder."
+            f"--output {output} was made with another {' and '.join(different)}: use a new folder."
         )
 
 
@@ -136,7 +135,7 @@ def _read_manifest(output: Path) -> dict[str, dict[str, Any]]:
         whole = False
     if not whole:
         raise UserError(
-            f"--output {output}: there, and no corpus of this command; name a new folder."
+            f"--output {output} exists but was not made by this command; choose a new folder."
         )
     return manifest
 
@@ -147,13 +146,13 @@ def _write_text(
     settings: dict[str, object],
     arguments: Corpus,
 ) -> None:
-    """Writes the text beside the output, with its manifest, then gives both their name."""
+    """Writes the text and its manifest into OUTPUT.partial, then renames that to the output."""
     partial = output.with_name(f"{output.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with open(partial / _LOCK, "ab") as lock:
             if not lock_file(lock):
-                raise UserError(f"{partial}: another process is writing it; wait for its end.")
+                raise UserError(f"{partial}: another process is writing it; wait until it ends.")
             for path in partial.iterdir():
                 if path.name != _LOCK:
                     path.unlink()
@@ -174,7 +173,7 @@ def _write_text(
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    # A worker's traceback; what it raised is said by this command.
+    # No tracebacks of workers: this command prints their errors.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     arguments = tyro.cli(Tokens | Corpus, prog="python -m jtcse_jax.prepare")
     if isinstance(arguments, Tokens):

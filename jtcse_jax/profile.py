@@ -1,4 +1,4 @@
-"""A trace of ten training steps, in the format of TensorBoard's profile plugin and of Perfetto."""
+"""Traces ten training steps in the format of TensorBoard's profile plugin and of Perfetto."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from jtcse_jax.config import Config
 from jtcse_jax.user_path import user_path
 
 STEPS = 10
-AFTER = 5  # steps that compile and warm up come first
+AFTER = 5  # steps before the trace, which compile and warm up
 FOLDER = "profile"
 
 
 class Profile:
-    """Traces steps AFTER to AFTER + STEPS of a run, or what it has of them, if asked to."""
+    """Traces steps AFTER to AFTER + STEPS of a run, or as many as it has, if the config asks."""
 
     def __init__(self, config: Config, start: int, stop: int):
-        """`config.profile` asks; the run goes from step `start` to `stop`."""
+        """Takes the run's config and its first and last step."""
         self._folder = user_path(config.workdir) / FOLDER
         self._first = min(start + AFTER, stop - 1)
         self._last = min(self._first + STEPS, stop)
@@ -24,9 +24,9 @@ class Profile:
         self.step(start, None)
 
     def step(self, done: int, state: Any) -> bool:
-        """To be called after each dispatch, with the steps done and the state they will give.
+        """Call it after each dispatch, with the number of steps done and the resulting state.
 
-        True where it waited for them, to start or to write the trace.
+        Returns True if it waited for the steps, to start the trace or to write it.
         """
         if not self._asked or done not in (self._first, self._last):
             return False

@@ -1,8 +1,8 @@
-"""`python -m jtcse_jax.quickstart --config FILE [--any.field VALUE ...]`: train, then examples.
+"""`python -m jtcse_jax.quickstart --config FILE [--any.field VALUE ...]`: trains, prints examples.
 
-Trains as `jtcse_jax.train` does. Then it prints the sentence that is nearest to each of three
-queries, by the model that the first tower started from and by the model that the run trained. The
-sentences are those of the built-in dev set.
+Trains as `jtcse_jax.train` does. Then it prints the nearest sentence to each of three queries, once
+by the start model of the first tower and once by the trained model. The sentences are those of the
+built-in dev set.
 """
 
 import jax
@@ -38,7 +38,7 @@ def nearest(model: SavedModel) -> list[tuple[str, float]]:
 def show(config: Config) -> None:
     """Prints the examples of a finished run, and the next command; on one process only.
 
-    Nothing is shown for towers that started from random weights.
+    It prints nothing if the towers started from random weights.
     """
     if SCRATCH in config.model.towers or jax.process_count() > 1:
         return
@@ -49,7 +49,7 @@ def show(config: Config) -> None:
         for when, (sentence, cosine) in zip(("before", "after"), found, strict=True):
             table.add_row(when, f"{cosine:.3f}", Text(sentence))
         rich.print(table)
-    print("Your own text, one sentence a line, and scored pairs as a development set:")
+    print("To train on your own text, one sentence per line, with scored pairs as development set:")
     print("  bash launch/local.sh --config configs/quickstart_minilm.py --data.source TEXT \\")
     print("    --data.dev PAIRS.tsv --workdir runs/mine --max-steps 300")
 

@@ -1,4 +1,4 @@
-"""One run in a workdir at a time."""
+"""Ensures that only one run at a time uses a workdir."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ FILE = "run.lock"
 def hold(workdir: Path) -> Iterator[None]:
     """Holds the workdir's lock; the kernel releases it when this process ends, however it ends.
 
-    The file stays, with the host and the process id of its last holder. Raises InUse where another
-    process holds it, UserError where the workdir cannot be written.
+    The file stays, with the host and process id of its last holder. Raises InUse if another process
+    holds the lock, and UserError if the workdir cannot be written.
     """
     path = workdir / FILE
     with writing(f"workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: what a full disk did not take would be written again, and fail, at the end.
+        # Unbuffered: with a full disk, buffered bytes would be written again at exit, and fail.
         file = path.open("ab+", buffering=0)
     with file:
         if not lock_file(file):

@@ -1,8 +1,8 @@
-"""A bank read from disk: workdirs of the trainer, exported folders, and Hugging Face folders.
+"""Reads a bank from disk: from workdirs, exported folders and Hugging Face folders.
 
-Beside the weights a small `jtcse.json` keeps what no weight tells (pooling, serving length), so
-that no reader has to guess. A workdir has its weights in `checkpoints/`, an exported folder (which
-`exported.py` writes) in one Hugging Face folder per tower.
+A small `jtcse.json` beside the weights stores what the weights do not contain (pooling, serving
+length), so that no reader has to guess. A workdir has its weights in `checkpoints/`. An exported
+folder, written by `exported.py`, has one Hugging Face folder per tower.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ MOST_TOWERS = 1024
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A bank, its parameters and what is needed to feed it."""
+    """A bank, its parameters, and what is needed to feed it."""
 
     bank: Bank
     params: Params  #: leaves [K, ...] float32
     tokenizer: Any  #: a fast transformers tokenizer
-    serving_length: int  #: longest sentence it reads, in tokens
-    source: str  #: where it comes from, in words for a log line
-    folder: Path | None = None  #: where its files lie; None for one that was made in memory
-    step: int | None = None  #: of the workdir it was read from
+    serving_length: int  #: longest sentence that it reads, in tokens
+    source: str  #: the model's origin, as text for a log line
+    folder: Path | None = None  #: folder of its files; None if it was made in memory
+    step: int | None = None  #: step of the workdir it was read from
 
 
 def load(
@@ -48,31 +48,31 @@ def load(
     max_len: int | None = None,
     seed: int = 0,
 ) -> SavedModel:
-    """The model in a workdir, an exported folder or a Hugging Face folder (or hub name).
+    """Loads the model of a workdir, an exported folder, or a Hugging Face folder or hub name.
 
     Args:
-      name: folder or hub name; NAME#K is its tower K alone, from 0.
-      step: of a workdir, the step to take; by default the best by dev score, or the newest where
-        no step has one, of those that are not damaged.
-      pooling: "cls" or "mean"; needed where neither a `jtcse.json` nor a sentence-transformers
-        folder says it, and overrides them.
-      max_len: overrides the serving length likewise (see `find_serving_length`).
-      seed: of the pooler that is drawn for weights without one. Towers that start from the same
-        weights need different seeds, or they draw the same pooler.
+      name: folder or hub name; NAME#K is only its tower K, from 0.
+      step: step of a workdir; by default the best undamaged one by dev score, or the newest if no
+        step has a score.
+      pooling: "cls" or "mean"; overrides that of the folder. Needed if neither a `jtcse.json` nor a
+        sentence-transformers folder names it.
+      max_len: overrides the serving length (see `find_serving_length`).
+      seed: seed for a random pooler, if the weights have none. Towers that start from the same
+        weights need different seeds, or they get the same pooler.
     Raises:
-      UserError: no such model or tower, an unknown pooling, a step asked of something without
-        steps, a `max_len` above the model's positions.
+      UserError: there is no such model or tower, the pooling is unknown, a step is given for
+        something without steps, or `max_len` is above the model's positions.
     """
     name, tower = split_name(str(name))
     folder = hf_files.find_folder(name)
     known = any((folder / file).is_file() for file in (DESCRIPTION, hf_config.CONFIG))
     if not known and (folder / PIPELINE_MODEL).is_dir():
-        raise UserError(f"{name}: a pipeline's workdir; its model is {folder / PIPELINE_MODEL}.")
+        raise UserError(f"{name} is a pipeline's workdir; its model is {folder / PIPELINE_MODEL}.")
     description = read_description(folder)
     pooling = pooling or description.get("pooling")
     if pooling is None:
         raise UserError(
-            f"{name}: nothing there says how sentence vectors are pooled: give --pooling cls or "
+            f"{name}: no file there names the pooling of sentence vectors: give --pooling cls or "
             "--pooling mean (SimCSE-like models: cls)."
         )
     if pooling not in ("cls", "mean"):
@@ -112,7 +112,7 @@ def load(
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """A model's name and the tower that is meant: `runs/jtcse#0` is ("runs/jtcse", 0)."""
+    """Splits a model's name into folder and tower: `runs/jtcse#0` is ("runs/jtcse", 0)."""
     model, _, number = name.rpartition("#")
     is_number = number.isdecimal() and len(number) < 10
     if model and is_number and not os.path.exists(os.path.expanduser(name)):
@@ -121,7 +121,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `jtcse.json`, or else a sentence-transformers folder, says of a model; {} if neither."""
+    """The description in `jtcse.json`, or else in a sentence-transformers folder; {} if neither."""
     path = folder / DESCRIPTION
     return read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
 
@@ -129,8 +129,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
     """The longest sentence, in tokens, that the model in a folder reads; at most `longest`.
 
-    It is what the folder's description names, else the limit of its tokenizer, else `longest`.
-    Raises UserError where the description names no whole number above 0.
+    It is the length in the folder's description, else the limit of its tokenizer, else `longest`.
+    Raises UserError if the description has anything but a whole number above 0.
     """
     length = read_description(folder).get("serving_length")
     if length is None:
@@ -143,13 +143,13 @@ def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
 
 
 def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, serving_length: int) -> None:
-    """Writes what a workdir needs beside its checkpoints; OSError where that fails."""
+    """Writes the files of a workdir other than its checkpoints; OSError if that fails."""
     hf_tokenizer.save_tokenizer(tokenizer, workdir / TOKENIZER)
     describe_workdir(workdir, bank, serving_length)
 
 
 def describe_workdir(workdir: Path, bank: Bank, serving_length: int) -> None:
-    """Writes the `jtcse.json` of a workdir; OSError where that fails."""
+    """Writes the `jtcse.json` of a workdir; OSError if that fails."""
     description = {
         "architecture": dataclasses.asdict(bank.architecture),
         "num_towers": bank.num_towers,
@@ -160,7 +160,7 @@ def describe_workdir(workdir: Path, bank: Bank, serving_length: int) -> None:
 
 
 def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
-    """The shape of a workdir's bank, and its tokenizer."""
+    """The shape of a workdir's bank (without weights), and its tokenizer."""
     path, description = workdir / DESCRIPTION, read_description(workdir)
     try:
         shape, num_towers = dict(description["architecture"]), description["num_towers"]
@@ -172,23 +172,23 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
         raise UserError(f"{path}: incomplete ({error}): train again.") from error
     if type(num_towers) is not int or not 1 <= num_towers <= MOST_TOWERS:
         found = reprlib.repr(num_towers)
-        raise UserError(f"{path}: num_towers = {found}: it is from 1 to {MOST_TOWERS}.")
+        raise UserError(f"{path}: num_towers = {found}: must be from 1 to {MOST_TOWERS}.")
     return bank, hf_tokenizer.load_tokenizer(workdir / TOKENIZER)
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file that is a `kind` (dict or list); else UserError."""
+    """The content of a JSON file; UserError if it is not of type `kind` (dict or list)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, kind):
-            raise ValueError(f"a {type(content).__name__} where a {kind.__name__} belongs")
+            raise ValueError(f"a {type(content).__name__} instead of a {kind.__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no valid JSON ({error}): restore or delete it.") from error
+        raise UserError(f"{path} is not valid JSON ({error}): restore or delete it.") from error
     return content
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:
-    """Writes `jtcse.json` into the folder, which is made where it is absent."""
+    """Writes `jtcse.json` into the folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{DESCRIPTION}.new"
     temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -203,7 +203,7 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
         taken, state = checkpoints.restore(step, params=bank.abstract(), prefer="best")
         scored = checkpoints.score(taken) is not None
     if step is not None:
-        why = "asked for"
+        why = "requested"
     else:
         undamaged = "" if taken == in_order[0] else " undamaged"
         why = f"best{undamaged} by dev score" if scored else f"newest{undamaged}, no dev score"
@@ -211,9 +211,9 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
 
 
 def _tower_folders(folder: Path, names: Any) -> list[Path]:
-    """The folders of an exported folder's towers, which lie in it."""
+    """The folders of an exported folder's towers; all must lie inside it."""
     if not isinstance(names, list) or not names:
-        raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)} is no list.")
+        raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)}: must be a list.")
     if len(names) > MOST_TOWERS or len(set(map(str, names))) < len(names):
         raise UserError(
             f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)}: name each once, and at most "
@@ -222,7 +222,7 @@ def _tower_folders(folder: Path, names: Any) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not lies_in(folder / name, folder):
             raise UserError(
-                f"{folder / DESCRIPTION}: tower {reprlib.repr(name)} is no folder in this one."
+                f"{folder / DESCRIPTION}: tower {reprlib.repr(name)} is not a folder inside it."
             )
     return [folder / name for name in names]
 

@@ -1,4 +1,4 @@
-"""`python -m jtcse_jax.search --model PATH --input FILE --query TEXT`: a quick look."""
+"""`python -m jtcse_jax.search --model PATH --input FILE --query TEXT`: prints similar sentences."""
 
 import logging
 import sys
@@ -22,33 +22,33 @@ from jtcse_jax.errors import UserError, one_line_errors
 class Arguments(EncoderArguments):
     """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
 
-    Without --query, queries are read from standard input, one a line.
+    Without --query, it reads queries from standard input, one per line.
     """
 
     input: str
-    """Sentences, one a line: a file or glob, plain, .gz or .xz. They are held in memory."""
+    """Sentences, one per line: a file or glob (plain, .gz or .xz). All are kept in memory."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to look for; may be given several times."""
+    """Text to search for; may be given several times."""
     top_k: int = 5
-    """Most sentences shown for a query."""
+    """Largest number of sentences printed per query."""
     threshold: float | None = None
-    """Smallest cosine shown; by default none."""
+    """Smallest cosine printed; by default no limit."""
     backend: Literal["exact", "faiss"] = "exact"
-    """faiss needs the package faiss-cpu."""
+    """exact, or faiss, which needs the package faiss-cpu."""
 
 
 def search(arguments: Arguments) -> None:
-    """Prints a table for each query. Raises UserError as readers of the model and the text do."""
+    """Prints a table for each query. Raises the errors of the readers of the model and the text."""
     if arguments.top_k < 1:
         raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
     source = open_source(arguments.input)
     if source.views > 1:
-        raise UserError(f"--input {arguments.input}: lines of two sentences; give one a line.")
+        raise UserError(f"--input {arguments.input} has two sentences a line; give one a line.")
     sentences = list(source.read())
     if source.blank:
         raise UserError(
-            f"--input {arguments.input}: {source.blank} blank lines, so that numbers would not be "
-            "those of lines: remove them."
+            f"--input {arguments.input} has {source.blank} blank lines, so that the printed "
+            "numbers would not be line numbers: remove them."
         )
     encoder = SentenceEncoder.of(arguments.load_members())
     encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
@@ -57,7 +57,7 @@ def search(arguments: Arguments) -> None:
 
 
 def print_hits(query: str, hits: list[Hit]) -> None:
-    """Prints a table: cosine, line of the sentence (from 1), text."""
+    """Prints a table: cosine, line number of the sentence (from 1), text."""
     table = Table(title=Text(query), title_justify="left")
     table.add_column("cosine", justify="right", no_wrap=True)
     table.add_column("line", justify="right", no_wrap=True)

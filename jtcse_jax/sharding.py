@@ -1,8 +1,8 @@
-"""Where arrays live: a ("tower", "data", "fsdp") mesh.
+"""How arrays are distributed over devices: a ("tower", "data", "fsdp") mesh.
 
-Towers are split over "tower", the rows of a batch over "data" and "fsdp", parameters and the
-optimizer's state over "tower" and "fsdp": a step gathers the parameters whole, and each device
-keeps and updates its share of them (ZeRO, arXiv 1910.02054).
+Towers are split over "tower", the rows of a batch over "data" and "fsdp", parameters and optimizer
+state over "tower" and "fsdp". A step gathers the whole parameters, and each device keeps and
+updates its share of them (ZeRO, arXiv 1910.02054).
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ ROW_AXES = ("data", "fsdp")
 def make_mesh(
     tower_devices: int = 1, fsdp_devices: int = 1, *, devices: list[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over `devices` (by default all of all processes): groups of towers, of those fsdp.
+    """A mesh over `devices`, by default all of all processes: groups of towers, then of fsdp.
 
-    Devices keep their order, process by process, so that each process holds a contiguous block
-    of rows. Raises UserError where the devices do not divide into the groups.
+    Devices keep their order, process by process, so that each process holds a contiguous block of
+    rows. Raises UserError if the devices do not divide into the groups.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % (tower_devices * fsdp_devices):
@@ -34,12 +34,12 @@ def make_mesh(
             f"{len(devices)} devices: use 1."
         )
     grid = np.array(devices).reshape(tower_devices, -1, fsdp_devices)
-    # Auto: with the newest default, Explicit, the in-batch product x @ y.T raises.
+    # Auto axes: with the newest default, Explicit, the in-batch product x @ y.T raises.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def row_shards(mesh: Mesh) -> int:
-    """How many equal blocks the rows of a batch are split into."""
+    """Number of equal blocks that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -55,19 +55,19 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
     contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
     if remainder or not contiguous or columns[0] % len(columns):
         raise UserError(
-            f"tower_devices = {mesh.shape['tower']}: a process holds devices of several towers "
-            "and not the same rows for each: use 1, or processes that divide the towers evenly."
+            f"tower_devices = {mesh.shape['tower']}: a process has devices of several towers, but "
+            "not the same rows for each: use 1, or processes that divide the towers evenly."
         )
     return columns[0] // len(columns), count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def whole_towers(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Shardings of a bank that is run: each device holds its towers whole.
+    """Shardings of a bank that runs: each device holds its towers whole.
 
     Arrays have a leading tower axis, scalars do not.
     """
@@ -76,10 +76,10 @@ def whole_towers(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def state_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Shardings of a state that is kept: as `whole_towers`, matrices split over "fsdp" besides.
+    """Shardings of a stored state: as `whole_towers`, with matrices also split over "fsdp".
 
-    Of a tower's matrix the longest axis that divides is split; vectors are too small to be worth
-    a transfer.
+    A tower's matrix is split along its longest axis that divides evenly. Vectors are too small to
+    be worth a transfer.
     """
     parts = mesh.shape["fsdp"]
 
@@ -94,7 +94,7 @@ def state_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """A tree of host arrays, whole on every process, as global arrays on the devices."""
+    """Places a tree of host arrays, whole on every process, as global arrays on the devices."""
 
     def place_leaf(leaf, sharding):
         leaf = np.asarray(leaf)
@@ -104,7 +104,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes and dtypes of a tree of arrays as `place` places them, as `jax.ShapeDtypeStruct`."""
+    """Shapes and dtypes of a tree of arrays that `place` would place, as `jax.ShapeDtypeStruct`."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
@@ -113,23 +113,24 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def batch_shardings(mesh: Mesh, *, micro_batches: bool = False) -> Batch:
-    """Rows over the devices; the order and the mask, of the whole batch, everywhere."""
+    """Rows are split over the devices; every device has the whole batch's order and mask."""
     leading = (None,) if micro_batches else ()
     rows = NamedSharding(mesh, PartitionSpec(*leading, ROW_AXES))
     return Batch(rows, rows, rows, rows, order=replicated(mesh), mask=replicated(mesh))
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """A batch, of which each process has its own rows alone, as one global batch."""
+    """Makes one global batch of the processes' parts; each process passes only its own rows."""
     one = batch_shardings(mesh, micro_batches=batch.has_micro_batches)
     shardings = one._replace(teacher=(one,) * len(batch.teacher))
     return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
 
 
 def split_sentences(mesh: Mesh | None, vectors: PyTree) -> PyTree:
-    """Inside a jitted step: sentence vectors [K, N, ...], N over the devices where it divides.
+    """Inside a jitted step: splits vectors [K, N, ...] over the devices along N, if that divides.
 
-    A loss over all pairs of sentences is then computed once, each device its share of the anchors.
+    A loss over all pairs of sentences is then computed once; each device takes a share of the
+    anchors.
     """
     if mesh is None or row_shards(mesh) == 1:
         return vectors

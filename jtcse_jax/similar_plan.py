@@ -24,7 +24,7 @@ from jtcse_jax.start import Start
 
 ORDER = "similar.npy"  # in the workdir
 
-_CHUNK = 2**14  # sentences whose tokens are in memory together
+_CHUNK = 2**14  # number of sentences whose tokens are in memory at a time
 
 _log = logging.getLogger(__name__)
 
@@ -32,22 +32,22 @@ _log = logging.getLogger(__name__)
 def find_plan(
     workdir: Path, cache: TokenCache, pairs: str, bank: Bank, start: Start
 ) -> SimilarBatches:
-    """The order of the run in `workdir`, planned unless the run is resumed.
+    """Returns the order of the run in `workdir`; plans it unless the run is resumed.
 
     The primary process writes it to `similar.npy` in the workdir, from where all processes, and
     every later start, read it. A second copy beside the tokens serves other runs with the same text
     and first tower. All processes call this function.
 
     Args:
-        workdir: of the run, shared by all processes.
+        workdir: folder of the run, shared by all processes.
         cache: the model's tokens.
         pairs: `data.pairs` of the run.
         bank: the shape of the towers.
-        start: the model whose first tower says what is similar; its towers are None where the run
-            is resumed.
+        start: the start model; its first tower decides which sentences are similar. Its towers are
+            None if the run is resumed.
 
     Raises:
-        UserError: the file of a resumed run is absent or damaged, or cannot be written.
+        UserError: the file of a resumed run is missing or damaged, or a new one cannot be written.
     """
     path = workdir / ORDER
     if start.towers is not None:
@@ -74,9 +74,9 @@ def _plan_once(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> Simil
 
 
 def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.ndarray:
-    """[items, D] int8, the first tower's vectors of each item's first sentence, quantised.
+    """[items, D] int8: the first tower's vector of the first sentence of each item, quantised.
 
-    It runs on the devices of this process. Arguments as `find_plan`, at the first start.
+    It runs on the devices of this process. Arguments as in `find_plan` for a new run.
     """
     bank = dataclasses.replace(bank, num_towers=1, mesh=None)
     mesh = sharding.make_mesh(devices=jax.local_devices())

@@ -1,4 +1,4 @@
-"""What the stages of a pipeline score: a row for each, the table, and which of them is the best."""
+"""The scores of a pipeline's stages: a row per stage, the table, and the best stage."""
 
 import statistics
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ Row = dict[str, Any]
 
 
 def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
-    """What a stage's log says: stage, step, seconds, sentences_per_second, dev (or None).
+    """Returns stage, step, seconds, sentences_per_second and dev (or None) from a stage's log.
 
-    `step` is that of the model, by default the best; `seconds` the training time of all steps at
-    the median logged speed: compiling, evaluating and saving are not in it.
+    `step` is the model's step, by default the best one. `seconds` is the training time of all steps
+    at the median logged speed; compiling, evaluating and saving are not included.
     """
     lines = read_jsonl(Path(config.workdir) / JSONL)
     trained = [line for line in lines if "loss" in line]
     rate = statistics.median(line["sentences_per_second"] for line in trained)
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}
-    # If scores are equal the later step counts, as in `Checkpoints.best_step`.
+    # Of equal scores the later step counts, as in `Checkpoints.best_step`.
     best = max(scores, key=lambda step: (scores[step], step), default=None)
     step = best if taken is None else taken
     return {
@@ -39,7 +39,7 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
 
 
 def print_table(rows: list[Row]) -> None:
-    """Prints the stages, and below them the seven tasks where they were scored."""
+    """Prints the stages, and below them the seven STS tasks if they were scored."""
     stages = _table("step", "training", "sentences/s", "dev")
     for row in rows:
         time = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f} min"
@@ -55,9 +55,9 @@ def print_table(rows: list[Row]) -> None:
 
 
 def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str | None:
-    """What is wrong with a finished stage: it collapsed, or an earlier one scores higher.
+    """Returns what is wrong with a finished stage: it collapsed, or an earlier one scores higher.
 
-    None if nothing is, or if it has no dev set. Only finished stages on the same dev set count.
+    None if nothing is wrong or it has no dev set. Only finished stages with the same dev set count.
     """
     row, dev = rows[name], configs[name].data.dev
     if row is None or dev is None:
@@ -75,7 +75,7 @@ def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | N
 
 
 def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> list[str]:
-    """Which stage is best on the dev set, its gain over the first start, and what is exported.
+    """The best stage on the dev set, its gain over the start of the first, and the exported stage.
 
     No lines for a pipeline without a dev score.
     """
@@ -97,7 +97,7 @@ def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> list[str]
 
 
 def _best_stage(dev: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str:
-    """The finished stage with the highest score on a dev set; the later of equal ones."""
+    """The finished stage with the highest score on a dev set; the later one if scores are equal."""
     scored = [
         name
         for name, row in rows.items()

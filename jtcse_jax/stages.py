@@ -1,7 +1,7 @@
-"""The whole recipe: training runs in order, each starting from those before it.
+"""Runs the stages of a recipe: training runs in order, each starting from earlier ones.
 
-Every stage has its own folder in the workdir. A second start skips what is finished and resumes
-what is not; a stage that fails leaves the folders before it as they are.
+Every stage has its own folder in the workdir. A second start skips the finished stages and resumes
+the unfinished one. If a stage fails, the folders of earlier stages stay as they are.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from jtcse_jax.start import check_config
 from jtcse_jax.trainer import train
 from jtcse_jax.user_path import user_path
 
-FINISHED = "finished.json"  # in a stage's folder: its row of the table
+FINISHED = "finished.json"  # in a stage's folder: its row in the table
 MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
 
 
@@ -38,29 +38,30 @@ class Pipeline:
     """Trains sentence encoders in stages, evaluates each and exports the last."""
 
     workdir: str = "runs/pipeline"
-    """Holds a folder for each stage, and the exported `model`; a second start goes on."""
+    """Folder that holds one folder per stage and the exported `model`. A second start resumes."""
     stages: dict[str, Config] = field(default_factory=dict)
-    """Runs by name, in order. In model.towers and objective.teacher the name of an earlier stage
-    (or NAME#K, its tower K) means what that stage trained. Their own `workdir` is not used."""
+    """Training runs by name, in order. In model.towers and objective.teacher, the name of an
+    earlier stage (or NAME#K, its tower K) is the model that it trained. The `workdir` of a stage is
+    not used."""
     source: str = ""
-    """Text of every stage that names none itself."""
+    """Text of every stage that has no data.source."""
     dev: str | None = None
-    """Development set of every stage that names none itself; mlm has none."""
+    """Development set of every stage that has no data.dev, except mlm."""
     sts: str | None = None
-    """Folder of the seven STS tasks, scored after every stage but mlm."""
+    """Folder of the seven STS tasks; every stage except mlm is scored on them."""
     seed: int = 0
-    """Number of the repetition: 1000 times it is added to the seed of every stage."""
+    """Number of the repetition; 1000 times this number is added to the seed of every stage."""
     cache_dir: str | None = None
-    """Where tokenised text is kept, for every stage."""
+    """Folder for tokenised text, for every stage."""
     from_stage: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Train again from this stage on; what it and later ones had is moved to `superseded/`. The
-    same command started again goes on, until all is finished."""
+    """Train this stage and all later ones again; their old folders are moved to `superseded/`. If
+    it is interrupted, the same command resumes until all stages are finished."""
 
     def __post_init__(self):
         check_fields("", self)
         for name in self.stages:
             if not name.isidentifier() or name in (MODEL, SUPERSEDED):
-                raise UserError(f"stages: {name!r} cannot name a folder here: choose a plain word.")
+                raise UserError(f"stages: {name!r} cannot name a folder here: use another word.")
         if self.from_stage is not None and self.from_stage not in self.stages:
             raise UserError(
                 f"--from {self.from_stage}: choose one of the stages {', '.join(self.stages)}."
@@ -68,13 +69,13 @@ class Pipeline:
 
 
 def run(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Runs what is not finished; returns a row for each stage (see `stage_row`).
+    """Runs the unfinished stages; returns a row for each stage (see `stage_row`).
 
-    Raises UserError for what the user can mend, with the stage's name; texts, dev sets and tasks
-    are looked at before the first stage.
+    Texts, dev sets and tasks are checked before the first stage. Raises UserError, with the stage's
+    name, for errors that the user can fix.
     """
     if not pipeline.stages:
-        raise UserError("stages is empty: name a config file, --config configs/pipeline_*.py.")
+        raise UserError("stages is empty: give a config file, --config configs/pipeline_*.py.")
     workdir = _workdir(pipeline)
     with run_lock.hold(workdir) if is_primary() else contextlib.nullcontext():
         return _run(pipeline, workdir)
@@ -88,7 +89,7 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     if is_primary():
         _set_aside_once(workdir, list(configs), pipeline.from_stage)
     _wait_for_all("set aside")
-    # Decided by every process before any of them writes.
+    # Every process decides this before any of them writes.
     rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
     _wait_for_all("looked")
     for name, config in configs.items():
@@ -100,12 +101,12 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
                 if is_primary() and (reason := warning(name, configs, rows)):
                     say(f"warning: {reason}")
             else:
-                say(f"--- stage {name}: finished before")
+                say(f"--- stage {name}: already finished")
                 _check_finished(name, config, rows[name])
                 if tasks and config.objective.name != "mlm" and not rows[name]["sts"]:
                     rows[name] = _finish(name, config, tasks)
         except UserError as error:
-            # Of its own kind, which decides whether a launcher starts the pipeline again.
+            # Keep the error's type: it decides whether a launcher starts the pipeline again.
             raise type(error)(f"stage {name}: {error}") from error
     _export(workdir, Path(configs[name].workdir), rows[name])
     if is_primary():
@@ -115,7 +116,7 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
 
 
 def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
-    """Each stage's own config, with the pipeline's fields and earlier stages' folders filled in.
+    """The config of each stage, with the pipeline's fields and earlier stages' folders filled in.
 
     Raises UserError for a stage that names a later stage, or itself.
     """
@@ -154,7 +155,7 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
 
 def set_aside(workdir: Path, stages: list[str], first: str) -> None:
     """Moves the folders of `first` and later stages, and the model, to `superseded/N`."""
-    # The last first: a kill in between leaves no stage that was trained from one that is gone.
+    # The last stage first: after a kill, no stage is left whose start model was moved.
     moving = [MODEL, *reversed(stages[stages.index(first) :])]
     present = [workdir / name for name in moving if (workdir / name).exists()]
     if not present:
@@ -168,28 +169,28 @@ def set_aside(workdir: Path, stages: list[str], first: str) -> None:
 
 
 def _workdir(pipeline: Pipeline) -> Path:
-    """Absolute: stages name each other's folders, however the workdir is spelled."""
+    """The absolute workdir, because stages name each other's folders."""
     return user_path(pipeline.workdir).resolve()
 
 
 def _load_tasks(folder: str) -> list[StsTask]:
-    """All of them: averages over different tasks must not stand in one table."""
+    """Reads all STS tasks; if one is missing, averages in one table would not be comparable."""
     tasks, missing = load_sts(folder)
     if missing:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
-        raise UserError(f"--sts {folder}: not complete ({reasons}): add what is missing.")
+        raise UserError(f"--sts {folder} is incomplete ({reasons}): add what is missing.")
     return tasks
 
 
 def _check_inputs(name: str, config: Config) -> None:
-    """Raises UserError now for what would stop a later stage hours from now."""
+    """Raises UserError now for errors that would stop a later stage hours from now."""
     try:
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
         views = open_source(config.data.source).views
         if views == 2 and config.data.pairs in ("adjacent", "repeat"):
             raise UserError(
-                f'data.pairs = "{config.data.pairs}" is for single sentences, and '
+                f'data.pairs = "{config.data.pairs}" is for single sentences, but '
                 f'{config.data.source} holds pairs: use "same".'
             )
         if config.data.dev:
@@ -199,7 +200,7 @@ def _check_inputs(name: str, config: Config) -> None:
 
 
 def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None:
-    """Does what `--from` asks, and remembers it until the pipeline is finished."""
+    """Does what `--from` asks, once; a marker file remembers it until the pipeline is finished."""
     marker = workdir / FROM
     if first is None or (marker.is_file() and marker.read_text().strip() == first):
         return
@@ -210,13 +211,13 @@ def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None
 
 
 def _check_finished(name: str, config: Config, row: dict[str, Any]) -> None:
-    """Raises UserError where a stage was finished with another config or length."""
+    """Raises UserError if a stage was finished with another config or number of steps."""
     check_config(Path(config.workdir), config)
     planned = _planned(config)
     if row["planned"] != planned:
         raise UserError(
-            f"finished with {row['planned']} and now {planned} are asked: train it and what "
-            f"follows again with --from {name}."
+            f"finished with {row['planned']}, but now {planned} are requested: train it and the "
+            f"stages after it again with --from {name}."
         )
 
 
@@ -230,7 +231,7 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
         return None
     row = saved_model.read_json(path, dict)
     if not {"planned", "step", "seconds", "sentences_per_second", "dev", "sts"} <= row.keys():
-        raise UserError(f"{path}: not of this version: delete it, and the stage is scored again.")
+        raise UserError(f"{path} is of another version: delete it; the stage is scored again.")
     return row
 
 
@@ -238,12 +239,12 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     """Evaluates what a stage trained and marks the stage as finished."""
     scores, taken = {}, None
     if tasks and config.objective.name != "mlm":
-        # On every process: reading a checkpoint is a joint step of all.
+        # On every process, because all processes must read a checkpoint together.
         encoder = SentenceEncoder.load(config.workdir)
         taken = encoder.members[0].model.step
         found = evaluate_sts(encoder.encode, tasks)
         scores = {task: 100 * score.spearman for task, score in found.items()}
-    # What every process knows; the primary reads the rest in the log.
+    # Every process knows these values; the primary process reads the others from the log.
     row = {"stage": name, "planned": _planned(config), "step": taken, "sts": scores}
     if is_primary():
         row |= stage_row(name, config, taken)
@@ -253,7 +254,7 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
 
 
 def _export(workdir: Path, last: Path, row: dict[str, Any]) -> None:
-    """Writes the model of the last stage with its scores, unless it is there."""
+    """Exports the model of the last stage with its scores, unless the export exists."""
     folder = workdir / MODEL
     present = folder.exists()
     _wait_for_all("looked for the model")
@@ -261,8 +262,8 @@ def _export(workdir: Path, last: Path, row: dict[str, Any]) -> None:
         model = saved_model.load(last)
         card = read_card(model)
         if row["sts"] and row["step"] != model.step:
-            taken = f"step {row['step']}, the model is {model.source}"
-            say(f"no scores on the card: they are of {taken}")
+            taken = f"step {row['step']}, but the model is {model.source}"
+            say(f"the model card has no scores: they are of {taken}")
         elif row["sts"]:
             rounded = {task: round(score, 2) for task, score in row["sts"].items()}
             card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})

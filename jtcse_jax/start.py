@@ -1,5 +1,5 @@
-"""How a run starts: its workdir, the model (from scratch, from trained towers or resumed), and
-the teacher."""
+"""How a run starts: its workdir, its teacher, and its model (from scratch, from trained towers or
+resumed)."""
 
 import dataclasses
 import hashlib
@@ -27,10 +27,10 @@ from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"
-POOLING = "cls"  # of towers whose folder names none: SimCSE and JTCSE pool [CLS]
-FORCE = "go on with --force (of a pipeline's stage --stages.NAME.force)"
+POOLING = "cls"  # of towers whose folder names no pooling: SimCSE and JTCSE pool [CLS]
+FORCE = "continue with --force (for a pipeline's stage --stages.NAME.force)"
 TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
-# What may differ when a run goes on; any other change would make it another run.
+# Fields that may differ when a run resumes; a change in any other field would make another run.
 CHANGEABLE = {
     *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
     *("tower_devices", "fsdp_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
@@ -41,17 +41,17 @@ log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """The model before the first step of this process."""
+    """The model that this process starts training from."""
 
     architecture: Architecture
     tokenizer: Any
-    pooling: str  #: the config's, or that of the start model
+    pooling: str  #: the config's, or else the start model's
     serving_length: int  #: likewise, in tokens
-    towers: Params | None  #: leaves [K, ...] on the host; None where a checkpoint has them
-    mlm_head: Params | None = None  #: likewise, where every tower's folder brings one
+    towers: Params | None  #: leaves [K, ...] on the host; None if a checkpoint has them
+    mlm_head: Params | None = None  #: likewise, if every tower's folder has one
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of pooling, length, tokenizer and the weights that are on the host."""
+        """sha256 (hex) of pooling, length, tokenizer and the weights on the host."""
         digest = hashlib.sha256(f"{self.pooling} {self.serving_length} ".encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         for leaf in jax.tree.leaves((self.towers, self.mlm_head)):
@@ -60,15 +60,15 @@ class Start(NamedTuple):
 
 
 def check_config(workdir: Path, config: Config) -> None:
-    """Raises UserError where the run in a workdir was begun with another config."""
+    """Raises UserError if the run in a workdir was started with another config."""
     path = workdir / CONFIG
     if not path.is_file():
         return
-    # A field that is younger than the run had its default value then.
+    # A field that was added after the run had its default value in the run.
     defaults = _flat(json.loads(to_json(Config())))
     before = defaults | _flat(saved_model.read_json(path, dict))
     now = _flat(json.loads(to_json(config)))
-    # What a config leaves to the start model, the run has taken from it.
+    # Fields that the config leaves open were taken from the start model; compare these values.
     taken = saved_model.read_description(workdir)
     for fields, name in itertools.product((before, now), ("pooling", "serving_length")):
         if fields.get(f"model.{name}") is None:
@@ -81,17 +81,17 @@ def check_config(workdir: Path, config: Config) -> None:
     if changed and not config.force:
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(changed)}. Name a new "
-            f"--workdir, go back to the old values to resume, or {FORCE}."
+            f"--workdir, restore the old values to resume, or {FORCE}."
         )
     for change in changed:
-        log.warning("going on with another config: %s", change)
+        log.warning("continuing with another config: %s", change)
 
 
 def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
-    """Writes down what the run goes on with, for the checks of its next start.
+    """Stores the config and fingerprints of the run, for the checks of its next start.
 
-    To be called when all of it is known to fit. `fingerprints` are texts by file name. Raises
-    UserError where a file cannot be written.
+    Call it when all of them are known to fit. `fingerprints` maps file name to text. Raises
+    UserError if a file cannot be written.
     """
     output.replace(workdir / CONFIG, to_json(config) + "\n")
     for file, found in fingerprints.items():
@@ -99,14 +99,14 @@ def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
 
 
 def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool) -> Start:
-    """The model a run starts with, in this order of choice:
+    """Returns the model that a run starts with. The first match decides:
 
-    1. that of the workdir, if it has a checkpoint;
+    1. the workdir's model, if it has a checkpoint;
     2. random weights, with a tokenizer trained on the text unless the config names one;
     3. trained towers, each from its own folder.
 
-    Its pooling and serving length are the config's, or else that model's own. Raises UserError for
-    towers that do not fit each other, the tokenizer, `data.max_len` or `model.serving_length`.
+    Pooling and serving length are the config's, or else that model's. Raises UserError if the
+    towers do not fit each other, the tokenizer, `data.max_len` or `model.serving_length`.
     """
     if resuming:
         bank, tokenizer = saved_model.read_workdir_model(workdir)
@@ -143,12 +143,12 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
 def load_teacher(
     config: Config, student: Bank, mesh: Mesh, *, resuming: bool
 ) -> tuple[Teacher | None, list[Any], dict[str, str]]:
-    """The teacher that a config names, a copy on each device, its banks' tokenizers, and its
-    fingerprint for `keep`.
+    """Returns the teacher of a config, with a copy on each device; the tokenizers of its banks; and
+    its fingerprint for `keep`.
 
-    Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError for a
-    teacher that is not there, is not the one that a resumed run began with, reads shorter
-    sentences, or has another width than the student where their vectors are compared.
+    Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError if the
+    teacher does not exist, is not the one that a resumed run began with, reads shorter sentences,
+    or has another width than the student although their vectors are compared.
     """
     if config.objective.teacher is None:
         return None, [], {}
@@ -156,8 +156,8 @@ def load_teacher(
         members = load_members(config.objective.teacher)
     except UserError as error:
         raise UserError(
-            f"objective.teacher: {error} (Its pooling and max_len can stand in the JSON of an "
-            "ensemble of one.)"
+            f"objective.teacher: {error} (To set its pooling and max_len, write an ensemble of one "
+            "member.)"
         ) from error
     found = fingerprint(members)
     if resuming:
@@ -174,7 +174,7 @@ def load_teacher(
             )
         if config.objective.distillation == "contrastive" and architecture.hidden_size != width:
             raise UserError(
-                f"objective.teacher: {model.source} is {architecture.hidden_size} wide and the "
+                f"objective.teacher: {model.source} is {architecture.hidden_size} wide, but the "
                 f"student {width}: use objective.distillation = listwise."
             )
         banks.append(dataclasses.replace(model.bank, compute_dtype=student.compute_dtype))
@@ -186,18 +186,18 @@ def load_teacher(
 
 
 def check_unchanged(config: Config, file: str, what: str, found: str) -> None:
-    """Raises UserError where the `what` that a run resumes with is not the one it began with.
+    """Raises UserError if `what` has changed since the run began.
 
-    The fingerprint that it had is in `file` of the workdir; its name may hold something else now.
+    `file` in the workdir has the old fingerprint: the same name may now have other content.
     """
     path = user_path(config.workdir) / file
     if path.is_file() and path.read_text().strip() != found:
         if not config.force:
             raise UserError(
-                f"{what}: not what the run in {path.parent} began with, though its name may be the "
-                f"same: restore it, name a new --workdir, or {FORCE}."
+                f"{what} is not the one that the run in {path.parent} began with, though its name "
+                f"may be the same: restore it, name a new --workdir, or {FORCE}."
             )
-        log.warning("going on with another %s", what)
+        log.warning("continuing with another %s", what)
 
 
 def _from_scratch(config: Config, source: Source) -> Start:
@@ -223,7 +223,7 @@ def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         )
     if tokenizer.pad_token_id is None:
         raise UserError(
-            f"model.tokenizer = {config.tokenizer}: it has no padding token; name another, or none "
+            f"model.tokenizer = {config.tokenizer} has no padding token; name another, or none "
             "to train one on the text."
         )
 
@@ -234,7 +234,7 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
     }
     loaded = []
     for number, name in enumerate(config.towers):
-        # Towers from the same weights must not share a missing pooler.
+        # Towers from the same weights must not get the same random pooler.
         model = saved_model.load(
             name, pooling=config.pooling or poolings[name] or POOLING, seed=seed + number
         )
@@ -249,7 +249,7 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
     for name, pooling in poolings.items():
         if config.pooling and pooling not in (None, config.pooling):
             log.info(
-                "model.pooling = %s, and %s was made for %s pooling", config.pooling, name, pooling
+                "model.pooling = %s, but %s was made for %s pooling", config.pooling, name, pooling
             )
     for name, model in zip(config.towers, loaded, strict=True):
         differing = [
@@ -262,17 +262,17 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
         if differing:
             raise UserError(
                 f"model.towers: {config.towers[0]} and {name} differ in {', '.join(differing)}: "
-                "towers of one bank have one shape."
+                "all towers of a bank must have the same shape."
             )
         if model.bank.pooling != first.bank.pooling:
             raise UserError(
                 f"model.towers: {config.towers[0]} has {first.bank.pooling} pooling and {name} "
-                f"{model.bank.pooling}: choose one, model.pooling."
+                f"{model.bank.pooling}: set model.pooling."
             )
         if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
             raise UserError(
                 f"model.towers: {config.towers[0]} and {name} have different vocabularies: "
-                "towers of one bank read the same tokens."
+                "all towers of a bank read the same tokens."
             )
     tokenizer = first.tokenizer
     if config.tokenizer:
@@ -284,7 +284,7 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
 
 
 def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | None:
-    """The towers' heads [K, ...], or None where one has none: workdirs and exports do not."""
+    """The towers' heads [K, ...]; None if a tower has none, as in workdirs and exports."""
     heads = []
     for name in names:
         folder = _folder(name)

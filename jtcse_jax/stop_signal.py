@@ -1,4 +1,4 @@
-"""SIGTERM as a request: save after this step, and end so that a launcher starts the run again."""
+"""Handles SIGTERM: the run saves after this step and ends; a launcher may start it again."""
 
 import signal
 import threading
@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """While it is entered, SIGTERM is taken note of and does not end the process.
+    """While it is entered, SIGTERM is recorded and does not end the process.
 
-    Of several processes any may get the signal; jax's preemption service, which takes it there,
-    lets all of them agree on a step.
+    With several processes, any of them may get the signal. jax's preemption service then handles it
+    and makes all processes agree on a step.
     """
 
     _times_asked = 0
@@ -21,7 +21,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._asked = False
         self._before: Any = None
-        # Python hands signals to the main thread alone.
+        # Python delivers signals to the main thread only.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._take)
         return self
@@ -31,8 +31,8 @@ class StopSignal:
             signal.signal(signal.SIGTERM, self._before)
 
     def asked(self) -> bool:
-        """Whether to stop after this step; every process asks after each, and gets the same."""
-        # Not the step's own number: jax's must go up, and a pipeline's next stage begins at 0.
+        """Whether to stop after this step. All processes must ask each time; all get one answer."""
+        # Not the step's number: jax needs an increasing one, and the next stage begins at 0 again.
         StopSignal._times_asked += 1
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(StopSignal._times_asked)

@@ -1,4 +1,4 @@
-"""What `evaluate` can score: a suite reads its data once and then scores any number of models."""
+"""The suites of `evaluate`: each reads its data once and then scores any number of models."""
 
 import hashlib
 import logging
@@ -27,41 +27,41 @@ logger = logging.getLogger(__name__)
 
 
 class Model(NamedTuple):
-    """An encoder of ours, or one of sentence-transformers."""
+    """An encoder of this project or of sentence-transformers."""
 
     encoder: SentenceEncoder | ForeignEncoder
-    members: tuple[Member, ...]  #: none of a foreign encoder
-    normalize: bool  #: its folder says that its vectors are scaled to length 1
-    description: dict[str, Any]  #: what its scores depend on, for JSON
+    members: tuple[Member, ...]  #: empty for a foreign encoder
+    normalize: bool  #: whether its folder scales vectors to length 1
+    description: dict[str, Any]  #: the conditions of its scores, for JSON
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """[n, D] float32, as the model's folder means its vectors: raw, or scaled to length 1."""
+        """[n, D] float32, raw or scaled to length 1, as the model's folder says."""
         if not self.members:  # sentence-transformers scales them itself
             return self.encoder.encode(sentences)
         return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
     @property
     def cut_sentences(self) -> int | None:
-        """Sentences cut at the serving length so far; a foreign encoder does not count them."""
+        """Number of sentences cut at the serving length; None for a foreign encoder."""
         return self.encoder.truncated if self.members else None
 
 
 def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:
-    """The model `name`, with the options of `ensemble.load_members`, which a foreign one has not.
+    """Loads the model `name`; `options` are those of `ensemble.load_members`.
 
-    `compute_dtype` is that of products; a foreign model's is what its own folder says. Warns of
-    prompts in its folder, which are not applied. Raises UserError as
+    A foreign model takes no options and has its own dtype; for others `compute_dtype` is the dtype
+    of matrix products. Warns if the folder has prompts, which are not applied. Raises the errors of
     `ensemble.load_members` and `ForeignEncoder`.
     """
     if name.startswith(PREFIX):
         given = [key for key, value in options.items() if value is not None]
         if given:
-            raise UserError(f"{name}: {given[0]} is what its own folder says: leave it out.")
+            raise UserError(f"{name}: its folder decides {given[0]}: leave this option out.")
         foreign = ForeignEncoder(name)
         description = {"model": name, "fingerprint": foreign.fingerprint()}
         return Model(foreign, (), False, description | {"members": [foreign.describe()]})
     members = ensemble.computed_in(compute_dtype, ensemble.load_members(name, **options))
-    # Of a sum of vectors no folder says that it is scaled.
+    # For a sum of several vectors, no folder says whether to scale it.
     cards = [read_card(member.model) for member in members]
     normalize = len(cards) == 1 and cards[0].normalize
     if any(card.prompts for card in cards):
@@ -87,15 +87,15 @@ def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Mod
 
 
 class Sts:
-    """The seven STS tasks, or pairs of the user's own."""
+    """The seven STS tasks, or the user's own pairs."""
 
-    digits = 2  #: of a figure in a table
+    digits = 2  #: decimals in a table
 
     def __init__(self, path: str):
-        """Reads the tasks. Errors as `load_sts`; tasks that are missing are warned of."""
+        """Reads the tasks. Errors as `load_sts`; missing tasks are only warned about."""
         self.tasks, self.missing = load_sts(path)
         self.data = _data(path, [_content(task.pairs) for task in self.tasks])
-        self._scored: list[Cosines] = []  # one for each model, in their order
+        self._scored: list[Cosines] = []  # one entry per model, in order
         _warn_missing(self.missing)
 
     def score(self, model: Model) -> dict[str, Any]:
@@ -114,9 +114,9 @@ class Sts:
         return result["spearman"]
 
     def differences(self, methods: Sequence[str], seed: int) -> dict[str, Any]:
-        """By method and task, how much higher Spearman is than the first method's, ready for JSON.
+        """How much higher Spearman is than the first method's, by method and task, ready for JSON.
 
-        `methods` holds the method of each model that was scored, in that order.
+        `methods` has the method of each scored model, in order.
         """
         seeds: dict[str, list[Cosines]] = {}
         for method, cosines in zip(methods, self._scored, strict=True):
@@ -141,7 +141,7 @@ class Transfer:
     digits = 2
 
     def __init__(self, folder: str, seed: int):
-        """Reads the tasks. Errors as `load_transfer`; tasks that are missing are warned of."""
+        """Reads the tasks. Errors as `load_transfer`; missing tasks are only warned about."""
         self.tasks, self.missing = load_transfer(folder)
         self.data = _data(folder, [_labelled(task) for task in self.tasks])
         self.seed = seed
@@ -159,18 +159,18 @@ class Transfer:
 
 
 class Diagnostics:
-    """What a score does not tell: how vectors are spread, and what layers do with [CLS]."""
+    """Diagnostics: how the vectors are spread, and how the layers treat [CLS]."""
 
     digits = 3
 
     def __init__(self, dev: str, seed: int):
-        """Reads the pairs that are looked at. Errors as `Development`."""
+        """Reads the pairs. Errors as `Development`."""
         self.pairs = Development(dev).pairs
         self.data = _data(dev, [_content(self.pairs)])
         self.seed = seed
 
     def score(self, model: Model) -> dict[str, Any]:
-        """As `diagnose`, or of a foreign encoder its embeddings alone."""
+        """As `diagnose`; for a foreign encoder only the embeddings."""
         if model.members:
             embedded = embed_pairs(model.encode, self.pairs)
             return diagnose(model.members, embedded, seed=self.seed)
@@ -179,20 +179,20 @@ class Diagnostics:
 
     @staticmethod
     def headline(result: dict[str, Any]) -> dict[str, float]:
-        """What fits a line of the figures of the embeddings."""
+        """Figures of the embeddings that fit into a line."""
         names = ("uniformity", "alignment", "effective_rank", "anisotropy", "length_correlation")
         return {name: result["embeddings"][name] for name in names}
 
 
 class Mteb:
-    """Zero-shot tasks by MTEB."""
+    """Zero-shot tasks, scored by MTEB."""
 
     digits = 2
 
     def __init__(self, tasks_file: str, names: Sequence[str], folder: str):
-        """Reads the list; `folder` keeps finished tasks, those of each model in its own folder.
+        """Reads the list; `folder` gets a folder per model, which keeps its finished tasks.
 
-        Raises UserError for a wrong list.
+        Raises UserError if the list is wrong.
         """
         self.tasks_file = user_path(tasks_file)
         tasks = choose(load_tasks(self.tasks_file), names)
@@ -215,7 +215,7 @@ class Mteb:
 
     @staticmethod
     def headline(result: dict[str, Any]) -> dict[str, float]:
-        """Averages by category, with how many tasks they are of, and scores outside the list."""
+        """Averages by category, each with its number of tasks, and scores outside the list."""
         found = {}
         for group in ("paper", "ours"):
             for name, category in result.get(group, {}).items():
@@ -227,7 +227,7 @@ class Mteb:
 
 
 def _data(name: str, parts: Iterable[Iterable[str]]) -> dict[str, str]:
-    """What was scored: where it came from, and a hash of its content (sha256, hex)."""
+    """The name of the scored data, and a hash of its content (sha256, hex)."""
     digest = hashlib.sha256()
     for part in parts:
         for text in part:
@@ -254,4 +254,4 @@ def _columns(scores: Mapping[str, StsScore]) -> dict[str, dict[str, float]]:
 
 def _warn_missing(missing: Mapping[str, str]) -> None:
     for task, reason in missing.items():
-        logger.warning("%s is left out, and not in the average: %s.", task, reason)
+        logger.warning("%s is skipped and not part of the average: %s.", task, reason)

@@ -1,7 +1,7 @@
 """The sum of several BERT or RoBERTa towers, as a module of sentence-transformers.
 
-An exported folder of two or more towers carries a copy of this file, named in its `modules.json`:
-it imports nothing of the package that wrote it.
+An exported folder with two or more towers contains a copy of this file and names it in its
+`modules.json`. So this file imports nothing of the package that wrote it.
 """
 
 import json
@@ -18,9 +18,9 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 class SumOfTowers(torch.nn.Module):
-    """Sentences in, the sum of the towers' sentence vectors out, not normalised."""
+    """Maps sentences to the sum of the towers' sentence vectors, not normalised."""
 
-    save_in_root = True  # sentence-transformers: save beside modules.json
+    save_in_root = True  # tells sentence-transformers to save beside modules.json
 
     def __init__(
         self,
@@ -30,12 +30,12 @@ class SumOfTowers(torch.nn.Module):
         pooling: str,
         max_seq_length: int,
     ):
-        """Takes transformers models of one width that share a tokenizer.
+        """Takes transformers models of the same width that share a tokenizer.
 
         Args:
           towers: the models.
           tokenizer: their transformers tokenizer.
-          pooling: "cls", the last hidden state of the first token, or "mean", over all tokens.
+          pooling: "cls": the last hidden state of the first token; "mean": the mean over all.
           max_seq_length: longest sentence in tokens; longer ones are cut.
         """
         super().__init__()
@@ -58,10 +58,10 @@ class SumOfTowers(torch.nn.Module):
         model_kwargs: dict[str, Any] | None = None,
         **_: Any,
     ) -> "SumOfTowers":
-        """The module in an exported folder, or in a hub repository that holds one.
+        """Loads the module from an exported folder, or from a hub repository that holds one.
 
         The arguments are those that sentence-transformers passes; `model_kwargs` go to
-        `AutoModel.from_pretrained` of every tower.
+        `AutoModel.from_pretrained` for every tower.
         """
         folder = model_name_or_path
         if not os.path.isdir(folder):
@@ -85,7 +85,7 @@ class SumOfTowers(torch.nn.Module):
         )
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Writes what `load` reads."""
+        """Writes the files that `load` reads."""
         names = [f"tower_{number}" for number in range(len(self.towers))]
         for name, tower in zip(names, self.towers, strict=True):
             path = os.path.join(output_path, name)
@@ -103,7 +103,7 @@ class SumOfTowers(torch.nn.Module):
     def preprocess(
         self, inputs: Sequence[str], prompt: str | None = None, **_: Any
     ) -> dict[str, torch.Tensor]:
-        """Token ids and masks [n, L] of sentences behind the prompt, padded to the longest."""
+        """Token ids and masks [n, L] of sentences with the prompt before them, padded."""
         encoded = self.tokenizer(
             [(prompt or "") + text for text in inputs],
             padding=True,
@@ -114,11 +114,11 @@ class SumOfTowers(torch.nn.Module):
         return dict(encoded)
 
     def tokenize(self, texts: Sequence[str], **_: Any) -> dict[str, torch.Tensor]:
-        """`preprocess` under its older name."""
+        """The older name of `preprocess`."""
         return self.preprocess(texts)
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """`features` with "sentence_embedding" [n, D] added, in the towers' dtype."""
+        """Adds "sentence_embedding" [n, D] to `features`, in the towers' dtype."""
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: features[name] for name in names if name in features}
         total = 0
@@ -133,7 +133,7 @@ class SumOfTowers(torch.nn.Module):
         return self.towers[0].config.hidden_size
 
     def get_sentence_embedding_dimension(self) -> int:
-        """`get_embedding_dimension` under its older name."""
+        """The older name of `get_embedding_dimension`."""
         return self.get_embedding_dimension()
 
     def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The trunk: one pure training step, jitted over the mesh with its state donated."""
+"""One pure training step, jitted over the mesh; its state is donated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from jtcse_jax.models.towers import Bank, Params
 class TrainState(NamedTuple):
     """Everything that training changes."""
 
-    step: Array  #: scalar int32, steps done
+    step: Array  #: scalar int32, number of steps done
     params: Params  #: {"towers": bank parameters [K, ...], and what the objective adds}
     opt_state: optax.OptState
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """A jitted step with a teacher's parameters, which are an argument and not constants of it."""
+    """A jitted step with the teacher's parameters, which are its argument and not its constants."""
 
     jitted: Callable
     frozen: tuple[Params, ...]
@@ -42,7 +42,7 @@ class TrainStep:
         return self.jitted(state, batch, key, self.frozen)
 
     def lower(self, state: TrainState, batch: Batch, key: Array) -> jax.stages.Lowered:
-        """The step for arrays, or shapes, like these; to be compiled and looked at."""
+        """Lowers the step for such arrays or shapes, to compile and inspect it."""
         return self.jitted.lower(state, batch, key, self.frozen)
 
 
@@ -58,13 +58,13 @@ def make_train_step(
     state_shardings: TrainState | None = None,
     teacher: Teacher | None = None,
 ) -> TrainStep:
-    """A jitted `(state, batch, key) -> (state, metrics)`, the state staying where it is.
+    """Makes a jitted `(state, batch, key) -> (state, metrics)`; the state keeps its sharding.
 
-    The randomness of a step is a function of (key, state.step). Metrics are float32 scalars: the
-    loss, its terms, the gradient norm before clipping, `finite`, and of the batch the real
-    `tokens` and the `flops` of `flops.step_flops`. A step whose loss or gradient is not finite
-    changes nothing but the count of steps: the state is donated and metrics are read late, so only
-    the step itself can decide. A teacher embeds the batch first, without dropout.
+    The randomness of a step is a function of (key, state.step). A teacher embeds the batch first,
+    without dropout. Metrics are float32 scalars: the loss, its terms, the gradient norm before
+    clipping, `finite`, the batch's real `tokens` and the `flops` of `flops.step_flops`. A step
+    whose loss or gradient is not finite changes only the step count. The step itself decides this,
+    because the state is donated and the metrics are read later.
     """
 
     def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):
@@ -79,14 +79,14 @@ def make_train_step(
         loss, terms, grads = loss_and_gradient(
             bank, _whole(bank.mesh, params), batch, step_key, objective
         )
-        # Whole before it is split: the compiler would else split activations like parameters.
+        # Whole before split: otherwise the compiler would split activations like parameters.
         grads = _whole(bank.mesh, grads)
         if state_shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         new = optax.apply_updates(params, updates), new_opt_state
-        # A finite norm means finite moments and updates, so that the new state need not be read
-        # again: a pass over it costs a CPU 7 % of a step.
+        # If the norm is finite, moments and updates are finite too, so the new state need not be
+        # checked: a pass over it costs a CPU 7 % of a step.
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         old = params, opt_state
@@ -104,14 +104,14 @@ def make_train_step(
 
 
 def _whole(mesh: Mesh | None, params: Params) -> Params:
-    """Parameters, or their gradients, as a bank runs with them: each device its towers whole."""
+    """Parameters or gradients sharded as a bank runs: each device has its towers whole."""
     if mesh is None or mesh.shape["fsdp"] == 1:
         return params
     return jax.lax.with_sharding_constraint(params, sharding.whole_towers(mesh, params))
 
 
 def _targets(teacher: Teacher, frozen: tuple[Params, ...], batch: Batch) -> Array:
-    """[2B, D] the teacher's embeddings, one micro-batch after the other."""
+    """The teacher's embeddings [2B, D], one micro-batch after the other."""
     if not batch.has_micro_batches:
         return teacher.embed(frozen, batch.teacher)
     targets = jax.lax.map(lambda rows: teacher.embed(frozen, rows), batch.teacher)
@@ -119,7 +119,7 @@ def _targets(teacher: Teacher, frozen: tuple[Params, ...], batch: Batch) -> Arra
 
 
 def as_checkpoint(state: TrainState) -> dict[str, Any]:
-    """The state as a checkpoint's two items: the towers alone can then be read for inference."""
+    """The state as two items of a checkpoint, so that inference can read the towers only."""
     rest = {name: value for name, value in state.params.items() if name != "towers"}
     return {
         "params": state.params["towers"],
@@ -128,7 +128,7 @@ def as_checkpoint(state: TrainState) -> dict[str, Any]:
 
 
 def from_checkpoint(saved: dict[str, Any]) -> TrainState:
-    """The inverse of `as_checkpoint`, of arrays or of their shapes."""
+    """The inverse of `as_checkpoint`, for arrays or their shapes."""
     optimizer = saved["optimizer"]
     params = {"towers": saved["params"], **optimizer["rest"]}
     return TrainState(optimizer["step"], params, optimizer["opt_state"])

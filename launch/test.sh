@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs the development requirements, then checks style and runs the tests.
-#   bash launch/test.sh [pytest arguments]       with CI=true the slow tests too
+#   bash launch/test.sh [pytest arguments]       with CI=true also the slow tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The tests run on simulated CPU devices whatever the machine has.
+# The tests run on simulated CPU devices on every machine.
 JTCSE_ACCELERATOR="${JTCSE_ACCELERATOR:-cpu}" bash launch/install.sh requirements-dev.txt
 slow=()
 if [[ "${CI:-}" == true ]]; then

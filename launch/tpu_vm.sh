@@ -3,28 +3,28 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Trains on a Cloud TPU VM: makes it or reuses it, copies the checkout to every worker, and starts
-the same command on each as on a laptop. Where the VM is taken away meanwhile, it is made anew and
-the run resumed, until the training has finished or finds its input bad. Called again, it resumes
-the run too.
+Trains on a Cloud TPU VM: creates or reuses the VM, copies the checkout to every worker, and starts
+the same command on each as on a laptop. If the VM is preempted, the script creates it again and
+resumes the run, until the training is finished or its input is bad. The same call later resumes the
+run too.
 
   bash launch/tpu_vm.sh NAME --zone ZONE [options] [-- trainer arguments]
 
-  NAME              the TPU VM; made if there is none of that name
+  NAME              the TPU VM; created if there is none of that name
   --zone ZONE       its zone, such as us-west4-a
-  --type TYPE       accelerator type of a new one (default: v5litepod-8)
-  --version IMAGE   runtime version of a new one (default: v2-alpha-tpuv5-lite; it must fit TYPE)
+  --type TYPE       accelerator type of a new VM (default: v5litepod-8)
+  --version IMAGE   runtime version of a new VM (default: v2-alpha-tpuv5-lite; it must fit TYPE)
   --project PROJECT the Google Cloud project (default: gcloud's own)
-  --spot            make a new one as a spot VM: cheaper, and may be taken away at any time
-  --pause SECONDS   between attempts (default: 30)
+  --spot            create a new VM as a spot VM: cheaper, but it may be preempted at any time
+  --pause SECONDS   pause between attempts (default: 30)
   -h, --help        this text
 
-Paths in the trainer arguments are paths on the workers, seen from the copied checkout. A VM that
-is made anew has an empty disk, and several workers have a disk each: the workdir is then to be on
-one that outlasts the VM and that all of them see. JTCSE_COMMAND=preflight looks at the workers
-instead of training, JTCSE_COMMAND=pipeline trains all stages of a recipe; of this machine's other
-settings (HF_TOKEN, WANDB_API_KEY) none goes there.
-The VM goes on costing money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
+Paths in the trainer arguments are paths on the workers, relative to the copied checkout. A VM that
+is created again has an empty disk, and several workers have one disk each: then put the workdir on
+a disk that outlasts the VM and that all workers see. JTCSE_COMMAND=preflight checks the workers
+instead of training; JTCSE_COMMAND=pipeline trains all stages of a recipe. No other settings of this
+machine (HF_TOKEN, WANDB_API_KEY) are copied.
+The VM still costs money after the run: gcloud compute tpus tpu-vm delete NAME --zone ZONE
 
   bash launch/tpu_vm.sh my-tpu --zone us-west4-a -- --config configs/smoke.py
 TEXT
@@ -40,25 +40,24 @@ main() {
   command -v gcloud >/dev/null ||
     fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
   pack_checkout
-  # An interrupt ends the loop, however gcloud takes it.
+  # An interrupt ends the loop, whatever gcloud does with it.
   trap 'exit 130' INT
-  make_ready || fail "$name was not made; what gcloud says about it is above"
+  make_ready || fail "$name was not created; see gcloud's message above"
   local status crashes=0 restarts=0
   while true; do
     status=0
     train || status=$?
-    # 0: finished; 2: bad input, which another start would find again.
+    # 0: finished; 2: bad input, with which another start would fail too.
     [[ "$status" != [02] && "${JTCSE_COMMAND:-}" != preflight ]] || exit "$status"
-    echo "launch: it ended with status $status; looking at $name and starting again" >&2
+    echo "launch: it ended with status $status; checking $name and starting again" >&2
     sleep "$pause"
-    # Where spot machines are sold out, making one fails until there is one.
-    # Without a network it cannot even be asked for.
+    # If no spot machine is free, or there is no network, creating one fails; try until it works.
     until make_ready; do sleep "$pause"; done
     ((++restarts < 100)) || fail "the training was started a hundred times; see its output"
-    # 75: saved after a signal; 255: ssh's own, of a connection that broke. What crashes on a good VM
-    # may go on crashing.
+    # 75: saved after a signal; 255: ssh lost the connection. Other failures on a working VM are
+    # crashes, and may repeat.
     if [[ "$state" == READY && "$status" != 75 && "$status" != 255 ]]; then
-      ((++crashes < 10)) || fail "the training ended ten times on a VM that works; see its output"
+      ((++crashes < 10)) || fail "the training failed ten times on a working VM; see its output"
     fi
   done
 }
@@ -92,9 +91,9 @@ parse() {
         trainer=("$@")
         break
         ;;
-      -*) fail "unknown option $1; trainer arguments stand behind --" ;;
+      -*) fail "unknown option $1; give trainer arguments after --" ;;
       *)
-        [[ -z "$name" ]] || fail "two names, $name and $1; trainer arguments stand behind --"
+        [[ -z "$name" ]] || fail "two names, $name and $1; give trainer arguments after --"
         name="$1"
         shift
         ;;
@@ -116,7 +115,7 @@ pack_checkout() {
     -czf "$folder/jtcse_jax.tar.gz" .
 }
 
-# Fails where gcloud could not do it.
+# Fails if gcloud could not do it.
 make_ready() {
   look || return 1
   case "$state" in
@@ -124,13 +123,13 @@ make_ready() {
     STOPPED) tpu start "$name" ;;
     ABSENT) create ;;
     PREEMPTED | TERMINATED)
-      # What was taken away cannot be started again, only made anew.
+      # A preempted VM cannot be started again, only created again.
       tpu delete "$name" && create
       ;;
   esac
 }
 
-# Sets `state`, once it is one that lasts.
+# Sets `state`, once it is not a state of transition.
 look() {
   local looks=0
   while true; do
@@ -150,7 +149,7 @@ look() {
 tpu_state() {
   local answer
   if answer="$(tpu describe "$name" --format="value(state)" 2>&1)"; then
-    # gcloud may warn on the same channel; the value is its last line.
+    # gcloud may print warnings to the same stream; the value is the last line.
     tail -n 1 <<<"$answer"
   elif [[ "$answer" == *NOT_FOUND* || "$answer" == *"not found"* ]]; then
     echo ABSENT
@@ -160,7 +159,7 @@ tpu_state() {
 }
 
 create() {
-  echo "launch: making $name ($type)" >&2
+  echo "launch: creating $name ($type)" >&2
   tpu create "$name" --accelerator-type="$type" --version="$version" \
     ${creation[@]+"${creation[@]}"}
 }
@@ -169,8 +168,8 @@ train() {
   local arguments=""
   ((${#trainer[@]} == 0)) || printf -v arguments ' %q' "${trainer[@]}"
   tpu scp "$folder/jtcse_jax.tar.gz" "$name:" --worker=all || return 1
-  # Ubuntu's python3 cannot make a virtual environment, and the one of 22.04 is too old. What goes
-  # wrong before the training has status 1, so that 2 is the trainer's.
+  # Ubuntu's python3 cannot create a virtual environment, and that of 22.04 is too old. Failures
+  # before the training have status 1, so that status 2 comes from the trainer.
   tpu ssh "$name" --worker=all --command="
     prepare() {
       mkdir -p jtcse_jax && tar -xzf jtcse_jax.tar.gz -C jtcse_jax && cd jtcse_jax || return 1
@@ -178,7 +177,7 @@ train() {
       sudo apt-get -qq update
       sudo apt-get -qq -y install python3.12-venv || sudo apt-get -qq -y install python3.11-venv
     }
-    # Where only the connection broke, the training before goes on: it saves and ends.
+    # If only the connection broke, the earlier training still runs: it saves and ends.
     end_earlier() {
       local earlier
       earlier=\$(cat trainer.pid 2>/dev/null) || return 0

@@ -110,7 +110,7 @@ def test_repeat_words_writes_pairs(command, text, output, tmp_path):
         assert second.split() == repeat_words(first.split(), 0.32, rng)
     equal = sum(first == second for first, second in pairs)
     assert 0 < equal < 100
-    assert f"160 pairs, {equal} of two equal sentences; 2 blank lines skipped" in said
+    assert f"160 pairs, {equal} with two equal sentences; 2 blank lines skipped" in said
     command("repeat-words", "--input", text, "--output", tmp_path / "2.tsv", "--seed", 43)
     assert (tmp_path / "2.tsv").read_text() != output.read_text()
     command("repeat-words", "--input", text, "--output", tmp_path / "3.tsv", "--rate", 0.9)
@@ -126,7 +126,7 @@ def test_repeat_words_goes_on_after_an_error(command, text, output, monkeypatch,
         command("repeat-words", "--input", text, "--output", output)
     monkeypatch.setattr(augment, "repeat_words", repeat_words)
     said = command("repeat-words", "--input", text, "--output", output)
-    assert "going on after 100 of 160 sentences\n150 of 160 sentences, " in said
+    assert "resuming after 100 of 160 sentences\n150 of 160 sentences, " in said
     assert " a second, 0:00:0" in said
     assert output.read_bytes() == (tmp_path / "whole.tsv").read_bytes()
 
@@ -162,7 +162,7 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert partial.exists() and not output.exists()
-    assert "going on after" in command(*arguments)
+    assert "resuming after" in command(*arguments)
     assert output.read_bytes() == (tmp_path / "whole.tsv").read_bytes()
 
 
@@ -172,9 +172,9 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
         (("--rate", 1.1), "--rate 1.1: give a number from 0 to 1"),
         (("--rate", "nan"), "--rate nan: give a number from 0 to 1"),
         (("--seed", -1), "--seed -1: give a number from 0"),
-        (("--output", "pairs.txt"), "--output pairs.txt: the trainer knows files of pairs by"),
+        (("--output", "pairs.txt"), "--output pairs.txt: give a name that ends in .tsv"),
         (("--input", "absent.txt"), "there is no file absent.txt"),
-        (("--input", "PAIRS"), "lines of two sentences; give one a line"),
+        (("--input", "PAIRS"), "has two sentences a line; give one a line"),
         (("--output", "PAIRS"), "exists already"),
     ],
 )
@@ -298,7 +298,7 @@ def test_back_translate_goes_on_after_an_error(command, marian, text, output, mo
     with pytest.raises(Stopped):
         command(*arguments, *models(marian))
     monkeypatch.setattr(augment, "back_translate", back_translate)
-    assert "going on after 64 of 80" in command(*arguments, *models(marian))
+    assert "resuming after 64 of 80" in command(*arguments, *models(marian))
     assert output.read_bytes() == whole.read_bytes()
 
 
@@ -320,8 +320,8 @@ def test_an_empty_translation_gives_the_sentence(command, marian, text, output):
     arguments = ("back-translate", "--input", text, "--output", output)
     said = command(*arguments, *models(marian, backward="mute"))
     assert read_pairs(output) == [("The dog", "The dog"), ("A cat at night", "A cat at night")]
-    assert "2 pairs, 2 of two equal sentences" in said
-    assert "2 translations were empty: the sentence itself stands there" in said
+    assert "2 pairs, 2 with two equal sentences" in said
+    assert "2 translations were empty: the sentence itself is used instead" in said
 
 
 def test_texts_that_were_cut_are_said(command, marian, text, output):
@@ -370,7 +370,7 @@ def test_what_is_no_marian_model_is_refused(refused, marian, text, output, tmp_p
         return refused("back-translate", "--input", text, "--output", output, *names)
 
     absent = tmp_path / "absent"
-    assert f"{absent} does not open as a Marian model" in said(absent)
+    assert f"{absent} cannot be opened as a Marian model" in said(absent)
     bert = tmp_path / "bert"
     bert.mkdir()
     (bert / "config.json").write_text('{"model_type": "bert"}')

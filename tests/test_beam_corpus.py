@@ -161,7 +161,7 @@ def test_bad_input_is_said_in_one_line(documents, corpus, refused, tmp_path):
             "--output",
             new,
         ): "no sentence is kept: .*'too short': 1",
-        ("--input", tmp_path / "pairs.tsv", "--output", new): "lines of two sentences",
+        ("--input", tmp_path / "pairs.tsv", "--output", new): "has two sentences a line",
         ("--input", tmp_path / "none*", "--output", new): "no file matches",
         ("--input", documents, "--output", new, "--files", 0): "--files 0: give at least 1",
         (
@@ -169,9 +169,9 @@ def test_bad_input_is_said_in_one_line(documents, corpus, refused, tmp_path):
             *("--beam", "runner=FnApiRunner", "direct_num_worker=0"),
         ): "--beam direct_num_worker: Beam has no such option",
         ("--input", documents, "--output", new, "--beam", "runner=Flnk"): "--beam runner=Flnk: ",
-        ("--input", documents, "--output", tmp_path / "there"): "no corpus of this command",
-        ("--input", documents, "--output", tmp_path / "made", "--files", 3): "another files: name",
-        ("--input", tmp_path / "dots.txt", "--output", tmp_path / "made"): "another input: name",
+        ("--input", documents, "--output", tmp_path / "there"): "not made by this command",
+        ("--input", documents, "--output", tmp_path / "made", "--files", 3): "another files: use",
+        ("--input", tmp_path / "dots.txt", "--output", tmp_path / "made"): "another input: use",
         ("--input", documents, "--output", tmp_path / "bad.txt" / "x"): "x: Not a directory",
     }.items():
         assert re.search(problem, refused(prepare, "corpus", *arguments))

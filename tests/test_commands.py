@@ -55,7 +55,7 @@ def test_encode_refuses_what_would_shift_lines(refused, run, text, tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("one\ttwo\n")
     said = refused(encode, "--model", run, "--input", pairs, "--output", output)
-    assert f"{pairs}: lines of two sentences" in said and not output.exists()
+    assert f"{pairs} has two sentences a line" in said and not output.exists()
 
 
 def test_encode_refuses_places_it_cannot_write(refused, run, text, tmp_path):

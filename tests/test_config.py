@@ -223,8 +223,8 @@ def test_values_at_the_bounds_are_taken():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("configs = 3", ": binds no `config"),
-        ("config = 3", ": binds no `config"),
+        ("configs = 3", ": has no `config"),
+        ("config = 3", ": has no `config"),
         ("config = (", ": SyntaxError.*line 1"),
         ("import nothing_of_that_name", ":1: ModuleNotFoundError: .*nothing_of_that_name"),
         ("from jtcse_jax.config import *\nconfig = Config(keep=0)", ":2: keep = 0"),

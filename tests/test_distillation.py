@@ -256,7 +256,7 @@ def test_teachers_that_cannot_be_met_are_refused(twin, tmp_path):
         model = dataclasses.replace(config.model, towers=towers, scratch=narrow)
         return dataclasses.replace(config, model=model)
 
-    with pytest.raises(UserError, match="16 wide and the student 8: .*listwise"):
+    with pytest.raises(UserError, match="16 wide, but the student 8: .*listwise"):
         train(with_towers("scratch"))
     with pytest.raises(UserError, match="has 2 towers: name one of them"):
         train(with_towers(str(twin)))
@@ -281,6 +281,8 @@ def test_a_run_ends_with_the_teacher_it_began_with(twin, tmp_path):
     other = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, teacher=f"{twin}#0")
     )
-    with pytest.raises(UserError, match="objective.teacher: not what the run in .* began with"):
+    with pytest.raises(
+        UserError, match="objective.teacher is not the one that the run in .* began with"
+    ):
         load_teacher(other, student, mesh, resuming=True)
     load_teacher(other, student, mesh, resuming=False)

@@ -137,7 +137,7 @@ def test_disk_that_fills_while_encoding_is_one_sentence(
     with pytest.raises(UserError) as error:
         run(folder, output, **options)
     partial = f"{output}.partial"
-    kept = f"What is done is kept in {partial}: the same command goes on from it."
+    kept = f"Finished vectors are in {partial}: the same command resumes."
     assert str(error.value) == f"--output {output}: No space left on device. {kept}"
     assert not output.exists()
     others.unlink()
@@ -212,7 +212,7 @@ def test_text_that_changes_meanwhile_is_noticed(folder, tmp_path, stop_after, mo
         return real(*arguments, **options)
 
     monkeypatch.setattr(encode.ensemble, "load_members", load)
-    with pytest.raises(UserError, match="text.txt: changed while it was read"):
+    with pytest.raises(UserError, match="text.txt changed while it was read"):
         run(folder, tmp_path / "out.npy", text=tmp_path / "text.txt")
 
 

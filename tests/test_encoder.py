@@ -221,7 +221,7 @@ def test_similarity_is_the_cosine_of_every_pair(embed):
     assert embed.similarity(np.zeros(16), first).tolist() == [[0, 0, 0]]
     with pytest.raises(UserError, match="encode the sentences first"):
         embed.similarity("a cat", "a dog")
-    with pytest.raises(UserError, match="of one width, and got 16 and 8"):
+    with pytest.raises(UserError, match="of one width, not of 16 and 8"):
         embed.similarity(first, first[:, :8])
 
 
@@ -229,17 +229,17 @@ def test_similarity_is_the_cosine_of_every_pair(embed):
 def test_what_is_no_string_is_refused_and_its_index_named(embed, wrong):
     with pytest.raises(UserError) as error:
         embed.encode(["the cat"] * 5 + [wrong], batch_size=2)
-    assert f"encode takes strings, and got {wrong!r} as sentence 5." in str(error.value)
+    assert f"encode takes strings, but sentence 5 is {wrong!r}." in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", [None, 3])
 def test_what_is_no_list_is_refused(embed, wrong):
-    with pytest.raises(UserError, match=f"encode takes strings, and got {wrong}"):
+    with pytest.raises(UserError, match=f"encode takes strings, not {wrong}"):
         embed.encode(wrong)
 
 
 def test_text_that_is_no_unicode_is_refused(embed):
-    with pytest.raises(UserError, match="no valid Unicode"):
+    with pytest.raises(UserError, match="not valid Unicode"):
         embed.encode(["the cat", "half a pair: \ud800"])
 
 

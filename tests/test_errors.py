@@ -89,6 +89,6 @@ def test_of_several_processes_the_first_error_is_said_and_decides(
 def test_a_path_that_cannot_even_be_looked_for_is_bad_input(tmp_path, monkeypatch, name, reason):
     monkeypatch.chdir(tmp_path)
     Path("circle").symlink_to("circle")
-    with pytest.raises(UserError, match=f"cannot be used .*{reason}.*name another"):
+    with pytest.raises(UserError, match=f"cannot be used .*{reason}.*give another"):
         user_path(name)
     assert user_path("absent/model") == Path("absent/model")

@@ -143,7 +143,7 @@ def test_a_missing_task_is_named_and_the_others_run(command, run, tmp_path, caps
     sts = write_senteval(tmp_path / "downstream")
     (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
     command(evaluate, "--model", run, "--sts", sts, "--output", tmp_path / "scores.json")
-    assert "STS14 is left out, and not in the average" in capsys.readouterr().err
+    assert "STS14 is skipped and not part of the average" in capsys.readouterr().err
     found = json.loads((tmp_path / "scores.json").read_text())["sts"]
     assert list(found["missing"]) == ["STS14"]
     assert list(found["spearman"]) == [task for task in TASKS if task != "STS14"] + ["average"]
@@ -269,13 +269,15 @@ def test_arguments_that_do_not_go_together_are_refused(refused, run, tmp_path):
     (tmp_path / "own.tsv").write_text("a\tb\t1\nc\td\t2\n")
     own = ("--sts", tmp_path / "own.tsv")
     said = refused(evaluate, "--model", run, "--suite", "diagnostics", *own)
-    assert "--suite diagnostics, and data of sts" in said
-    assert "named twice" in refused(evaluate, "--model", run, "--compare", run, *own)
+    assert "--suite diagnostics, but data for sts" in said
+    assert "given twice" in refused(evaluate, "--model", run, "--compare", run, *own)
     assert "between commas is empty" in refused(evaluate, "--model", f"{run},", *own)
-    assert "a folder; name a file" in refused(evaluate, "--model", run, *own, "--output", tmp_path)
+    assert "a folder; give the name" in refused(
+        evaluate, "--model", run, *own, "--output", tmp_path
+    )
     assert "choose from 0" in refused(evaluate, "--model", run, *own, "--seed", "-1")
     foreign = ("--model", "sentence-transformers:x", "--max-len", "9")
-    assert "max_len is what its own folder says" in refused(evaluate, *foreign, *own)
+    assert "its folder decides max_len" in refused(evaluate, *foreign, *own)
 
 
 def test_a_folder_that_scales_its_vectors_is_scored_so(command, tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ def test_export_into_what_is_there_is_refused(run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
     for output in (tmp_path / "full", tmp_path / "file"):
-        with pytest.raises(UserError, match=f"--output {output}: exists and is not empty"):
+        with pytest.raises(UserError, match=f"--output {output} exists and is not empty"):
             exported.export(tiny_model(1), output)
         with pytest.raises(UserError, match="exists and is not empty"):
             export.export(arguments(run, output))
@@ -240,7 +240,7 @@ def test_output_that_cannot_be_made_is_named(tmp_path):
         ({"prompts": ("query: ",)}, "--prompts query: : write NAME=TEXT"),
         ({"prompts": ("=query",)}, "--prompts =query: write NAME=TEXT"),
         ({"scores": "none.json"}, "--scores none.json: no such file"),
-        ({"push": "a/b/c"}, "--push a/b/c: no name of a repository"),
+        ({"push": "a/b/c"}, "--push a/b/c cannot name a repository"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_work(tmp_path, fields, message):

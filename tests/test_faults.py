@@ -93,10 +93,10 @@ def test_changed_text_is_refused_and_forced(tmp_path, caplog):
     text = Path(config.data.source)
     text.write_text(text.read_text().replace("goat", "sheep"))
     longer = dataclasses.replace(config, max_steps=3)
-    with pytest.raises(UserError, match="data.source: not what the run in .* began with"):
+    with pytest.raises(UserError, match="data.source is not the one that the run in .* began with"):
         train(longer, devices=ONE_DEVICE)
     train(dataclasses.replace(longer, force=True), devices=ONE_DEVICE)
-    assert "going on with another data.source" in caplog.text
+    assert "continuing with another data.source" in caplog.text
     train(dataclasses.replace(longer, max_steps=4), devices=ONE_DEVICE)  # it is the run's text now
 
 
@@ -106,7 +106,7 @@ def test_changed_dev_set_is_refused(tmp_path):
     train(config, devices=ONE_DEVICE)
     dev = Path(config.data.dev)
     dev.write_text(dev.read_text().replace("at night", "at noon"))
-    with pytest.raises(UserError, match="data.dev: not what the run in .* began with"):
+    with pytest.raises(UserError, match="data.dev is not the one that the run in .* began with"):
         train(dataclasses.replace(config, max_steps=3), devices=ONE_DEVICE)
 
 
@@ -114,10 +114,10 @@ def test_forced_config_goes_on_and_says_what_differs(tmp_path, caplog):
     config = tiny_config(tmp_path, max_steps=2)
     train(config, devices=ONE_DEVICE)
     changed = dataclasses.replace(config, seed=1, max_steps=3)
-    with pytest.raises(UserError, match=r"seed \(was 42, now 1\).* or go on with --force"):
+    with pytest.raises(UserError, match=r"seed \(was 42, now 1\).* or continue with --force"):
         train(changed, devices=ONE_DEVICE)
     train(dataclasses.replace(changed, force=True), devices=ONE_DEVICE)
-    assert "going on with another config: seed (was 42, now 1)" in caplog.text
+    assert "continuing with another config: seed (was 42, now 1)" in caplog.text
     assert steps_of(config.workdir)[-1] == 3
 
 
@@ -258,7 +258,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(fi
     config = dataclasses.replace(finished, workdir=str(workdir))
     for file in (workdir / saved_model.CHECKPOINTS).glob("*/manifest.json"):
         file.write_text("{")
-    with pytest.raises(UserError, match="all were damaged and are in corrupt/ now"):
+    with pytest.raises(UserError, match="all were damaged and are now in corrupt/"):
         train(config, devices=ONE_DEVICE)
     with pytest.raises(UserError, match="all checkpoints of the run in .* are damaged.*--force"):
         train(config, devices=ONE_DEVICE)

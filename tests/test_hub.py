@@ -153,8 +153,8 @@ def test_a_name_without_user_is_the_one_the_hub_makes_of_it(server, tmp_path):
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (401, "the hub does not take the token (401): log in with `hf auth login`"),
-        (403, "not allowed (403): take a token with write access to this name"),
+        (401, "the hub rejects the token (401): log in with `hf auth login`"),
+        (403, "not allowed (403): use a token with write access to this name"),
     ],
 )
 def test_refusal_of_the_hub_is_one_line(server, tmp_path, monkeypatch, status, reason, there):
@@ -180,7 +180,7 @@ def test_push_without_a_token_is_one_line(server, tmp_path, monkeypatch):
 
 def test_push_offline_is_one_line(tmp_path):
     assert huggingface_hub.constants.HF_HUB_OFFLINE
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: unset it; the folder is whole"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: unset it; the folder is complete"):
         hub.push(tmp_path, NAME)
 
 

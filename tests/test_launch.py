@@ -184,7 +184,7 @@ def test_a_fresh_machine(checkout):
     done = bash(checkout, "launch/local.sh", "--config", "a b", **settings)
     assert "got ['--config', 'a b']" in done.stdout, done.stderr
     again = bash(checkout, "launch/local.sh", "--config", "c", **settings)
-    assert "got ['--config', 'c']" in again.stdout and "making" not in again.stderr
+    assert "got ['--config', 'c']" in again.stdout and "creating" not in again.stderr
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8"}

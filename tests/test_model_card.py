@@ -38,7 +38,7 @@ def test_card_tells_the_run_and_the_options(tmp_path):
     for row in ("Text | `text.txt`", "Objective | `jtcse`", "Step | 4", "Learning rate | 0.001"):
         assert f"| {row} |" in text
     assert (
-        "at [CLS] of each of 2 towers, summed" in text and "16 tokens, longer ones are cut" in text
+        "at [CLS] of each of 2 towers, summed" in text and "16 tokens; longer ones are cut" in text
     )
     assert '"num_layers": 2' in text  # of the whole config
     assert '`query`: "the cat ", `empty`: "a=b"' in text
@@ -96,7 +96,7 @@ def test_scores_of_another_form_are_refused(tmp_path, content):
 def test_card_of_another_version_is_named(tmp_path, content):
     exported.export(tiny_model(1), tmp_path / "out")
     (tmp_path / "out" / "jtcse_card.json").write_text(json.dumps(content))
-    said = f"out/jtcse_card.json: not of this version .{next(iter(content))}"
+    said = f"out/jtcse_card.json is of another version .{next(iter(content))}"
     with pytest.raises(UserError, match=said):
         export.export(arguments(tmp_path / "out", tmp_path / "again"))
 

@@ -157,7 +157,7 @@ def test_batches_of_mteb_give_the_vectors_of_their_texts():
 
 def test_batches_without_text_are_refused_by_the_name_of_their_task():
     encoder = SentenceEncoder.of(tiny_model(1))
-    with pytest.raises(UserError, match="SomeTask has image and no text"):
+    with pytest.raises(UserError, match="SomeTask has image but no text"):
         encoder.encode(Batches([{"image": [1]}]), task_metadata=Metadata)
 
 

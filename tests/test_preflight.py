@@ -20,7 +20,7 @@ def test_one_process_on_all_its_devices(command, capsys, tmp_path):
     command(preflight, "--workdir", tmp_path)
     said = capsys.readouterr().out
     assert socket.gethostname() in said and "8 x cpu" in said and "1 process(es)" in said
-    assert "all-reduce of 1 MiB over 8 devices: " in said and "GB/s a device" in said
+    assert "all-reduce of 1 MiB over 8 devices: " in said and "GB/s per device" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -52,7 +52,7 @@ def test_a_full_disk(refused, monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "(No space left on device): make room" in refused(preflight, "--workdir", tmp_path)
+    assert "(No space left on device): free some space" in refused(preflight, "--workdir", tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -70,7 +70,7 @@ def test_workdir_gives_the_best_step_or_the_asked_one(run, twin):
     assert largest_difference(best.params, shifted(twin, 4)) == 0
     assert (best.folder, best.step) == (run, 4)
     asked = saved_model.load(run, step=7)
-    assert "step 7 (asked for)" in asked.source and asked.step == 7
+    assert "step 7 (requested)" in asked.source and asked.step == 7
     assert largest_difference(asked.params, shifted(twin, 7)) == 0
     assert (best.bank, best.serving_length) == (twin.bank, twin.serving_length)
     assert best.tokenizer.get_vocab() == twin.tokenizer.get_vocab()
@@ -97,8 +97,8 @@ def test_a_damaged_best_step_gives_way_to_the_next_best(own_run, twin, caplog):
         assert (model.step, model.source) == (step, f"{own_run}, step {step} ({words})")
         assert largest_difference(model.params, shifted(twin, step)) == 0
         said = [record.getMessage() for record in caplog.records]
-        assert f"checkpoint {steps / str(damaged)} is damaged, passed over, left there" in said[-1]
-        with pytest.raises(UserError, match=f"step {damaged} .*: name another, or none for a good"):
+        assert f"checkpoint {steps / str(damaged)} is damaged and skipped, left there" in said[-1]
+        with pytest.raises(UserError, match=f"step {damaged} .*: choose another step, or none"):
             saved_model.load(own_run, step=damaged)
     flip_bit(largest_file(steps / "7"))
     before = sorted(own_run.rglob("*"))
@@ -112,14 +112,14 @@ def test_a_step_whose_score_is_lost_is_not_passed_over_in_silence(own_run, caplo
     (own_run / saved_model.CHECKPOINTS / "4" / manifest.NAME).write_bytes(content)
     assert saved_model.load(own_run).source.endswith("step 6 (best undamaged by dev score)")
     (line,) = (record.getMessage() for record in caplog.records)
-    assert "4 is damaged, passed over, left there: manifest.json is altered" in line
+    assert "4 is damaged and skipped, left there: manifest.json is altered" in line
 
 
 def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path, caplog):
     workdir = write_run(tmp_path / "run", single, {1: None, 3: None, 5: None})
     flip_bit(largest_file(workdir / saved_model.CHECKPOINTS / "5"))
     assert saved_model.load(workdir).source.endswith("step 3 (newest undamaged, no dev score)")
-    assert "5 is damaged, passed over, left there" in caplog.text
+    assert "5 is damaged and skipped, left there" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 1000])
@@ -298,7 +298,7 @@ def test_damaged_description_is_named(exported, tmp_path, content):
     folder = tmp_path / "damaged"
     shutil.copytree(exported[1], folder)
     (folder / saved_model.DESCRIPTION).write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="damaged/jtcse.json: no valid JSON"):
+    with pytest.raises(UserError, match="damaged/jtcse.json is not valid JSON"):
         saved_model.load(folder)
 
 

@@ -226,7 +226,7 @@ def test_a_pickle_as_any_other_file_is_refused(tmp_path, folder, mark, wrapping)
 def test_a_pickle_among_unfinished_vectors_is_refused(tmp_path, mark, wrapping, name):
     VectorFile(tmp_path / "out.npy", 9, 3, 4, {}).__exit__()
     (tmp_path / "out.npy.partial" / name).write_bytes(pickles(mark)[wrapping])
-    with pytest.raises(UserError, match="out.npy.partial: damaged"):
+    with pytest.raises(UserError, match="out.npy.partial is damaged"):
         VectorFile(tmp_path / "out.npy", 9, 3, 4, {})
 
 
@@ -306,7 +306,7 @@ def test_a_compiled_program_is_no_config_file(tmp_path, mark):
     with zipfile.ZipFile(tmp_path / "zip.py", "w") as archive:
         archive.write(tmp_path / "code.py", "__main__.py")
     for name in ("config.py", "zip.py"):
-        with pytest.raises(UserError, match=f"{name}: .*no Python text"):
+        with pytest.raises(UserError, match=f"{name}: .*not Python text"):
             load_config_file(tmp_path / name)
 
 

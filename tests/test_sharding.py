@@ -43,7 +43,7 @@ def test_processes_share_the_rows(monkeypatch, processes, each, groups, shards):
 
 def test_process_between_two_towers_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(UserError, match="tower_devices = 2: a process holds devices of several"):
+    with pytest.raises(UserError, match="tower_devices = 2: a process has devices of several"):
         sharding.data_shard(mesh_of(3, 2, 2))
 
 

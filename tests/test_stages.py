@@ -268,7 +268,7 @@ def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trai
         run(dataclasses.replace(pipeline, seed=1))
     longer = dict(pipeline.stages)
     longer["twin"] = dataclasses.replace(longer["twin"], max_steps=9)
-    with pytest.raises(UserError, match="stage twin: .*2 steps and now 9 steps.*--from twin"):
+    with pytest.raises(UserError, match="stage twin: .*2 steps, but now 9 steps.*--from twin"):
         run(dataclasses.replace(pipeline, stages=longer))
     assert trainer.trained == ["language", "twin", "student", "model"]
 
@@ -336,7 +336,10 @@ def test_a_damaged_best_step_is_neither_scored_nor_exported(tmp_path, monkeypatc
     card = json.loads((model / "jtcse_card.json").read_text())
     assert card["step"] == 6 and card["scores"] == {}
     said = capsys.readouterr().out
-    assert f"no scores on the card: they are of step 4, the model is {twin}, step 6 (best" in said
+    assert (
+        f"the model card has no scores: they are of step 4, but the model is {twin}, step 6 (best"
+        in said
+    )
 
 
 def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
@@ -384,7 +387,7 @@ def test_what_cannot_run_is_refused(tmp_path, fields, problem):
 
 
 def test_without_a_config_there_is_nothing_to_run():
-    with pytest.raises(UserError, match="stages is empty: name a config file"):
+    with pytest.raises(UserError, match="stages is empty"):
         run(Pipeline())
 
 

@@ -100,7 +100,7 @@ def test_tpu_that_cannot_be_made_at_first(cloud):
     (cloud.parent / "home" / "create.statuses").write_text("1\n")
     arguments = ["mine", "--zone", "z", "--pause", "0"]
     done = bash(cloud, "launch/tpu_vm.sh", *arguments, STATE="PREEMPTED")
-    assert done.returncode == 1 and "mine was not made" in done.stderr
+    assert done.returncode == 1 and "mine was not created" in done.stderr
     assert calls(cloud)[-1].startswith("create")
 
 

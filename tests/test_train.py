@@ -67,7 +67,7 @@ def test_step_taken_is_the_best_by_dev_score_unless_asked(finished):
     scores = {x["step"]: x["dev_spearman"] for x in read_metrics(finished) if "dev_spearman" in x}
     best = max(scores, key=lambda step: (scores[step], step))
     assert f"step {best} (best" in saved_model.load(finished.workdir).source
-    assert "step 6 (asked for)" in saved_model.load(finished.workdir, step=6).source
+    assert "step 6 (requested)" in saved_model.load(finished.workdir, step=6).source
     six, ten = saved_params(finished.workdir, 6), saved_params(finished.workdir, 10)
     assert largest_difference(six, ten) > 1e-4
 
@@ -148,7 +148,7 @@ def test_without_dev_set_the_newest_step_is_taken_and_it_says_so(tmp_path, capsy
     config = tiny_config(tmp_path, max_steps=4)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
     train(config, devices=one_device())
-    assert "nothing selects a best step" in capsys.readouterr().out
+    assert "no best step is selected" in capsys.readouterr().out
     assert "step 4 (newest" in saved_model.load(config.workdir).source
 
 
@@ -230,7 +230,7 @@ def test_config_chooses_pooling_and_serving_length_and_a_line_tells(tmp_path, st
     start = start_from(tmp_path, mean, cls, plain, pooling="cls", serving_length=200)
     assert (start.pooling, start.serving_length) == ("cls", 200)
     (line,) = [line for line in caplog.messages if "model.pooling" in line]
-    assert line == f"model.pooling = cls, and {mean} was made for mean pooling"
+    assert line == f"model.pooling = cls, but {mean} was made for mean pooling"
 
 
 def test_towers_of_different_poolings_need_a_choice(tmp_path, starts):
@@ -302,7 +302,7 @@ def test_simcse_tower_starts_a_twin(tmp_path):
     ("change", "message"),
     [
         (dict(data=DataConfig()), "data.source is not set"),
-        (dict(eval_layers=True, data=DataConfig(source="text")), "eval_layers = True looks at dev"),
+        (dict(eval_layers=True, data=DataConfig(source="text")), "eval_layers = True needs dev"),
         (dict(data=DataConfig(source="nowhere.txt")), "nowhere.txt"),
     ],
 )

@@ -68,7 +68,7 @@ def test_partial_output_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="another block:"):
         VectorFile(tmp_path / "out.npy", ROWS, WIDTH, 6, SETTINGS)
     (partial / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=f"{partial}: damaged"):
+    with pytest.raises(UserError, match=f"{partial} is damaged"):
         begin(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_full_disk_keeps_and_names_what_is_done(tmp_path, monkeypatch):
             write_blocks(file)
     said = str(error.value)
     assert "No space left on device" in said and "\n" not in said
-    assert f"What is done is kept in {tmp_path / 'out.npy.partial'}" in said
+    assert f"Finished vectors are in {tmp_path / 'out.npy.partial'}" in said
     monkeypatch.undo()
     with begin(tmp_path) as file:
         assert file.rows_done == 10
@@ -168,7 +168,7 @@ def test_full_disk_keeps_and_names_what_is_done(tmp_path, monkeypatch):
 
 def test_disk_that_is_too_small_is_refused_before_the_work(tmp_path):
     rows = 10**15
-    with pytest.raises(UserError, match=r"needs 12,000,000\.00 GB, and .* GB are free there"):
+    with pytest.raises(UserError, match=r"needs 12,000,000\.00 GB, but only .* GB are free there"):
         VectorFile(tmp_path / "out.npy", rows, WIDTH, rows, SETTINGS)
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +184,7 @@ def test_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(vector_file.tempfile, "TemporaryFile", read_only)
-    with pytest.raises(UserError, match="Read-only file system; name another place"):
+    with pytest.raises(UserError, match="Read-only file system; choose another place"):
         begin(tmp_path / "..")
 
 

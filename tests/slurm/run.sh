@@ -40,7 +40,7 @@ PYTHON
   until_true ended
   expect COMPLETED 2
   (($(grep -c "^resuming from step" "$folder/disturbed.log") == 2)) || fail "it did not resume"
-  grep -q "status 75; back into the queue" "$folder/disturbed.log" || fail "the signal saved nothing"
+  grep -q "status 75; requeueing the job" "$folder/disturbed.log" || fail "the signal saved nothing"
   compare
 
   submit mistaken --data.source "$folder/nothing.txt"
