@@ -114,6 +114,13 @@ def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields
     """
     result = {"benchmark": title, **fields, "rows": rows, "environment": environment()}
     result["environment"]["cpus"] = str(len(os.sched_getaffinity(0)))
+    show(title, rows)
+    if output:
+        replace(output, json.dumps(result, indent=1) + "\n")
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints `rows` as a table; their keys are the column titles."""
     table = Table(title=title)
     for number, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if number else "left", overflow="fold")
@@ -123,8 +130,6 @@ def report(title: str, rows: list[dict[str, Any]], output: Path | None, **fields
     # No folding when the output is a file.
     console.width = max(console.width, 100 if console.is_terminal else 200)
     console.print(table)
-    if output:
-        replace(output, json.dumps(result, indent=1) + "\n")
 
 
 def outcome_fields(outcome: Outcome) -> dict[str, Any]:

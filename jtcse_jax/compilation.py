@@ -1,6 +1,7 @@
 """How XLA compiles, and the cache on disk that saves compiling again at the next start."""
 
 import jax
+from jax.sharding import Mesh
 
 from jtcse_jax.user_path import user_path
 
@@ -10,6 +11,12 @@ from jtcse_jax.user_path import user_path
 STEP_OPTIONS = {"cpu": {"xla_cpu_copy_insertion_use_region_analysis": True}}
 
 FOLDER = "~/.cache/jtcse_jax/compiled"
+
+
+def step_options(mesh: Mesh | None) -> dict[str, bool] | None:
+    """The options of a training step for the mesh's devices, which need not be this machine's."""
+    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+    return STEP_OPTIONS.get(platform)
 
 
 def keep_compiled() -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.compilation import STEP_OPTIONS
+from jtcse_jax.compilation import step_options
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.flops import Work, step_flops
 from jtcse_jax.gradients import loss_and_gradient
@@ -98,7 +98,7 @@ def make_train_step(
         train_step,
         donate_argnums=0,
         out_shardings=(state_shardings, None),
-        compiler_options=STEP_OPTIONS.get(jax.default_backend()),
+        compiler_options=step_options(bank.mesh),
     )
     return TrainStep(jitted, teacher.params if teacher else ())
 
