@@ -253,9 +253,10 @@ def _producers(computation: Computation, each: Instruction) -> Iterator[Instruct
 
 
 def _transfer(kind: str, instruction: Instruction, times: int) -> Transfer:
-    shapes = [array for array in instruction.arrays if array.dims or len(instruction.arrays) == 1]
-    # A "-start" lists its operands before the results, except that of an all-reduce.
+    shapes = list(instruction.arrays)
+    # A "-start" lists operands, results and scalars of its own; that of an all-reduce only results.
     if instruction.op.endswith("-start") and kind != "all-reduce" and len(shapes) > 1:
+        shapes = [array for array in shapes if array.dims] or shapes
         shapes = shapes[len(shapes) // 2 :]
     total = sum(array.bytes for array in shapes)
     return Transfer(kind, tuple(map(str, shapes)), total, times, instruction.source)
