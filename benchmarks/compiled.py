@@ -51,12 +51,13 @@ def main() -> None:
     for name in options.program:
         programs[name], launches[name] = compile_program(name, case, target, options.hlo)
     title = f"{options.size}, {case.objective}, for {options.target} x {len(target.devices)}"
-    fields = {key: value for key, value in vars(options).items() if key != "output"}
+    paths = ("output", "hlo", "compare")
+    fields = {key: value for key, value in vars(options).items() if key not in paths}
     report(
         title,
         tables.overview(programs),
         options.output,
-        options=fields | {"hlo": None},
+        options=fields,
         case=asdict(case),
         device=target.devices[0].device_kind,
         devices=len(target.devices),

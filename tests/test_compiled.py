@@ -88,6 +88,7 @@ def small_on_cpu(monkeypatch):
     monkeypatch.setattr(compiled, "SIZES", {"base": narrow})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_on_cpu", "quick_compilation")
 @pytest.mark.parametrize("objective", ["simcse", "tncse", "jtcse", "distill", "mlm"])
 def test_command_compiles_every_objective(objective, command, tmp_path, capsys):
