@@ -11,7 +11,6 @@ from jax.experimental.topologies import get_topology_desc
 from jtcse_jax.errors import UserError
 
 INSTALL = "pip install -r requirements-aot.txt"
-_TERA, _GIGA = 1e12, 1e9
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,16 @@ def find_target(name: str, count: int | None = None) -> Target:
     Raises:
       UserError: the name is unknown, its compiler is not installed, or there are fewer devices.
     """
+    if count is not None and count < 1:
+        raise UserError(f"--devices {count}: use at least 1.")
     if name in _GPUS:
-        _need(("jax_cuda13_plugin", "jax_cuda12_plugin"), name, "the CUDA compiler")
-        number = 1 if count is None else count
-        devices = _gpus(name, number)
-        return Target(name, "cuda", devices, _GPUS[name].rates)
+        _need("cuda", name, "the CUDA compiler")
+        return Target(name, "cuda", _gpus(name, count or 1), _GPUS[name].rates)
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
     if not match or match[1] not in _TPUS:
         known = ", ".join([*_GPUS, *(f"{kind}:AxB" for kind in _TPUS)])
         raise UserError(f"--target {name} is unknown: choose one of {known} (for example v5e:2x4).")
-    _need(("libtpu",), name, "the TPU compiler")
+    _need("tpu", name, "the TPU compiler")
     devices = _tpus(name)
     if count is not None and count > len(devices):
         raise UserError(f"--devices {count}: {name} has only {len(devices)}; name a larger one.")
@@ -66,8 +65,8 @@ def is_installed(platform: str) -> bool:
     return any(importlib.util.find_spec(module) is not None for module in modules)
 
 
-def _need(modules: tuple[str, ...], target: str, what: str) -> None:
-    if not any(importlib.util.find_spec(module) for module in modules):
+def _need(platform: str, target: str, what: str) -> None:
+    if not is_installed(platform):
         raise UserError(f"--target {target} needs {what}, which is not installed: {INSTALL}.")
 
 
@@ -170,8 +169,6 @@ _TPUS = {
 
 
 def _gpus(name: str, count: int) -> list[jax.Device]:
-    if count < 1:
-        raise UserError(f"--devices {count}: use at least 1.")
     topology = get_topology_desc(
         name, "cuda", target_config=_GPUS[name].description(), topology=f"1x1x{count}"
     )
