@@ -120,9 +120,9 @@ def test_command_compiles_the_encoder(command, tmp_path):
     command(compiled, "--target", "h100", *program, "--top", 3, "--output", output)
     result = json.loads(output.read_text())["programs"]["encoder"]
     assert result["kinds"][OPTIMIZER]["launches"] == 0 and result["rows"] == 256
-    # Two sentences fill a row of 64, and attention over the whole row is computed.
+    # On each of two devices: attention over whole rows, and the last layer for all slots of a row.
     half = result["real_product_flops"] / 2
-    assert half < result["product_flops"] < 1.3 * half
+    assert half < result["product_flops"] < 1.6 * half
 
 
 def test_difference_of_two_runs():

@@ -42,6 +42,8 @@ def test_instruction_is_read():
     assert found.is_root and found.called == ("body.2",) and found.bytes == 24 + 8
     assert (found.source, found.frame) == ("jit(f)/g(h)", 3)
     assert hlo.parse_instruction("  // a comment") is None
+    line = '%a = f32[2]{0} fusion(%x), calls=%body, backend_config={"text":"calls=%other "}'
+    assert hlo.parse_instruction(line).called == ("body",)
 
 
 def test_text_without_an_entry_is_refused():
@@ -352,8 +354,8 @@ def test_a_fusion_takes_the_kind_of_most_bytes():
 %body (p: f32[100]) -> f32[4] {
   %p = f32[100]{0} parameter(0)
   %g = f32[100]{0} multiply(%p, %p), metadata={op_name="jit(f)/jit(gelu)/mul"}
-  %n = f32[100]{0} add(%g, %g), metadata={op_name="jit(f)/jit(gelu)/add"}
-  ROOT %d = f32[4]{0} slice(%n), metadata={op_name="jit(f)/dropout/slice"}
+  %s = f32[4]{0} slice(%g), metadata={op_name="jit(f)/dropout/slice"}
+  ROOT %n = f32[4]{0} negate(%s), metadata={op_name="jit(f)/dropout/neg"}
 }
 """
     fusion = "%y = f32[4]{0} fusion(%x), kind=kLoop, calls=%body"

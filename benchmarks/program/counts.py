@@ -143,12 +143,13 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
     if match := _TRIPS.search(loop.attributes):
         return int(match[1])
     condition = program.computations[_called_by(loop)[0]]
+    every = [inner for each in condition for inner in (each, *_inside(program, each))]
     bounds = [
         int(each.argument)
-        for each in condition
+        for each in every
         if each.op == "constant" and re.fullmatch(r"\d+", each.argument)
     ]
-    compares = [each for each in condition if each.attribute("direction") == "LT"]
+    compares = [each for each in every if each.attribute("direction") == "LT"]
     return bounds[0] if len(bounds) == 1 and len(compares) == 1 else None
 
 
