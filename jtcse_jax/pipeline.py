@@ -6,7 +6,7 @@ from jtcse_jax import config_file, distributed
 from jtcse_jax.distributed import is_primary
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.stage_scores import print_table, verdict
-from jtcse_jax.stages import Pipeline, run, stage_configs
+from jtcse_jax.stages import Pipeline, exported_name, run, stage_configs
 from jtcse_jax.trainer import set_up_jax
 
 
@@ -22,7 +22,8 @@ def main() -> None:
     rows = run(pipeline)
     if is_primary():
         print_table(rows)
-        for line in verdict(stage_configs(pipeline), {row["stage"]: row for row in rows}):
+        by_stage = {row["stage"]: row for row in rows}
+        for line in verdict(stage_configs(pipeline), by_stage, exported_name(pipeline)):
             print(line)
 
 

@@ -74,10 +74,10 @@ def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | N
     return f"stage {name} is below stage {best} on the dev set{interval}"
 
 
-def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> list[str]:
+def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row], exported: str) -> list[str]:
     """The best stage on the dev set, its gain over the start of the first, and the exported stage.
 
-    No lines for a pipeline without a dev score.
+    `exported` is a stage, or STAGE#K. No lines for a pipeline without a dev score.
     """
     scored = [name for name, row in rows.items() if row["dev"] is not None]
     if not scored:
@@ -90,9 +90,9 @@ def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row]) -> list[str]
     gain = Development(dev).difference(end, start)
     against = "it is the start" if start == end else f"difference from the start: {gain or '?'}"
     lines = [f"best stage on the dev set: {best}, {rows[best]['dev']:.2f}; {against}"]
-    last = list(rows)[-1]
-    if last != best:
-        lines.append(f"exported: {warning(last, configs, rows) or f'stage {last}'}")
+    stage = exported.partition("#")[0]
+    if exported != best:
+        lines.append(f"exported: {warning(stage, configs, rows) or f'stage {exported}'}")
     return lines
 
 

@@ -35,7 +35,7 @@ MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Trains sentence encoders in stages, evaluates each and exports the last."""
+    """Trains sentence encoders in stages, evaluates each and exports one."""
 
     workdir: str = "runs/pipeline"
     """Folder that holds one folder per stage and the exported `model`. A second start resumes."""
@@ -53,6 +53,8 @@ class Pipeline:
     """Number of the repetition; 1000 times this number is added to the seed of every stage."""
     cache_dir: str | None = None
     """Folder for tokenised text, for every stage."""
+    export: str | None = None
+    """The stage whose model is exported, or NAME#K, its tower K; by default the last stage."""
     from_stage: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Train this stage and all later ones again; their old folders are moved to `superseded/`. If
     it is interrupted, the same command resumes until all stages are finished."""
@@ -62,6 +64,11 @@ class Pipeline:
         for name in self.stages:
             if not name.isidentifier() or name in (MODEL, SUPERSEDED):
                 raise UserError(f"stages: {name!r} cannot name a folder here: use another word.")
+        if self.export is not None and self.export.partition("#")[0] not in self.stages:
+            raise UserError(
+                f"--export {self.export}: choose one of the stages {', '.join(self.stages)}, or a "
+                "tower of one, such as NAME#0."
+            )
         if self.from_stage is not None and self.from_stage not in self.stages:
             raise UserError(
                 f"--from {self.from_stage}: choose one of the stages {', '.join(self.stages)}."
@@ -108,7 +115,7 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
         except UserError as error:
             # Keep the error's type: it decides whether a launcher starts the pipeline again.
             raise type(error)(f"stage {name}: {error}") from error
-    _export(workdir, Path(configs[name].workdir), rows[name])
+    _export(workdir, exported_name(pipeline), rows, tasks)
     if is_primary():
         (workdir / FROM).unlink(missing_ok=True)
     _wait_for_all("exported")
@@ -242,8 +249,7 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
         # On every process, because all processes must read a checkpoint together.
         encoder = SentenceEncoder.load(config.workdir)
         taken = encoder.members[0].model.step
-        found = evaluate_sts(encoder.encode, tasks)
-        scores = {task: 100 * score.spearman for task, score in found.items()}
+        scores = _sts_scores(encoder, tasks)
     # Every process knows these values; the primary process reads the others from the log.
     row = {"stage": name, "planned": _planned(config), "step": taken, "sts": scores}
     if is_primary():
@@ -253,23 +259,40 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     return row
 
 
-def _export(workdir: Path, last: Path, row: dict[str, Any]) -> None:
-    """Exports the model of the last stage with its scores, unless the export exists."""
+def exported_name(pipeline: Pipeline) -> str:
+    """The stage that the pipeline exports, or STAGE#K."""
+    return pipeline.export or list(pipeline.stages)[-1]
+
+
+def _export(workdir: Path, name: str, rows: dict[str, Any], tasks: list[StsTask]) -> None:
+    """Exports a stage's model, or one tower of it, with its scores, unless the export exists."""
     folder = workdir / MODEL
     present = folder.exists()
     _wait_for_all("looked for the model")
     if not present:
-        model = saved_model.load(last)
+        model = saved_model.load(f"{workdir / name}")
         card = read_card(model)
-        if row["sts"] and row["step"] != model.step:
-            taken = f"step {row['step']}, but the model is {model.source}"
-            say(f"the model card has no scores: they are of {taken}")
-        elif row["sts"]:
-            rounded = {task: round(score, 2) for task, score in row["sts"].items()}
+        stage, tower, _ = name.partition("#")
+        scores, step = rows[stage]["sts"], rows[stage]["step"]
+        if tower and tasks:
+            scores, step = _sts_scores(SentenceEncoder.of(model), tasks), model.step
+            say(f"{name}: average of the STS tasks {scores['average']:.2f}")
+        if scores and step != model.step:
+            say(
+                f"the model card has no scores: they are of step {step}, but the model is "
+                f"{model.source}"
+            )
+        elif scores:
+            rounded = {task: round(score, 2) for task, score in scores.items()}
             card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})
         if is_primary():
             exported.export(model, folder, card)
     say(f"model: {folder}")
+
+
+def _sts_scores(encoder: SentenceEncoder, tasks: list[StsTask]) -> dict[str, float]:
+    found = evaluate_sts(encoder.encode, tasks)
+    return {task: 100 * score.spearman for task, score in found.items()}
 
 
 def _wait_for_all(what: str) -> None:

@@ -115,7 +115,7 @@ def test_vectors_of_other_widths_are_refused(folder, tmp_path):
     path = describe(tmp_path / "mix.json", member("one"), member("wide"))
     with pytest.raises(UserError) as error:
         load_members(path)
-    assert f"{tmp_path / 'one'} gives 16" in str(error.value)
+    assert f"{tmp_path / 'one'} has 16" in str(error.value)
     assert f"{tmp_path / 'wide'} 32" in str(error.value)
 
 

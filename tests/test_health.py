@@ -146,17 +146,20 @@ def test_a_stage_below_an_earlier_one_is_told_by_how_much(two_stages):
 
 def test_the_last_lines_name_the_best_stage_and_what_is_exported(two_stages):
     configs, rows = two_stages
-    best, exported = verdict(configs, rows)
+    best, exported = verdict(configs, rows, "second")
     assert "best stage on the dev set: first" in best and "from the start: +" in best
     assert "exported: stage second is below stage first" in exported
-    (best,) = verdict(configs, {"first": rows["first"]})
+    _, tower = verdict(configs, rows, "first#0")
+    assert tower == "exported: stage first#0"
+    (best,) = verdict(configs, {"first": rows["first"]}, "first")
     assert "first" in best
-    assert verdict(configs, {name: row | {"dev": None} for name, row in rows.items()}) == []
+    collapsed = {name: row | {"dev": None} for name, row in rows.items()}
+    assert verdict(configs, collapsed, "second") == []
 
 
 def test_the_start_is_the_step_of_a_stage_that_it_beats(tmp_path, monkeypatch):
     config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.4, 4: 0.5})
     row = stage_row("only", config)
     assert (row["step"], row["dev"]) == (0, 60.0)
-    (line,) = verdict({"only": config}, {"only": row})
+    (line,) = verdict({"only": config}, {"only": row}, "only")
     assert "it is the start" in line

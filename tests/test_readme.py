@@ -27,10 +27,7 @@ ADDED = {
     ".venv/bin/pip install": "tests use no network; the packages are in requirements-dev.txt",
     ".venv/bin/python -m jtcse_jax.train": SMALL,
     ".venv/bin/python -m jtcse_jax.pipeline": [
-        word
-        for stage in ("tower-a", "tower-b", "jtcse", "distilled")
-        for option, value in (("max-steps", "1"), ("data.batch-size", "4"))
-        for word in (f"--stages.{stage}.{option}", value)
+        *("--stages.jtcse.max-steps", "1", "--stages.jtcse.data.batch-size", "4"),
     ],
     ".venv/bin/python -m jtcse_jax.augment repeat-words": [],
     ".venv/bin/python -m jtcse_jax.preflight": [],

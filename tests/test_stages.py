@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from checkpoints import flip_bit, largest_file
 from processes import declared_cluster, end, start_python
@@ -24,10 +25,10 @@ from jtcse_jax.config_file import load_config_file
 from jtcse_jax.encoder import SentenceEncoder
 from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import Hung, UserError
-from jtcse_jax.evaluation.sts import StsScore
+from jtcse_jax.evaluation.sts import StsScore, evaluate_sts, load_sts
 from jtcse_jax.saved_model import read_description
 from jtcse_jax.stage_scores import print_table
-from jtcse_jax.stages import Pipeline, run, stage_configs
+from jtcse_jax.stages import Pipeline, exported_name, run, stage_configs
 from jtcse_jax.start import keep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,7 +280,7 @@ def test_a_damaged_mark_of_a_finished_stage_is_named(tmp_path, trainer, content)
     run(pipeline)
     mark = Path(pipeline.workdir) / "twin" / "finished.json"
     mark.write_text(content)
-    with pytest.raises(UserError, match=f"{mark}: .*delete it"):
+    with pytest.raises(UserError, match=f"{mark} .*delete it"):
         run(pipeline)
 
 
@@ -301,6 +302,38 @@ def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch
     rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
     assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
     assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_one_tower_of_a_stage_is_exported_with_its_own_scores(tmp_path, monkeypatch):
+    def train(config):
+        workdir = write_run(Path(config.workdir), tiny_model(2), {2: 0.7})
+        log = [{"step": 2, "dev_spearman": 0.7}]
+        log += [{"step": 2, "loss": 1.0, "sentences_per_second": 4.0}]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+    write_senteval(tmp_path / "STS")
+    monkeypatch.setattr(stages, "train", train)
+    pipeline = make_pipeline(tmp_path, sts=str(tmp_path / "STS"), export="twin#1")
+    for other in ("language", "student"):
+        del pipeline.stages[other]
+    scratch = dataclasses.replace(pipeline.stages["twin"].model, towers=("scratch", "scratch"))
+    pipeline.stages["twin"] = dataclasses.replace(pipeline.stages["twin"], model=scratch)
+    (row,) = run(pipeline)
+    model, tower = Path(pipeline.workdir) / "model", f"{Path(pipeline.workdir) / 'twin'}#1"
+    texts = ["the cat sees", "an old river"]
+    expected, found = (SentenceEncoder.load(each).encode(texts) for each in (tower, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    tasks, _ = load_sts(str(tmp_path / "STS"))
+    scores = evaluate_sts(SentenceEncoder.load(tower).encode, tasks)
+    expected = {task: round(100 * score.spearman, 2) for task, score in scores.items()}
+    card = json.loads((model / "jtcse_card.json").read_text())
+    assert card["scores"]["spearman"] == expected != row["sts"]
+
+
+def test_a_stage_that_is_not_there_cannot_be_exported(tmp_path):
+    for name in ("twins", "twins#0", "#0"):
+        with pytest.raises(UserError, match="--export .*language, twin, student"):
+            make_pipeline(tmp_path, export=name)
 
 
 def test_a_damaged_best_step_is_neither_scored_nor_exported(tmp_path, monkeypatch, capsys):
@@ -405,13 +438,20 @@ def test_stages_cannot_look_ahead_or_be_paths(tmp_path):
 def test_the_recipes_in_configs_fit_together(path):
     pipeline = load_config_file(path, Pipeline)
     configs = stage_configs(pipeline)
-    last = list(configs.values())[-1]
-    assert last.objective.name == "distill" and len(last.model.towers) == 1
+    stage, tower, _ = exported_name(pipeline).partition("#")
+    assert tower or len(configs[stage].model.towers) == 1, "one tower is enough to serve"
 
 
-def test_variants_of_the_ablation_start_from_the_same_towers():
+def test_variants_of_the_ablation_differ_in_one_field_and_share_their_start():
     pipeline = load_config_file(ROOT / "configs" / "ablation_minilm.py", Pipeline)
-    towers = {name: config.model.towers for name, config in pipeline.stages.items()}
-    variants = {"simcse", "tncse", "jtcse", "cross_0", "cross_6", "cross_main", "low_dropout"}
-    assert {towers[name] for name in variants} == {("tower_a", "tower_b")}
-    assert stage_configs(pipeline)["distilled"].objective.teacher.endswith("/jtcse")
+    configs = stage_configs(pipeline)
+    default = configs.pop("jtcse")
+    assert configs.pop("distilled").objective.teacher == default.workdir
+    for name, config in configs.items():
+        assert set(config.model.towers) == set(default.model.towers), name
+        changed = [
+            part
+            for part in ("model", "data", "objective", "optimizer", "seed", "max_steps")
+            if getattr(config, part) != getattr(default, part)
+        ]
+        assert len(changed) == 1 or (name == "simcse" and changed == ["model", "objective"]), name
