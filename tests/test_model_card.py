@@ -88,7 +88,7 @@ def test_base_models_are_found_through_workdirs_that_are_there(tmp_path):
 def test_scores_of_another_form_are_refused(tmp_path, content):
     path = tmp_path / "scores.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=f"{path}: "):
+    with pytest.raises(UserError, match=str(path)):
         export.export(arguments("none", tmp_path / "out", scores=str(path)))
 
 
