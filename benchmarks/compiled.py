@@ -163,7 +163,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 def _folder(name: str) -> Path:
     path = Path(name)
     if not path.is_dir():
-        raise UserError(f"--hlo {name}: there is no such folder; create it first.")
+        raise UserError(f"--hlo {name} is not a folder; create it first.")
     return path
 
 

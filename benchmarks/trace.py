@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """The kernels that ran on the first device. Raises UserError if there is no trace of one."""
+    """The kernels that ran on the first device. Raises UserError if the folder has no trace."""
     from jax.profiler import ProfileData
 
     files = sorted(folder.glob("**/*.xplane.pb"))

@@ -6,8 +6,8 @@
 
 The stage is the run of `configs/jtcse_minilm.py`. Towers that start from the same weights stay
 nearly the same, so one of them serves as well as both at half the cost. The paper's other stages,
-SimCSE before and distillation after, did not help from this start (docs/results.md);
-`configs/pipeline_bert_base.py` has them.
+SimCSE before and distillation after, showed no gain from this start (one seed each,
+docs/results.md); `configs/pipeline_bert_base.py` has them.
 """
 
 from pathlib import Path

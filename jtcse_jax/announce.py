@@ -84,6 +84,12 @@ def _advice(config: Config) -> str:
             "for a useful encoder start from trained towers, as configs/quickstart_minilm.py does."
         )
     return (
-        "Try a lower optimizer.learning_rate, data.batches = similar, or text that is more like "
+        f"Try a lower optimizer.learning_rate, or {harder_batches(config)}text that is more like "
         "the dev set."
     )
+
+
+def harder_batches(config: Config) -> str:
+    """The advice to take similar batches, if this run could have had them; else an empty text."""
+    possible = config.data.batches != "similar" and SCRATCH not in config.model.towers
+    return "data.batches = similar or " if possible else ""

@@ -222,7 +222,7 @@ class SentenceEncoder(MtebEncoder):
           top_k: largest number of hits per query.
           threshold: smallest cosine of a hit; by default no limit.
         Raises:
-          UserError: there is no index, `top_k` is below 1, or as in `encode`.
+          UserError: no index was built, `top_k` is below 1, or as in `encode`.
         """
         index = self._built_index()
         if top_k < 1:

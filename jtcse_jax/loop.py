@@ -12,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax import sharding
+from jtcse_jax.announce import harder_batches
 from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.batch import Batch
 from jtcse_jax.checkpoint import Checkpoints
@@ -173,8 +174,8 @@ class Loop:
             shown = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
             self.say(
                 f"The contrastive loss is near zero from the start ({shown}): these sentences are "
-                "easy to tell apart. Try data.batches = similar, or text whose sentences are more "
-                "alike (docs/results.md has what they gave)."
+                f"easy to tell apart. Try {harder_batches(self.config)}text whose sentences are "
+                "more alike (docs/results.md has what was measured)."
             )
 
     def _speeds(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ def check_replaceable(name: str) -> Path:
     if path.is_dir():
         raise UserError(f"--output {name} is a folder; give the name of a file.")
     if not path.parent.is_dir():
-        raise UserError(f"--output {name}: there is no such folder; create it first.")
+        raise UserError(f"--output {name}: its folder does not exist; create it first.")
     return path
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from jtcse_jax.data.views import count_items, items_stride
 from jtcse_jax.distributed import is_primary
 from jtcse_jax.encoder import progress_bar
 from jtcse_jax.errors import UserError
-from jtcse_jax.models.towers import Bank
+from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.start import Start
 
 ORDER = "similar.npy"  # in the workdir
@@ -59,17 +58,18 @@ def find_plan(
 
 
 def _plan_once(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> SimilarBatches:
-    """The order from the copy beside the tokens; planned, and copied there, if there is none."""
-    digest = hashlib.sha256(bank.pooling.encode())
-    for leaf in jax.tree.leaves(start.towers):
-        digest.update(np.ascontiguousarray(leaf[0]).data)
+    """The order from the copy beside the tokens; without a copy, plans it and writes one."""
     count = count_items(cache, pairs)
-    copy = cache.folder / f"similar-{count}-{digest.hexdigest()[:32]}.npy"
+    digest = start._replace(towers=_first(start.towers), mlm_head=None).fingerprint()
+    copy = cache.folder / f"similar-{count}-{digest[:32]}.npy"
     with contextlib.suppress(UserError):
         return SimilarBatches.load(copy, count)
     _log.info("grouping similar sentences by the vectors of the start model")
     plan = SimilarBatches.plan(item_vectors(cache, pairs, bank, start))
-    plan.save(copy)
+    try:
+        plan.save(copy)
+    except UserError as error:  # a cache that this user may only read
+        _log.warning("other runs will plan this order again: %s", error)
     return plan
 
 
@@ -80,7 +80,7 @@ def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.
     """
     bank = dataclasses.replace(bank, num_towers=1, mesh=None)
     mesh = sharding.make_mesh(devices=jax.local_devices())
-    tower = jax.tree.map(lambda leaf: leaf[:1], start.towers)
+    tower = _first(start.towers)
     tower = jax.device_put(tower, sharding.whole_towers(mesh, tower))
     encoder = BankEncoder(bank, tower, start.tokenizer, cache.max_len, mesh)
     stride, count = items_stride(cache, pairs), count_items(cache, pairs)
@@ -94,3 +94,8 @@ def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.
             )
             vectors[items.start : items.stop] = quantised(found)
     return vectors
+
+
+def _first(towers: Params) -> Params:
+    """The first tower, leaves [1, ...]."""
+    return jax.tree.map(lambda leaf: leaf[:1], towers)

@@ -31,6 +31,7 @@ from jtcse_jax.user_path import user_path
 
 FINISHED = "finished.json"  # in a stage's folder: its row in the table
 MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
+EXPORTED = "exported.txt"  # the stage or tower that `model` holds
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,16 @@ def exported_name(pipeline: Pipeline) -> str:
 
 
 def _export(workdir: Path, name: str, rows: dict[str, Any], tasks: list[StsTask]) -> None:
-    """Exports a stage's model, or one tower of it, with its scores, unless the export exists."""
-    folder = workdir / MODEL
+    """Exports a stage's model, or one tower of it, with its scores, unless the export exists.
+
+    Raises UserError if the export is that of another stage or tower.
+    """
+    folder, marker = workdir / MODEL, workdir / EXPORTED
     present = folder.exists()
+    before = marker.read_text().strip() if marker.is_file() else name
     _wait_for_all("looked for the model")
+    if present and before != name:
+        raise UserError(f"{folder} was exported from {before}, not from {name}: delete it first.")
     if not present:
         model = saved_model.load(f"{workdir / name}")
         card = read_card(model)
@@ -286,6 +293,7 @@ def _export(workdir: Path, name: str, rows: dict[str, Any], tasks: list[StsTask]
             rounded = {task: round(score, 2) for task, score in scores.items()}
             card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})
         if is_primary():
+            output.replace(marker, name + "\n")
             exported.export(model, folder, card)
     say(f"model: {folder}")
 

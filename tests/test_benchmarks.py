@@ -127,7 +127,7 @@ def test_race_tells_what_a_contender_died_of():
 def test_bad_input_is_one_sentence(monkeypatch, tmp_path, capsys):
     for options, said in (
         (("--text", tmp_path / "absent.txt"), "absent.txt"),
-        (("--output", tmp_path / "absent" / "step.json"), "there is no such folder"),
+        (("--output", tmp_path / "absent" / "step.json"), "--output"),
     ):
         with pytest.raises(SystemExit):
             run(train_step, monkeypatch, "--size", "small", *options)

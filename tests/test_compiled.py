@@ -147,7 +147,7 @@ def test_bad_input_is_one_sentence(refused, monkeypatch, tmp_path):
         (("--objective", "jtcse", "--towers", 1), "needs two towers or more"),
         (("--max-len", 600), "--max-len 600: the model reads at most 512 tokens"),
         (("--compare", absent), f"--compare {absent} cannot be read"),
-        (("--hlo", absent), "there is no such folder"),
+        (("--hlo", absent), f"--hlo {absent}"),
     ):
         with_target = options if "--target" in options else ("--target", "h100", *options)
         assert message in refused(compiled, *with_target)

@@ -9,6 +9,7 @@ The rest of all blocks, and the near-duplicates, form the pool from which random
 drawn.
 """
 
+import io
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,10 +43,12 @@ class SimilarBatches:
 
     def save(self, path: Path) -> None:
         """Writes the order atomically. Raises UserError if that fails."""
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npy")
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
+            content = io.BytesIO()  # numpy does not notice a disk that fills up at the end
+            np.save(content, np.append(self.num_grouped, self.order))
             with writing(path):
-                np.save(unfinished, np.append(self.num_grouped, self.order))
+                unfinished.write_bytes(content.getbuffer())
                 unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class TokenParts:
     def join(self, folder: Path) -> dict[str, int]:
         """Writes the tokens and lengths of all parts, in order; returns the sums of the counts.
 
-        Raises UserError if there is no sentence in any.
+        Raises UserError if all parts are empty.
         """
         parts = [self._part(number) for number in range(self._source.num_shards)]
         for name in (TOKENS, LENGTHS):

@@ -122,8 +122,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
     """Mean squared distance of unit vectors of positive pairs, [n, D] each; in [0, 4].
 
-    Wang & Isola 2020 (arXiv 2005.10242) with alpha = 2. Lower is better. Raises ValueError if there
-    is no pair.
+    Wang & Isola 2020 (arXiv 2005.10242) with alpha = 2. Lower is better. Raises ValueError
+    without pairs.
     """
     if len(first) == 0 or first.shape != second.shape:
         raise ValueError(f"one or more pairs are needed: {first.shape}, {second.shape}")

@@ -23,7 +23,7 @@ def dropout(x: Array, rate: float, bits: Array | None) -> Array:
 
 
 def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
-    """Random uint16 of each shape, all from one draw; None for each shape if there is no key.
+    """Random uint16 of each shape, all from one draw; without a key, None for each shape.
 
     It is one draw because each draw takes a CPU time to compile; 16 bits are as good as 32 here.
     The shapes share their first `leading` axes: streams, if any, and rows, which may be sharded.
