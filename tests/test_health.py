@@ -10,7 +10,9 @@ import pytest
 from runs import tiny_config
 
 from jtcse_jax import saved_model
+from jtcse_jax.announce import harder_batches
 from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.config import Config, DataConfig, ModelConfig
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development, read_cosines
 from jtcse_jax.evaluation.sts import spearman
@@ -100,6 +102,15 @@ def test_contrast_that_is_near_zero_from_the_start_is_reported_once(
     train(config, devices=one_device())
     train(dataclasses.replace(config, max_steps=6), devices=one_device())
     assert capsys.readouterr().out.count("contrastive loss is near zero") == warnings
+
+
+@pytest.mark.parametrize(
+    ("tower", "batches", "advised"),
+    [("a", "random", True), ("a", "similar", False), ("scratch", "random", False)],
+)
+def test_similar_batches_are_advised_only_to_runs_that_could_have_them(tower, batches, advised):
+    config = Config(model=ModelConfig(towers=(tower,) * 2), data=DataConfig(batches=batches))
+    assert ("data.batches = similar" in harder_batches(config)) == advised
 
 
 def test_differences_are_paired_over_the_pairs_of_the_dev_set(tmp_path):
