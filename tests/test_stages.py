@@ -301,7 +301,7 @@ def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch
 def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
     sts = write_senteval(tmp_path / "downstream")
     (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
-    with pytest.raises(UserError, match="not complete .STS14: .*images.txt is missing"):
+    with pytest.raises(UserError, match="incomplete .STS14: .*images.txt is missing"):
         run(make_pipeline(tmp_path, sts=str(sts)))
     assert trainer.trained == []
 
