@@ -25,7 +25,7 @@ _RULES = (
     (NORM, 0.01, r"random_bits|threefry"),
     (ATTENTION, 1.0, r"(?i)attention|exchanged|from_next_tower"),
     (GELU, 1.0, r"(?i)gelu|^erfc?\b"),
-    (NORM, 1.0, r"(?i)layer_?norm|/normalization\.py:|dropout"),
+    (NORM, 1.0, r"(?i)layer_?norm|add_norm|/normalization\.py:|dropout"),
     (NORM, 1.0, r"^(?:add|add_any)\|[^<]*Layer\.__call__"),  # the residual
     (GELU, 1.0, r"^(?:mul|div|neg|exp|integer_pow|square|sub)\|[^<]*Layer\.__call__"),
 )

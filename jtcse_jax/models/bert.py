@@ -16,6 +16,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from jtcse_jax.architecture import Architecture, Cross
+from jtcse_jax.models import lean
 from jtcse_jax.models.dropout import dropout, random_bits, site_key
 
 TOWER_AXIS = "tower"
@@ -176,9 +177,13 @@ class Layer(nnx.Module):
         probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
         bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
         attended = self.attention(asking, hidden, allowed, bits=bits[0], exchange=exchange)
-        hidden = self.attention_norm(asking + dropout(attended, self.dropout, bits[1]))
-        inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
-        return self.output_norm(hidden + dropout(self.output(inner), self.dropout, bits[2]))
+        hidden = self._add_norm(self.attention_norm, attended, asking, bits[1])
+        inner = lean.gelu(self.intermediate(hidden))
+        return self._add_norm(self.output_norm, self.output(inner), hidden, bits[2])
+
+    def _add_norm(self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None):
+        scale, bias = norm.scale[...], norm.bias[...]
+        return lean.dropout_add_norm(x, residual, scale, bias, bits, self.dropout, norm.epsilon)
 
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))

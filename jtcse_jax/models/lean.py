@@ -1,0 +1,91 @@
+"""GELU and dropout-residual-LayerNorm with backward passes that keep little and read little.
+
+Differentiated as written, both keep several arrays of a layer's size for the backward pass. Here
+they keep one, and compute the rest of what they need from it again.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jtcse_jax.models.dropout import dropout
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Exact GELU x Phi(x), in the dtype of x; only x is kept for the backward pass.
+
+    Hendrycks and Gimpel 2016 (arXiv 1606.08415).
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    """The derivative is Phi(x) + x phi(x), with the normal distribution's Phi and density phi."""
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide**2) * np.float32((2 * np.pi) ** -0.5)
+    derivative = 0.5 * jax.lax.erfc(-wide * np.float32(0.5**0.5)) + wide * density
+    return ((gradient.astype(jnp.float32) * derivative).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def dropout_add_norm(
+    x: Array,
+    residual: Array,
+    scale: Array,
+    bias: Array,
+    bits: Array | None,
+    rate: float,
+    epsilon: float,
+) -> Array:
+    """LayerNorm(residual + dropout(x)) over the last axis, computed in float32.
+
+    Args:
+      x, residual: [..., D] in one dtype, which the result has too.
+      scale, bias: [D] float32, of the LayerNorm (arXiv 1607.06450).
+      bits, rate: as in `dropout`.
+      epsilon: added to the variance.
+    """
+    return _add_norm_forward(x, residual, scale, bias, bits, rate, epsilon)[0]
+
+
+def _add_norm_forward(
+    x: Array,
+    residual: Array,
+    scale: Array,
+    bias: Array,
+    bits: Array | None,
+    rate: float,
+    epsilon: float,
+) -> tuple[Array, Any]:
+    # The sum is rounded to the dtype of x: that is what the backward pass reads.
+    total = residual + dropout(x, rate, bits)
+    wide = total.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    # Not E[x^2] - E[x]^2: it cancels if one channel is large, as in BERT.
+    inverse_stddev = jax.lax.rsqrt(((wide - mean) ** 2).mean(-1, keepdims=True) + epsilon)
+    normal = (wide - mean) * inverse_stddev
+    return (normal * scale + bias).astype(x.dtype), (total, mean, inverse_stddev, scale, bits)
+
+
+def _add_norm_backward(rate: float, epsilon: float, kept: Any, gradient: Array) -> tuple:
+    total, mean, inverse_stddev, scale, bits = kept
+    gradient = gradient.astype(jnp.float32)
+    normal = (total.astype(jnp.float32) - mean) * inverse_stddev
+    scaled = gradient * scale
+    along = (scaled * normal).mean(-1, keepdims=True)
+    to_total = (scaled - scaled.mean(-1, keepdims=True) - normal * along) * inverse_stddev
+    to_residual = to_total.astype(total.dtype)
+    to_x = dropout(to_residual, rate, bits)  # zeroes and scales a gradient as it does a value
+    others = tuple(range(total.ndim - 1))
+    return to_x, to_residual, (gradient * normal).sum(others), gradient.sum(others), None
+
+
+dropout_add_norm.defvjp(_add_norm_forward, _add_norm_backward)

@@ -1,0 +1,83 @@
+"""The operations with a backward pass of their own, against jax's derivative of the plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jtcse_jax.models.dropout import dropout
+from jtcse_jax.models.lean import dropout_add_norm, gelu
+
+EPSILON = 1e-12
+
+
+def plain(x, residual, scale, bias, bits, rate):
+    norm = nnx.LayerNorm(x.shape[-1], epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0))
+    norm.scale[...], norm.bias[...] = scale, bias
+    return norm(residual + dropout(x, rate, bits))
+
+
+def drawn(shape=(3, 5, 8)):
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    x, residual, wanted = (jax.random.normal(next(keys), shape) for _ in range(3))
+    residual = residual.at[..., 2].add(40)  # one large channel, as in BERT
+    scale, bias = (jax.random.normal(next(keys), shape[-1:]) for _ in range(2))
+    return x, residual, scale, bias, jax.random.bits(next(keys), shape, jnp.uint16), wanted
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_add_norm_has_the_value_and_gradient_of_its_parts(rate):
+    *arrays, bits, wanted = drawn()
+
+    def loss(operation):
+        return lambda *arrays: (operation(*arrays) * wanted).sum()
+
+    ours = loss(lambda *arrays: dropout_add_norm(*arrays, bits, rate, EPSILON))
+    theirs = loss(lambda *arrays: plain(*arrays, bits, rate))
+    found = jax.value_and_grad(ours, (0, 1, 2, 3))(*arrays)
+    expected = jax.value_and_grad(theirs, (0, 1, 2, 3))(*arrays)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_without_bits_nothing_is_dropped():
+    *arrays, bits, wanted = drawn()
+    found = dropout_add_norm(*arrays, None, 0.3, EPSILON)
+    np.testing.assert_allclose(found, plain(*arrays, bits, 0.0), rtol=1e-5, atol=1e-5)
+    mapped = jax.vmap(lambda *arrays: dropout_add_norm(*arrays, None, 0.3, EPSILON))
+    stacked = mapped(*(jnp.stack([array, 2 * array]) for array in arrays))
+    np.testing.assert_allclose(stacked[0], found, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_it_stays_near_float32():
+    *arrays, bits, wanted = drawn((4, 6, 64))
+
+    def gradient(dtype):
+        x, residual, scale, bias = arrays
+        residual = residual.at[..., 2].add(-40)
+
+        def loss(x, residual):
+            out = dropout_add_norm(x, residual, scale, bias, bits, 0.1, EPSILON)
+            assert out.dtype == dtype
+            return (out.astype(jnp.float32) * wanted).sum()
+
+        return jax.grad(loss, (0, 1))(x.astype(dtype), residual.astype(dtype))
+
+    for low, high in zip(gradient(jnp.bfloat16), gradient(jnp.float32), strict=True):
+        assert low.dtype == jnp.bfloat16
+        error = np.linalg.norm(low.astype(jnp.float32) - high) / np.linalg.norm(high)
+        assert error < 0.01
+
+
+def test_gelu_has_the_value_and_derivatives_of_jax():
+    x = jnp.linspace(-12, 12, 2001)
+    wanted = jnp.cos(x)
+    plain_gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    np.testing.assert_array_equal(gelu(x), plain_gelu(x))
+    found = jax.grad(lambda x: (gelu(x) * wanted).sum())(x)
+    expected = jax.grad(lambda x: (plain_gelu(x) * wanted).sum())(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    low = jax.grad(lambda x: (gelu(x).astype(jnp.float32) * wanted).sum())(x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
