@@ -1,6 +1,7 @@
 """Encodes sentences with one bank: tokenises them, packs them into rows, and sums the towers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax import sharding
+from jtcse_jax.ahead import map_ahead
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import fill, pack, usual_row_length
 from jtcse_jax.data.tokens import truncating_backend
@@ -19,15 +21,15 @@ from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.saved_model import SavedModel
 
 PART = 1024  # sentences per device that are tokenised and packed together
+AHEAD = 2  # parts that are prepared at once: while one is tokenised, in Rust, another is packed
 SHORT_ROW = 64  # tokens in a row of short sentences
 FEWEST = 4  # a short row has one slot for this many tokens
+USUAL_SENTENCES = 4  # in a short row: more only if sentences have fewer than 16 tokens on average
 
 # Largest number of tokens per device in one call of the model. It is small on a CPU, so that the
 # output of a layer is still in the cache when the next layer reads it.
 CALL = {"cpu": 512}
 USUAL_CALL = 8192
-
-_Tokens = tuple[Sequence[np.ndarray], np.ndarray]  # ids of n sentences, and [n] which were cut
 
 
 class Encoded(NamedTuple):
@@ -41,8 +43,7 @@ class Call(NamedTuple):
     """Some rows of one length, with the numbers of the sentences in them."""
 
     sentences: np.ndarray  #: [m] indices of the sentences
-    slots: np.ndarray  #: [m] index of each sentence's slot among all slots of the rows
-    batch: Batch  #: on the devices
+    batch: Batch  #: on the devices; `order` has the m sentences first, `mask` is True for them
 
 
 class BankEncoder:
@@ -51,7 +52,9 @@ class BankEncoder:
     Rows have 64 tokens. If `serving_length` is longer, sentences that do not fit go into rows of
     that length: attention in a long row costs more, and most sentences are short. A call of the
     model has rows of one length, with `call_tokens` tokens per device, or a quarter of them, a
-    16th ... So at most four shapes per row length are compiled, for any sentences.
+    16th ... It returns a vector for each slot, or, if it is a full call with at most
+    `USUAL_SENTENCES` per row, that many. So at most five shapes per row length are compiled, for
+    any sentences.
 
     Attributes:
       row_lengths: tokens in a row, ascending: one length or two.
@@ -117,7 +120,7 @@ class BankEncoder:
         After each call of the model, `done` gets the number of sentences it encoded. Raises
         UserError if a string is not valid Unicode.
         """
-        return self._encode(map(self._tokenize, self._parts(sentences)), done)
+        return self._encode(self.place, sentences, done)
 
     def encode_tokens(
         self, tokens: Sequence[np.ndarray], done: Callable[[int], None] = lambda count: None
@@ -126,43 +129,46 @@ class BankEncoder:
 
         No sentence may be longer than `serving_length`. `done` as in `encode`.
         """
-        parts = ((part, np.zeros(len(part), bool)) for part in self._parts(tokens))
-        return self._encode(parts, done).vectors
 
-    def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, Iterator[Call]]:
-        """Returns [n] which sentences were cut, and an iterator that makes the model's calls.
+        def place_tokens(part: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Call]]:
+            return np.zeros(len(part), bool), list(self._calls(part))
+
+        return self._encode(place_tokens, tokens, done).vectors
+
+    def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, list[Call]]:
+        """Returns [n] which sentences were cut, and the model's calls.
 
         Raises the errors of `encode`.
         """
-        tokens, cut = self._tokenize(sentences)
-        return cut, self._calls(tokens)
-
-    def _parts(self, sentences: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        size = PART * sharding.row_shards(self.mesh)
-        return (sentences[start : start + size] for start in range(0, len(sentences), size))
-
-    def _encode(self, parts: Iterable[_Tokens], done: Callable[[int], None]) -> Encoded:
-        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
-        # The devices encode one part while the host tokenises and packs the next.
-        for running, _ in pairwise(chain(map(self._start, parts), [None])):
-            encoded.append(self._finish(running, done))
-        return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
-
-    def _start(self, part: _Tokens) -> "_Running":
-        """Dispatches all calls of the model for some sentences, without waiting for the results."""
-        tokens, cut = part
-        calls = self._calls(tokens)
-        return _Running(
-            cut, [(call, embed(self.bank, self.mesh, self.params, call.batch)) for call in calls]
-        )
-
-    def _tokenize(self, sentences: Sequence[str]) -> _Tokens:
         try:
             encoded = self._tokenizer.encode_batch_fast(sentences)
         except TypeError as error:  # half a surrogate pair; the tokenizer does not say which string
             raise UserError(f"A sentence is not valid Unicode text ({error}).") from error
         tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
-        return tokens, np.array([bool(encoding.overflowing) for encoding in encoded], bool)
+        cut = np.array([bool(encoding.overflowing) for encoding in encoded], bool)
+        return cut, list(self._calls(tokens))
+
+    def _encode(
+        self,
+        place: Callable[[Sequence[Any]], tuple[np.ndarray, list[Call]]],
+        sentences: Sequence[Any],
+        done: Callable[[int], None],
+    ) -> Encoded:
+        size = PART * sharding.row_shards(self.mesh)
+        parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
+        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
+        with closing(map_ahead(place, parts, AHEAD)) as placed:
+            # The calls of a part are dispatched before the results of an earlier one are awaited.
+            for running, _ in pairwise(chain(map(self._start, placed), [None])):
+                encoded.append(self._finish(running, done))
+        return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
+
+    def _start(self, part: tuple[np.ndarray, list[Call]]) -> "_Running":
+        """Dispatches all calls of the model for some sentences, without waiting for the results."""
+        cut, calls = part
+        return _Running(
+            cut, [(call, embed(self.bank, self.mesh, self.params, call.batch)) for call in calls]
+        )
 
     def _calls(self, tokens: Sequence[np.ndarray]) -> Iterator[Call]:
         """Packs the sentences of each row length separately."""
@@ -185,18 +191,29 @@ class BankEncoder:
                     pad_id=self.bank.architecture.pad_token_id,
                     rows=rows,
                 )
-                every_slot = np.arange(len(rows) * slots, dtype=np.int32)
-                batch = Batch(*arrays, order=every_slot, mask=np.ones(len(every_slot), bool))
+                order = np.zeros(self._num_vectors(len(here), rows, row_length, slots), np.int32)
+                order[: len(here)] = packing.order[here] - rows.start * slots
+                batch = Batch(*arrays, order, mask=np.arange(len(order)) < len(here))
                 placed = sharding.place(batch, sharding.batch_shardings(self.mesh))
-                yield Call(chosen[here], packing.order[here] - rows.start * slots, placed)
+                yield Call(chosen[here], placed)
             shortest = row_length + 1
+
+    def _num_vectors(self, sentences: int, rows: range, row_length: int, slots: int) -> int:
+        """Number of vectors that a call returns, at least `sentences`."""
+        full = len(rows) == self._most_rows(row_length)
+        few = len(rows) * min(USUAL_SENTENCES, slots)
+        return few if full and sentences <= few else len(rows) * slots
+
+    def _most_rows(self, row_length: int) -> int:
+        """Rows of a full call, on all devices."""
+        return max(1, self.call_tokens // row_length) * sharding.row_shards(self.mesh)
 
     def _rows_of_calls(self, num_rows: int, row_length: int) -> list[range]:
         """Rows of each call: `call_tokens` per device, or a quarter, a 16th ... if few are left."""
         shards = sharding.row_shards(self.mesh)
         calls, start = [], 0
         while start < num_rows:
-            each = max(1, self.call_tokens // row_length)
+            each = self._most_rows(row_length) // shards
             while each > 1 and each * shards > 2 * (num_rows - start):
                 each = max(1, each // 4)
             calls.append(range(start, start + each * shards))
@@ -207,7 +224,7 @@ class BankEncoder:
         """Waits for the calls and puts their vectors into the order of the sentences."""
         vectors = np.empty((len(running.cut), self.width), np.float32)
         for call, embedded in running.calls:
-            vectors[call.sentences] = np.asarray(embedded)[call.slots]
+            vectors[call.sentences] = np.asarray(embedded)[: len(call.sentences)]
             done(len(call.sentences))
         return Encoded(vectors, running.cut)
 
@@ -216,7 +233,7 @@ class _Running(NamedTuple):
     """Sentences that the devices are encoding."""
 
     cut: np.ndarray  # as in Encoded
-    calls: list[tuple[Call, Array]]  # each call with the vectors of all its slots
+    calls: list[tuple[Call, Array]]  # each call with its vectors
 
 
 @partial(jax.jit, static_argnums=(0, 1))

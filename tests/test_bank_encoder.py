@@ -1,6 +1,7 @@
 """Parts, calls and devices of one bank's encoder; what vectors should be is in test_encoder.py."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -48,24 +49,79 @@ def test_few_shapes_are_compiled_whatever_is_encoded(model, monkeypatch):
     for count, longest in ((1, 3), (2, 25), (30, 5), (45, 25), (100, 14), (170, 2), (500, 25)):
         for batch_size in (None, 37):
             embed.encode(some_sentences(count, longest), batch_size=batch_size)
-    assert bank_encoder.embed._cache_size() - before == 3  # 1, 4 or 16 rows
+    assert (
+        bank_encoder.embed._cache_size() - before == 4
+    )  # 1, 4 or 16 rows; 16 with few or many sentences
 
 
-def test_one_part_is_tokenised_ahead_of_the_devices(model, monkeypatch):
+def test_the_next_parts_are_prepared_before_the_results_of_one_are_awaited(model, monkeypatch):
     monkeypatch.setattr(bank_encoder, "PART", 1)
     bank = BankEncoder.of(model)
-    tokenised, finished, ahead = [], [], []
-    real = bank._tokenize
-    monkeypatch.setattr(bank, "_tokenize", lambda part: tokenised.append(len(part)) or real(part))
+    prepared = [threading.Event() for _ in range(6)]
+    begun, awaited = [], []
+    real_place, real_embed = bank.place, bank_encoder.embed
 
-    def done(count):
-        ahead.append(sum(tokenised) - sum(finished))
-        finished.append(count)
+    def place(part):
+        begun.append(int(part[0]))
+        placed = real_place(part)
+        prepared[int(part[0])].set()
+        return placed
 
-    bank.encode(some_sentences(40), done)
-    assert tokenised == [8] * 5  # a sentence for each of the devices
-    assert sum(finished) == 40
-    assert ahead[0] == max(ahead) == 16
+    class Waiting:
+        """Vectors whose reader checks what the host has done before it reads."""
+
+        def __init__(self, vectors):
+            self.vectors = vectors
+
+        def __array__(self, dtype=None, copy=None):
+            part = len(awaited)
+            held = min(part + 2 + bank_encoder.AHEAD, len(prepared))  # 2 parts are dispatched
+            assert all(event.wait(60) for event in prepared[:held]) and len(begun) == held
+            awaited.append(part)
+            return np.asarray(self.vectors)
+
+    monkeypatch.setattr(bank, "place", place)
+    monkeypatch.setattr(bank_encoder, "embed", lambda *args: Waiting(real_embed(*args)))
+    done = []
+    bank.encode([str(number // 8) for number in range(48)], done.append)
+    assert done == [8] * 6  # a sentence for each of the devices
+    assert awaited == list(range(6))
+
+
+def test_errors_of_a_later_part_come_unchanged(model, monkeypatch):
+    monkeypatch.setattr(bank_encoder, "PART", 1)
+    bank = BankEncoder.of(model)
+    before = threading.active_count()
+    with pytest.raises(UserError, match="not valid Unicode"):
+        bank.encode([*["the cat"] * 30, "half a pair \ud800", *["the dog"] * 90])
+    assert threading.active_count() == before
+
+
+def test_no_thread_is_left_when_the_devices_fail(model, monkeypatch):
+    error, before = RuntimeError("out of memory"), threading.active_count()
+
+    def failing(*args):
+        raise error
+
+    monkeypatch.setattr(bank_encoder, "PART", 1)
+    monkeypatch.setattr(bank_encoder, "embed", failing)
+    with pytest.raises(RuntimeError) as raised:
+        BankEncoder.of(model).encode(some_sentences(99))
+    assert raised.value is error and threading.active_count() == before
+
+
+@pytest.mark.parametrize(("words", "per_row"), [(13, 4), (1, 16)])
+def test_full_calls_return_four_vectors_per_row_if_that_is_enough(model, words, per_row):
+    """Rows have 16 slots; sentences of 15 tokens need 4 of them, those of 3 tokens all."""
+    bank = BankEncoder.of(model)
+    _, calls = bank.place([" ".join(["cat"] * words)] * 1200)
+    full = [call for call in calls if call.batch.tokens.size == 8 * bank.call_tokens]
+    assert full
+    for call in full:
+        count, size = len(call.sentences), len(call.batch.tokens) * per_row
+        vectors = bank_encoder.embed(bank.bank, bank.mesh, bank.params, call.batch)
+        assert vectors.shape == (size, bank.width) and count <= size
+        assert np.asarray(call.batch.mask).tolist() == [True] * count + [False] * (size - count)
 
 
 def test_cut_sentences_are_told_in_their_order_whatever_the_parts(model, monkeypatch):
@@ -86,7 +142,7 @@ def test_a_call_on_a_cpu_is_small_whatever_the_length(model, serving_length):
 
 
 def test_only_sentences_beyond_64_tokens_lie_in_long_rows(model):
-    """Each sentence lies in one call, alone with its segment, at the slot that is named."""
+    """Each sentence lies in one call, alone with its segment, at the slot that `order` names."""
     bank = BankEncoder(model.bank, model.params, model.tokenizer, 152)
     words = [*range(0, 199, 3), 62, 63]  # with [CLS] and [SEP] the last are 64 and 65 tokens
     random = np.random.default_rng(0)
@@ -99,7 +155,8 @@ def test_only_sentences_beyond_64_tokens_lie_in_long_rows(model):
         row_length = call.batch.tokens.shape[1]
         starts = np.asarray(call.batch.cls_positions)
         segments = np.asarray(call.batch.segments)
-        for number, slot in zip(call.sentences, call.slots, strict=True):
+        slots = np.asarray(call.batch.order)[: len(call.sentences)]
+        for number, slot in zip(call.sentences, slots, strict=True):
             tokens = min(152, words[order[number]] + 2)
             assert row_length == (64 if tokens <= 64 else 152)
             row, place = divmod(slot, starts.shape[1])
