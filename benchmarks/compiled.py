@@ -34,7 +34,7 @@ from benchmarks.race import report, show
 from jtcse_jax.architecture import Cross
 from jtcse_jax.config import Config, ModelConfig, ObjectiveConfig
 from jtcse_jax.errors import UserError, one_line_errors, writing
-from jtcse_jax.output import check_replaceable
+from jtcse_jax.runtime.files import check_replaceable
 
 PROGRAMS = {"step": lower_step, "encoder": lower_encoder}
 

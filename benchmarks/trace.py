@@ -22,7 +22,7 @@ from benchmarks.program.counts import Launch, count
 from benchmarks.program.kinds import OTHER
 from benchmarks.race import report, show
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.output import check_replaceable
+from jtcse_jax.runtime.files import check_replaceable
 
 
 class Event(NamedTuple):

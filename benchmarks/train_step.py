@@ -19,17 +19,17 @@ from jax.sharding import Mesh
 from benchmarks.limits import SIZES, bandwidth, floor, product_rate
 from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import token_ids
-from jtcse_jax import sharding
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack, usual_row_length, usual_slots
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.flops import Work, crossed_layers
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.output import check_replaceable
-from jtcse_jax.train_step import TrainState, TrainStep, init_state, make_train_step
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.files import check_replaceable
+from jtcse_jax.training.flops import Work, crossed_layers
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.train_step import TrainState, TrainStep, init_state, make_train_step
 
 OURS = "ours"
 ROW_LENGTH = usual_row_length(64)

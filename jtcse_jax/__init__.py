@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jtcse_jax.encoder import SentenceEncoder
+    from jtcse_jax.encoding.encoder import SentenceEncoder
 
 # We use only the tokenizers of transformers; without torch it prints advice to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     # Imported on first use: it loads jax and transformers, which not every command needs.
     if name == "SentenceEncoder":
-        from jtcse_jax.encoder import SentenceEncoder
+        from jtcse_jax.encoding.encoder import SentenceEncoder
 
         return SentenceEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

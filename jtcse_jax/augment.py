@@ -14,8 +14,8 @@ from itertools import islice
 import numpy as np
 import tyro
 
-from jtcse_jax.back_translation import Translator, back_translate
 from jtcse_jax.data.augmentation import repeat_words
+from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.pair_file import PairFile
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.errors import UserError, one_line_errors

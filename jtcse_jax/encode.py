@@ -9,20 +9,20 @@ from functools import partial
 import tyro
 from rich.progress import Progress
 
-from jtcse_jax import ensemble
-from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.encoder import (
+from jtcse_jax.encoding.encoder import (
     BLOCK,
     SentenceEncoder,
     check_width,
     progress_bar,
     warn_of_truncation,
 )
-from jtcse_jax.ensemble import EncoderArguments
+from jtcse_jax.encoding.vector_file import VectorFile, check_output
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.store import ensemble
+from jtcse_jax.store.ensemble import EncoderArguments
 from jtcse_jax.user_path import user_path
-from jtcse_jax.vector_file import VectorFile, check_output
 
 
 @dataclass(frozen=True, kw_only=True)

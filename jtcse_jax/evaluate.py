@@ -16,12 +16,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from jtcse_jax.compilation import keep_compiled
-from jtcse_jax.ensemble import EncoderArguments
-from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.output import check_replaceable, replace
-from jtcse_jax.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
+from jtcse_jax.evaluation.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
+from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.runtime.environment import environment
+from jtcse_jax.runtime.files import check_replaceable, replace
+from jtcse_jax.store.ensemble import EncoderArguments
 from jtcse_jax.user_path import user_path
 
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}

@@ -24,10 +24,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from jtcse_jax import distributed
 from jtcse_jax.config import Config
-from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, end_at_once, one_line_errors
+from jtcse_jax.runtime import distributed
+from jtcse_jax.runtime.environment import environment
 from jtcse_jax.user_path import user_path
 
 MIB = 2**20

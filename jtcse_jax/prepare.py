@@ -19,8 +19,8 @@ from jtcse_jax.data.tokens import (
     truncating_backend,
 )
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.locks import lock_file
-from jtcse_jax.models.hf_tokenizer import find_tokenizer
+from jtcse_jax.runtime.locks import lock_file
+from jtcse_jax.store.hf_tokenizer import find_tokenizer
 from jtcse_jax.user_path import user_path
 
 MANIFEST = "manifest.json"

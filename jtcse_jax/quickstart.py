@@ -11,13 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from jtcse_jax import saved_model
 from jtcse_jax.config import SCRATCH, Config
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.evaluation.sts import builtin_dev
-from jtcse_jax.saved_model import SavedModel
-from jtcse_jax.trainer import train_from_command_line
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.training.trainer import train_from_command_line
 
 QUERIES = (
     "What is returned if nothing was found?",

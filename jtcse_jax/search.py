@@ -11,11 +11,11 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.encoder import Hit, SentenceEncoder
-from jtcse_jax.ensemble import EncoderArguments
+from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.store.ensemble import EncoderArguments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.store.checkpoint import Checkpoints
 
 
 class Tower(NamedTuple):

@@ -193,7 +193,7 @@ def vectors(folder: Path) -> Made:
     """An unfinished file of vectors."""
     import numpy as np
 
-    from jtcse_jax.vector_file import VectorFile
+    from jtcse_jax.encoding.vector_file import VectorFile
 
     output, shape, settings = folder / "out.npy", (5, 2, 2), {"model": "m"}
     VectorFile(output, *shape, settings).__exit__()
@@ -217,7 +217,7 @@ def config(folder: Path) -> Made:
     """Config files: literals of every kind in every field, and text without a letter in it."""
     from jtcse_jax import config as sections
     from jtcse_jax.config_file import load_config_file, to_json
-    from jtcse_jax.start import CONFIG, check_config
+    from jtcse_jax.training.start import CONFIG, check_config
 
     kinds = {
         kind.__name__: [field.name for field in dataclasses.fields(kind)]
@@ -264,8 +264,8 @@ def weights(folder: Path) -> Made:
     from safetensors.numpy import load_file, save
     from test_encoder import tiny_model
 
-    from jtcse_jax import saved_model
-    from jtcse_jax.exported import export
+    from jtcse_jax.store import saved_model
+    from jtcse_jax.store.exported import export
 
     export(tiny_model(1), folder / "model")
     model = folder / "model"
@@ -293,8 +293,8 @@ def ensemble(folder: Path) -> Made:
     """Descriptions of ensembles, one in the other."""
     from test_encoder import tiny_model
 
-    from jtcse_jax.ensemble import load_members
-    from jtcse_jax.exported import export
+    from jtcse_jax.store.ensemble import load_members
+    from jtcse_jax.store.exported import export
 
     export(tiny_model(1), folder / "model")
     inner = {"members": [{"model": "model", "weight": 1.0, "pooling": "cls", "max_len": 9}]}
@@ -307,7 +307,7 @@ def ensemble(folder: Path) -> Made:
 
 def manifests(folder: Path) -> Made:
     """The files of a step and its manifest, also one whose digest fits: what decides on its use."""
-    from jtcse_jax import manifest
+    from jtcse_jax.store import manifest
 
     directory, _ = _two_steps(folder)
 
@@ -324,8 +324,8 @@ def manifests(folder: Path) -> Made:
 
 def checkpoint(folder: Path) -> Made:
     """The same, opened and restored by orbax."""
-    from jtcse_jax import manifest
-    from jtcse_jax.checkpoint import Checkpoints
+    from jtcse_jax.store import manifest
+    from jtcse_jax.store.checkpoint import Checkpoints
 
     directory, wanted = _two_steps(folder)
 
@@ -343,14 +343,14 @@ def _two_steps(folder: Path) -> tuple[Path, Any]:
     from test_encoder import tiny_model
     from test_saved_model import write_run
 
-    from jtcse_jax.saved_model import CHECKPOINTS
+    from jtcse_jax.store.saved_model import CHECKPOINTS
 
     model = tiny_model(1)
     return write_run(folder / "run", model, {1: 0.5, 2: 0.4}) / CHECKPOINTS, model.bank.abstract()
 
 
 def _damaged_step(folder: Path, step: Path) -> st.SearchStrategy[Files]:
-    from jtcse_jax import manifest
+    from jtcse_jax.store import manifest
 
     def sealed(body: Any) -> bytes:
         """A manifest whose digest fits, whatever it says."""

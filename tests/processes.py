@@ -36,7 +36,7 @@ from pathlib import Path
 from runs import tiny_config
 from jtcse_jax.config import *
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.trainer import set_up_jax, train
+from jtcse_jax.training.trainer import set_up_jax, train
 
 @one_line_errors
 def main():

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jtcse_jax import saved_model
 from jtcse_jax.architecture import Architecture, Cross
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.models.towers import Params
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
 
 ANIMALS = ("cat", "dog", "horse", "bird", "fish", "mouse", "goat", "snake")
 VERBS = ("sees", "likes", "follows", "avoids", "hears")

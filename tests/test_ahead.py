@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from jtcse_jax.ahead import map_ahead
+from jtcse_jax.runtime.ahead import map_ahead
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

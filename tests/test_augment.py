@@ -16,8 +16,8 @@ from marian import copy_without, reference, write_marian
 from runs import write_text
 
 from jtcse_jax import augment
-from jtcse_jax.back_translation import Translator, back_translate
 from jtcse_jax.data.augmentation import repeat_words
+from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.errors import UserError
 

@@ -10,11 +10,12 @@ import tokenizers
 from test_encoder import some_sentences, tiny_model
 from transformers import BertTokenizer
 
-from jtcse_jax import bank_encoder, encoder, sharding
-from jtcse_jax.bank_encoder import BankEncoder
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding import bank_encoder, encoder
+from jtcse_jax.encoding.bank_encoder import BankEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime import sharding
+from jtcse_jax.store.ensemble import Member
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.data.tokens import TokenCache, tokenize
-from jtcse_jax.models import hf_tokenizer
+from jtcse_jax.store import hf_tokenizer
 
 DOCUMENTS = [
     "A cat sat on the mat. Two dogs saw it from far away! Then they ran.",

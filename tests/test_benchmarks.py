@@ -13,8 +13,8 @@ from processes import hide_torch
 from benchmarks import cold_start, encode, host, limits, losses, scaling, train_step
 from benchmarks.race import Contender, race
 from jtcse_jax.errors import UserError
-from jtcse_jax.flops import Work
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.training.flops import Work
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models import bert, hf_config, hf_tokenizer, hf_weights
+from jtcse_jax.models import bert
+from jtcse_jax.store import hf_config, hf_tokenizer, hf_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "bert.npz"
 NO_TORCH = "compares with torch (requirements-dev.txt)"

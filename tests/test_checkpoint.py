@@ -9,8 +9,8 @@ from checkpoints import abstract, assert_same_bits, make_state, save_steps
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from processes import end, free_port, start_python
 
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.errors import UserError
+from jtcse_jax.store.checkpoint import Checkpoints
 
 
 def test_restores_every_bit_and_node(tmp_path):
@@ -125,7 +125,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from checkpoints import flip_bit, largest_file
-from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.errors import UserError
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))

@@ -24,9 +24,9 @@ from checkpoints import (
 )
 from processes import start_python
 
-from jtcse_jax import manifest
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.errors import Hung, UserError
+from jtcse_jax.store import manifest
+from jtcse_jax.store.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ SAVES_UNTIL_KILLED = """
 import os, sys
 from checkpoints import make_state
 from jtcse_jax import manifest
-from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax.store.checkpoint import Checkpoints
 written = manifest.write
 def killed_while_writing(folder, contents):
     written(folder, contents)

@@ -13,7 +13,7 @@ from processes import ROOT, SAVED, declared_cluster, end, start_cluster, start_p
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.config import OptimizerConfig
-from jtcse_jax.trainer import train
+from jtcse_jax.training.trainer import train
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def test_an_error_in_the_middle_is_said_once_and_its_status_is_that_of_all(tmp_p
     bad = f"""
 import jax
 from jtcse_jax.errors import UserError
-from jtcse_jax.loop import Loop
+from jtcse_jax.training.loop import Loop
 if jax.process_index() in {failing}:
     def read(*_):
         raise UserError("step 7 is not finite: lower the learning rate.")
@@ -166,7 +166,7 @@ def test_processes_that_do_not_run_the_same_are_refused(tmp_path, what):
 def test_a_crash_in_the_middle_ends_all(tmp_path):
     crash = """
 import jax
-from jtcse_jax.loop import Loop
+from jtcse_jax.training.loop import Loop
 if jax.process_index() == 0:
     def crash(*_):
         raise ZeroDivisionError("a bug of ours")

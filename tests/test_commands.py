@@ -8,8 +8,9 @@ from test_encoder import some_sentences, tiny_model
 from test_saved_model import relative_files, write_run
 from test_sts_data import write_senteval
 
-from jtcse_jax import encode, evaluate, export, exported, saved_model
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import encode, evaluate, export
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.store import exported, saved_model
 
 
 @pytest.fixture(scope="module")

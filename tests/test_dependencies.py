@@ -17,7 +17,7 @@ OPTIONAL = {
     *("matplotlib", "jinja2", "apache_beam"),
 }
 # A module of sentence-transformers, copied into exported folders.
-TORCH = "jtcse_jax.sum_of_towers"
+TORCH = "jtcse_jax.store.sum_of_towers"
 
 
 def module_name(path: Path) -> str:
@@ -71,13 +71,15 @@ def part(name: str) -> str:
 
 
 def test_every_module_is_seen():
-    assert {"jtcse_jax", "jtcse_jax.losses", "jtcse_jax.data.tokens"} <= MODULES.keys()
-    assert "sharding" in ours("jtcse_jax.bank_encoder") and "config" in ours("jtcse_jax.trainer")
+    assert {"jtcse_jax", "jtcse_jax.training.losses", "jtcse_jax.data.tokens"} <= MODULES.keys()
+    assert "sharding" in ours("jtcse_jax.encoding.bank_encoder") and "config" in ours(
+        "jtcse_jax.training.trainer"
+    )
     assert LEAVES | COMMANDS <= {part(name) for name in MODULES}
 
 
 def test_losses_and_masking_import_nothing_of_ours():
-    assert ours("jtcse_jax.losses") == ours("jtcse_jax.masking") == set()
+    assert ours("jtcse_jax.training.losses") == ours("jtcse_jax.training.masking") == set()
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) == "models"])
@@ -94,11 +96,11 @@ def test_what_everyone_imports_imports_the_like_at_most(name):
 
 def test_objectives_stand_on_models_and_losses_and_the_step_on_objectives():
     below = {"config", "models", "losses", "masking"} | FOR_EVERYONE
-    assert ours("jtcse_jax.objectives") <= below
-    assert ours("jtcse_jax.flops") <= below
-    assert ours("jtcse_jax.gradients") <= below | {"objectives", "sharding"}
+    assert ours("jtcse_jax.training.objectives") <= below
+    assert ours("jtcse_jax.training.flops") <= below
+    assert ours("jtcse_jax.training.gradients") <= below | {"objectives", "sharding"}
     gradients = {"objectives", "gradients", "sharding"}
-    assert ours("jtcse_jax.train_step") <= below | gradients | {"flops", "compilation"}
+    assert ours("jtcse_jax.training.train_step") <= below | gradients | {"flops", "compilation"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) in LEAVES])

@@ -16,17 +16,17 @@ from test_losses import reference_cosine, reference_info_nce
 from test_objectives import make_bank, make_batch
 from transformers import BertTokenizer
 
-from jtcse_jax import losses, objectives
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.exported import export
 from jtcse_jax.models.teacher import Teacher
-from jtcse_jax.sharding import make_mesh, place_batch
-from jtcse_jax.start import keep, load_teacher
-from jtcse_jax.train_step import init_state, make_train_step
-from jtcse_jax.trainer import make_batches, tokenize_text, train
+from jtcse_jax.runtime.sharding import make_mesh, place_batch
+from jtcse_jax.store.exported import export
+from jtcse_jax.training import losses, objectives
+from jtcse_jax.training.start import keep, load_teacher
+from jtcse_jax.training.train_step import init_state, make_train_step
+from jtcse_jax.training.trainer import make_batches, tokenize_text, train
 
 SGD = optax.sgd(0.1)
 

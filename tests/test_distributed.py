@@ -6,9 +6,9 @@ import jax
 import pytest
 from processes import ROOT, STEERING, free_port
 
-from jtcse_jax import distributed
-from jtcse_jax.distributed import initialize
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime import distributed
+from jtcse_jax.runtime.distributed import initialize
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_second_call_does_nothing(calls, monkeypatch):
 
 PROGRAM = """
 from jtcse_jax import distributed
-from jtcse_jax.distributed import initialize
+from jtcse_jax.runtime.distributed import initialize
 initialize(timeout=60)
 import jax, numpy
 from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES

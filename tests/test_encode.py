@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from test_encoder import some_sentences, tiny_model
 
-from jtcse_jax import encode, exported
+from jtcse_jax import encode
 from jtcse_jax.encode import Arguments
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
-from jtcse_jax.vector_file import VectorFile
+from jtcse_jax.store import exported
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = [f"the dog {words}".strip() for words in some_sentences(50)]

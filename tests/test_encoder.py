@@ -11,11 +11,11 @@ from transformers import BertTokenizer
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.batch import Batch
-from jtcse_jax.encoder import Hit, SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.saved_model import SavedModel
 
 WORDS = ("cat", "dog", "sees", "the", "old", "river", "night", "garden", ".")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

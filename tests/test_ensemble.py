@@ -11,9 +11,9 @@ from runs import largest_difference
 from test_encoder import tiny_model
 from test_saved_model import write_run
 
-from jtcse_jax import ensemble, exported, saved_model
-from jtcse_jax.ensemble import Member, load_members
 from jtcse_jax.errors import UserError
+from jtcse_jax.store import ensemble, exported, saved_model
+from jtcse_jax.store.ensemble import Member, load_members
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ from test_encoder import tiny_model
 from test_saved_model import write_run
 from test_sts_data import write_senteval
 
-from jtcse_jax import evaluate, exported, suites
-from jtcse_jax.card import read_card
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import evaluate
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.evaluation import suites
 from jtcse_jax.evaluation.sts_data import load_sts
+from jtcse_jax.store import exported
+from jtcse_jax.store.card import read_card
 
 FIGURES = {"STS16": 78.99, "STS-B": 82.03}  # ../shared/data/README.md
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,15 +19,16 @@ from test_saved_model import relative_files, write_run
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, RobertaTokenizer
 
-from jtcse_jax import export, exported, saved_model
+from jtcse_jax import export
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.card import read_card
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import to_json
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.card import read_card
+from jtcse_jax.store.saved_model import SavedModel
 
 SENTENCES = some_sentences(12)
 SCORES = {

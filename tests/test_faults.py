@@ -17,14 +17,16 @@ import pytest
 from processes import SAVED, end, start, wait_for
 from runs import largest_difference, saved_params, tiny_config
 
-from jtcse_jax import locks, loop, run_lock, saved_model
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
 from jtcse_jax.errors import Stopped, UserError
-from jtcse_jax.train_step import TrainStep
-from jtcse_jax.trainer import train
+from jtcse_jax.runtime import locks, run_lock
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.training import loop
+from jtcse_jax.training.train_step import TrainStep
+from jtcse_jax.training.trainer import train
 
 ONE_DEVICE = jax.devices()[:1]
 LONG = "max_steps=4000, save_every=50, eval_every=5000, log_every=1000, keep=2"

@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from jtcse_jax import losses
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
-from jtcse_jax.flops import Work, crossed_layers, forward_flops, peak_flops, step_flops
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.objectives import init_params
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.training import losses
+from jtcse_jax.training.flops import Work, crossed_layers, forward_flops, peak_flops, step_flops
+from jtcse_jax.training.objectives import init_params
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.train_step import init_state, make_train_step
 
 # Wide enough that products are nearly all of it, as in a real encoder.
 WIDE = Architecture(

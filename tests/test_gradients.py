@@ -11,12 +11,13 @@ from test_layouts import BANK, KEY, RATE, assert_same, make_batch, make_state
 from test_objectives import VIEWS, make_bank
 from test_objectives import make_batch as make_small_batch
 
-from jtcse_jax import losses, objectives, sharding
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.gradients import loss_and_gradient
 from jtcse_jax.models.teacher import Teacher
-from jtcse_jax.objectives import OBJECTIVES
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.runtime import sharding
+from jtcse_jax.training import losses, objectives
+from jtcse_jax.training.gradients import loss_and_gradient
+from jtcse_jax.training.objectives import OBJECTIVES
+from jtcse_jax.training.train_step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from jtcse_jax import saved_model
-from jtcse_jax.announce import harder_batches
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config, DataConfig, ModelConfig
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development, read_cosines
 from jtcse_jax.evaluation.sts import spearman
-from jtcse_jax.stage_scores import stage_row, verdict, warning
-from jtcse_jax.trainer import train
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.training.announce import harder_batches
+from jtcse_jax.training.stage_scores import stage_row, verdict, warning
+from jtcse_jax.training.trainer import train
 
 
 def one_device():
@@ -65,7 +65,9 @@ def test_a_run_killed_after_its_start_resumes_there(tmp_path, monkeypatch):
     train(whole, devices=one_device())
     broken = dataclasses.replace(whole, workdir=str(tmp_path / "broken"))
     with monkeypatch.context() as patched:
-        patched.setattr("jtcse_jax.loop.Loop.run", lambda *_: (_ for _ in ()).throw(OSError))
+        patched.setattr(
+            "jtcse_jax.training.loop.Loop.run", lambda *_: (_ for _ in ()).throw(OSError)
+        )
         with pytest.raises(OSError):
             train(broken, devices=one_device())
     with Checkpoints(Path(broken.workdir) / saved_model.CHECKPOINTS) as checkpoints:
@@ -97,7 +99,7 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
 def test_contrast_that_is_near_zero_from_the_start_is_reported_once(
     tmp_path, monkeypatch, capsys, near_zero, warnings
 ):
-    monkeypatch.setattr("jtcse_jax.loop.NEAR_ZERO", near_zero)
+    monkeypatch.setattr("jtcse_jax.training.loop.NEAR_ZERO", near_zero)
     config = tiny_config(tmp_path, max_steps=4)
     train(config, devices=one_device())
     train(dataclasses.replace(config, max_steps=6), devices=one_device())

@@ -6,7 +6,7 @@ import pytest
 from test_hf_weights import ARCHITECTURE, CONFIG
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config
+from jtcse_jax.store import hf_config
 
 
 def test_read_architecture(tmp_path):

@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_files
+from jtcse_jax.store import hf_files
 
 
 def test_find_folder(tmp_path, monkeypatch):

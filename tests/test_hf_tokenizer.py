@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_tokenizer, hf_weights
+from jtcse_jax.store import hf_tokenizer, hf_weights
 
 
 def small_tokenizer(size=10):

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config, hf_weights
 from jtcse_jax.models.bert import Encoder
 from jtcse_jax.models.towers import to_params
+from jtcse_jax.store import hf_config, hf_weights
 
 VOCAB, HIDDEN, INNER, LONGEST = 30, 8, 16, 20
 ARCHITECTURE = Architecture(

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 from test_encoder import tiny_model
 from test_saved_model import write_run
 
-from jtcse_jax import ensemble, manifest, saved_model
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.errors import UserError
-from jtcse_jax.exported import export
+from jtcse_jax.store import ensemble, manifest, saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.exported import export
 
 BOMB = 2**25  # bytes unpacked; a reader may hold a small part of them
 

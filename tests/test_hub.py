@@ -15,8 +15,9 @@ from runs import largest_difference
 from test_encoder import tiny_model
 from test_saved_model import relative_files
 
-from jtcse_jax import export, exported, hub, saved_model
+from jtcse_jax import export
 from jtcse_jax.errors import UserError
+from jtcse_jax.store import exported, hub, saved_model
 
 NAME, TOKEN, COMMIT = "someone/a-twin", "hf_secret", "c" * 40
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from jtcse_jax import index
+from jtcse_jax.encoding import index
 from jtcse_jax.errors import UserError
 
 

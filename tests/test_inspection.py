@@ -10,19 +10,25 @@ from loop_encoder import attend, embed, finish
 from test_bert import NO_TORCH, torch_model
 from test_encoder import ENTRIES, some_sentences, tiny_model
 
-from jtcse_jax import inspection
 from jtcse_jax.architecture import Cross
 from jtcse_jax.config import Config, ModelConfig
 from jtcse_jax.config_file import to_json
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation import inspection
 from jtcse_jax.evaluation.diagnostics import embed_pairs
+from jtcse_jax.evaluation.inspection import (
+    default_cross,
+    diagnose,
+    diagnose_towers,
+    find_punctuation,
+    inspect,
+)
 from jtcse_jax.evaluation.sts import Pairs
-from jtcse_jax.inspection import default_cross, diagnose, diagnose_towers, find_punctuation, inspect
-from jtcse_jax.models import hf_config, hf_weights
 from jtcse_jax.models.towers import Bank, stack
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store import hf_config, hf_weights
+from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.saved_model import SavedModel
 
 # Of 0 to 20 words, the longest cut to 16 tokens.
 SENTENCES = ["", "cat", *some_sentences(9, longest=20), "dog . . sees"]

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from benchmarks.scaling import collectives
-from jtcse_jax import sharding
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.data.packing import fill, pack
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.runtime import sharding
+from jtcse_jax.training.train_step import init_state, make_train_step
 
 SHAPE = Architecture(
     vocab_size=60, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=40

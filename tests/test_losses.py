@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jtcse_jax import losses
+from jtcse_jax.training import losses
 
 TEMPERATURE = 0.05
 SENTENCES, SIZE = 4, 3

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from jtcse_jax import metrics
 from jtcse_jax.errors import UserError
-from jtcse_jax.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
+from jtcse_jax.training import metrics
+from jtcse_jax.training.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
 
 # Of TensorBoard's thread on a full disk; it may come when the next test runs.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

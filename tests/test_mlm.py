@@ -10,14 +10,15 @@ import pytest
 from runs import saved_params, tiny_config
 from test_objectives import TINY, make_bank, make_batch
 
-from jtcse_jax import losses, objectives
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
-from jtcse_jax.masking import mask_tokens
-from jtcse_jax.models import hf_config, hf_weights, mlm_head
+from jtcse_jax.models import mlm_head
 from jtcse_jax.models.towers import Bank, stack
-from jtcse_jax.trainer import find_mask_token, train
+from jtcse_jax.store import hf_config, hf_weights
+from jtcse_jax.training import losses, objectives
+from jtcse_jax.training.masking import mask_tokens
+from jtcse_jax.training.trainer import find_mask_token, train
 
 MASK = 4
 

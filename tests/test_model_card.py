@@ -10,10 +10,11 @@ from test_encoder import some_sentences, tiny_model
 from test_export import ALL_OPTIONS, SCORES, arguments, header_of, roberta_model, write_trained_run
 from test_saved_model import write_run
 
-from jtcse_jax import export, exported, saved_model
-from jtcse_jax.card import read_card
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import export
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.card import read_card
 
 SENTENCES = some_sentences(12)
 

@@ -11,11 +11,11 @@ from local_tasks import NAMES, local_task, with_data
 from test_encoder import padded_vectors, some_sentences, tiny_model
 from test_sts import cosine_scores
 
-from jtcse_jax import ensemble, exported
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts import Pairs, spearman
+from jtcse_jax.store import ensemble, exported
+from jtcse_jax.store.ensemble import Member
 
 MODELS = {
     "twin": (Member(1.0, tiny_model(2)),),

@@ -17,11 +17,11 @@ from test_losses import (
     reference_uniformity,
 )
 
-from jtcse_jax import objectives
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.towers import Bank, TowerOutputs
+from jtcse_jax.training import objectives
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

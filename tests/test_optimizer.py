@@ -11,7 +11,7 @@ import pytest
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import OptimizerConfig
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.optimizer import make_optimizer, make_schedule, only_kernels
+from jtcse_jax.training.optimizer import make_optimizer, make_schedule, only_kernels
 
 NAMES = ("kernel", "bias", "scale", "embedding")
 

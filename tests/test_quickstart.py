@@ -6,9 +6,10 @@ import pytest
 from runs import tiny_config
 from test_encoder import tiny_model
 
-from jtcse_jax import exported, quickstart, saved_model
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import quickstart
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.evaluation.sts import builtin_dev
+from jtcse_jax.store import exported, saved_model
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from runs import write_dev, write_text
 from test_encoder import tiny_model
 from test_sts_data import write_senteval
 
-from jtcse_jax.exported import export
+from jtcse_jax.store.exported import export
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

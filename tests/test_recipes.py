@@ -13,13 +13,14 @@ import tyro
 from runs import tiny_config, write_text
 from test_sts_data import write_senteval
 
-from jtcse_jax import augment, config_file, encode, evaluate, export, stages
+from jtcse_jax import augment, config_file, encode, evaluate, export
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import Config
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.report import __main__ as report
-from jtcse_jax.stages import Pipeline, stage_configs
-from jtcse_jax.trainer import train
+from jtcse_jax.training import stages
+from jtcse_jax.training.stages import Pipeline, stage_configs
+from jtcse_jax.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES, EVALUATION = (

@@ -7,15 +7,15 @@ import pytest
 from test_encoder import some_sentences, tiny_model
 from test_sts import cosine_scores
 
-from jtcse_jax import exported
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.evaluation.diagnostics import embed_pairs
+from jtcse_jax.evaluation.inspection import diagnose
 from jtcse_jax.evaluation.sts import Pairs
-from jtcse_jax.inspection import diagnose
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.report.models import look_at, nearest_neighbours
 from jtcse_jax.report.tables import embedding_table
+from jtcse_jax.store import exported
+from jtcse_jax.store.ensemble import Member
 
 
 def test_neighbours_are_the_nearest_others():

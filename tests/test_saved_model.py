@@ -14,12 +14,12 @@ from runs import largest_difference
 from safetensors.numpy import load_file, save_file
 from test_encoder import some_sentences, tiny_model
 
-from jtcse_jax import manifest, saved_model
-from jtcse_jax.checkpoint import Checkpoints
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.exported import export
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store import manifest, saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.exported import export
+from jtcse_jax.store.saved_model import SavedModel
 
 SENTENCES = some_sentences(12)
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 from test_encoder import some_sentences, tiny_model
 
-from jtcse_jax import exported, search
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax import search
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.store import exported
 
 SENTENCES = [f"the dog {words}".strip() for words in some_sentences(20, longest=6)]
 

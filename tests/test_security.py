@@ -21,21 +21,21 @@ from runs import tiny_config
 from test_encoder import tiny_model
 from test_saved_model import write_run
 
-from jtcse_jax import encode, evaluate, export, saved_model, sum_of_towers
-from jtcse_jax.card import read_scores
+from jtcse_jax import encode, evaluate, export
 from jtcse_jax.config_file import load_config_file
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.ensemble import load_members
+from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.foreign import ForeignEncoder
 from jtcse_jax.evaluation.sts_data import load_pairs
 from jtcse_jax.evaluation.zero_shot_tasks import load_tasks
-from jtcse_jax.exported import export as write_export
-from jtcse_jax.foreign import ForeignEncoder
-from jtcse_jax.manifest import UNHASHED
-from jtcse_jax.models import hf_tokenizer
 from jtcse_jax.report import __main__ as report
-from jtcse_jax.trainer import train
-from jtcse_jax.vector_file import VectorFile
+from jtcse_jax.store import hf_tokenizer, saved_model, sum_of_towers
+from jtcse_jax.store.card import read_scores
+from jtcse_jax.store.ensemble import load_members
+from jtcse_jax.store.exported import export as write_export
+from jtcse_jax.store.manifest import UNHASHED
+from jtcse_jax.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

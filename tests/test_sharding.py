@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jtcse_jax import sharding
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime import sharding
 
 
 def mesh_of(processes: int, each: int, tower_devices: int, fsdp_devices: int = 1):

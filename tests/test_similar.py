@@ -11,7 +11,6 @@ from processes import end, start_cluster
 from runs import largest_difference, saved_params, tiny_config
 from test_encoder import WORDS, padded_vectors, tiny_model
 
-from jtcse_jax import exported
 from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar import near_duplicates, quantised, similar_order
@@ -19,9 +18,10 @@ from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
 from jtcse_jax.errors import UserError
-from jtcse_jax.similar_plan import ORDER, item_vectors
-from jtcse_jax.start import Start
-from jtcse_jax.trainer import train
+from jtcse_jax.store import exported
+from jtcse_jax.training.similar_plan import ORDER, item_vectors
+from jtcse_jax.training.start import Start
+from jtcse_jax.training.trainer import train
 
 RATE = OptimizerConfig(learning_rate=3e-5)  # small: AdamW turns rounding into a whole step
 

@@ -9,7 +9,7 @@ from benchmarks import simulate
 from benchmarks.scaling import collectives
 from benchmarks.simulate import Cluster, all_gather, all_reduce
 from benchmarks.train_step import packed, rows_of, step_and_state
-from jtcse_jax import sharding
+from jtcse_jax.runtime import sharding
 
 
 def ring_rounds(size: float, devices: int, rate: float, latency: float) -> float:

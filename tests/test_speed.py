@@ -11,17 +11,17 @@ from runs import tiny_config
 from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.compilation import keep_compiled
 from jtcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.data.vocabulary import train_tokenizer
-from jtcse_jax.metrics import JSONL, read_jsonl
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import init_state, make_train_step
-from jtcse_jax.trainer import train
+from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.training.metrics import JSONL, read_jsonl
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.train_step import init_state, make_train_step
+from jtcse_jax.training.trainer import train
 
 TINY = Architecture(vocab_size=200, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32)
 BATCH, LENGTH, SLOTS = 16, 32, 4

@@ -13,11 +13,11 @@ from test_saved_model import write_run
 from test_stages import make_pipeline
 from test_sts_data import write_senteval
 
-from jtcse_jax import stages
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts import StsScore, evaluate_sts, load_sts
-from jtcse_jax.stages import run
+from jtcse_jax.training import stages
+from jtcse_jax.training.stages import run
 
 
 def test_one_tower_of_a_stage_is_exported_with_its_own_scores(tmp_path, monkeypatch):

@@ -13,17 +13,18 @@ from processes import declared_cluster, end, start_python
 from runs import tiny_config
 from test_sts_data import write_senteval
 
-from jtcse_jax import run_lock, stages
-from jtcse_jax.card import Card
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
-from jtcse_jax.saved_model import read_description
-from jtcse_jax.stage_scores import print_table
-from jtcse_jax.stages import Pipeline, run, stage_configs
-from jtcse_jax.start import keep
+from jtcse_jax.runtime import run_lock
+from jtcse_jax.store.card import Card
+from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.saved_model import read_description
+from jtcse_jax.training import stages
+from jtcse_jax.training.stage_scores import print_table
+from jtcse_jax.training.stages import Pipeline, run, stage_configs
+from jtcse_jax.training.start import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,8 +95,8 @@ def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
 TWO_PROCESSES = """
 from pathlib import Path
 from test_stages import make_pipeline
-from jtcse_jax.stages import run
-from jtcse_jax.trainer import set_up_jax
+from jtcse_jax.training.stages import run
+from jtcse_jax.training.trainer import set_up_jax
 from jtcse_jax.evaluation import development
 development.COLLAPSED = 2.0  # random towers
 set_up_jax(False)

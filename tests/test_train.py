@@ -15,15 +15,16 @@ from processes import ROOT, wait_for
 from runs import ANIMALS, largest_difference, saved_params, tiny_config
 from test_encoder import tiny_model
 
-from jtcse_jax import exported, saved_model, trainer
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
-from jtcse_jax.inspection import layer_figures
-from jtcse_jax.start import check_config, keep, start_model
-from jtcse_jax.trainer import train
+from jtcse_jax.evaluation.inspection import layer_figures
+from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.training import trainer
+from jtcse_jax.training.start import check_config, keep, start_model
+from jtcse_jax.training.trainer import train
 
 
 def one_device():

@@ -7,13 +7,13 @@ import optax
 import pytest
 from test_encoder import SHAPE
 
-from jtcse_jax import objectives
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import (
+from jtcse_jax.training import objectives
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.train_step import (
     TrainState,
     as_checkpoint,
     from_checkpoint,

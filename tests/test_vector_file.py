@@ -11,9 +11,9 @@ import tempfile
 import numpy as np
 import pytest
 
-from jtcse_jax import vector_file
+from jtcse_jax.encoding import vector_file
+from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
-from jtcse_jax.vector_file import VectorFile
 
 ROWS, WIDTH, BLOCK = 23, 3, 5
 VECTORS = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)

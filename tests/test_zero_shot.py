@@ -11,7 +11,7 @@ import yaml
 from local_tasks import with_data
 from test_encoder import tiny_model
 
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.zero_shot import evaluate_mteb
 from jtcse_jax.evaluation.zero_shot_tasks import Task, choose, load_tasks

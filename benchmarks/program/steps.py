@@ -7,18 +7,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtcse_jax import bank_encoder, sharding
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack, usual_row_length, usual_slots
+from jtcse_jax.encoding import bank_encoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.flops import Work, forward_flops, step_flops
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.objectives import init_params
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.train_step import init_state, make_train_step
+from jtcse_jax.runtime import sharding
+from jtcse_jax.training.flops import Work, forward_flops, step_flops
+from jtcse_jax.training.objectives import init_params
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.train_step import init_state, make_train_step
 
 MASK_TOKEN = 103  # BERT's; any id compiles to the same program
 TEACHER_TOWERS = 2

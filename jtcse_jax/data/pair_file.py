@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.locks import lock_file
+from jtcse_jax.runtime.locks import lock_file
 
 _ONE_CELL = str.maketrans("\t\n\r", "   ")
 

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 
 from jtcse_jax.data.sources import Source
-from jtcse_jax.locks import lock_byte
+from jtcse_jax.runtime.locks import lock_byte
 
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
 _BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would exceed the CPU caches

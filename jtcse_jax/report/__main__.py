@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jtcse_jax.environment import environment
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.development import Development
-from jtcse_jax.output import check_replaceable, replace
 from jtcse_jax.report.models import Look, look_at
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_results
+from jtcse_jax.runtime.environment import environment
+from jtcse_jax.runtime.files import check_replaceable, replace
 
 logger = logging.getLogger(__name__)
 

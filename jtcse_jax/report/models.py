@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jtcse_jax.encoding.index import ExactIndex
 from jtcse_jax.evaluation.diagnostics import embed_pairs
+from jtcse_jax.evaluation.inspection import diagnose
 from jtcse_jax.evaluation.sts import Pairs
-from jtcse_jax.index import ExactIndex
-from jtcse_jax.inspection import diagnose
-from jtcse_jax.suites import load_model
+from jtcse_jax.evaluation.suites import load_model
 
 QUERIES, NEAREST = 6, 3
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from jtcse_jax.evaluation.development import METRIC
-from jtcse_jax.metrics import SPEEDS
 from jtcse_jax.report.figures import Line, Picture, curves, heat_map, histograms
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.runs import Run
 from jtcse_jax.report.tables import flatten
+from jtcse_jax.training.metrics import SPEEDS
 
 NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
 TRAINING = (

@@ -14,19 +14,21 @@ from typing import Annotated, Any
 import tyro
 from jax.experimental import multihost_utils
 
-from jtcse_jax import exported, output, run_lock, saved_model
 from jtcse_jax.architecture import check_fields
-from jtcse_jax.card import read_card
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.distributed import is_primary, say
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
-from jtcse_jax.stage_scores import stage_row, warning
-from jtcse_jax.start import check_config
-from jtcse_jax.trainer import train
+from jtcse_jax.runtime import files as output
+from jtcse_jax.runtime import run_lock
+from jtcse_jax.runtime.distributed import is_primary, say
+from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.card import read_card
+from jtcse_jax.training.stage_scores import stage_row, warning
+from jtcse_jax.training.start import check_config
+from jtcse_jax.training.trainer import train
 from jtcse_jax.user_path import user_path
 
 FINISHED = "finished.json"  # in a stage's folder: its row in the table

@@ -11,24 +11,24 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jtcse_jax import sharding
-from jtcse_jax.announce import harder_batches
-from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.batch import Batch
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
-from jtcse_jax.distributed import is_primary
-from jtcse_jax.encoder import SentenceEncoder
+from jtcse_jax.encoding.bank_encoder import BankEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Stopped, UserError, writing
 from jtcse_jax.evaluation.development import Development, DevScore, keep_cosines
-from jtcse_jax.inspection import layer_figures
-from jtcse_jax.metrics import MetricsLog, Speed
+from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.profile import Profile
-from jtcse_jax.saved_model import SavedModel
-from jtcse_jax.stop_signal import StopSignal
-from jtcse_jax.train_step import TrainState, TrainStep, as_checkpoint
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.distributed import is_primary
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.training.announce import harder_batches
+from jtcse_jax.training.metrics import MetricsLog, Speed
+from jtcse_jax.training.profile import Profile
+from jtcse_jax.training.stop_signal import StopSignal
+from jtcse_jax.training.train_step import TrainState, TrainStep, as_checkpoint
 from jtcse_jax.user_path import user_path
 
 NOT_FINITE = "not_finite"  # folder for batches whose step is not finite

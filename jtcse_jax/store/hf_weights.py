@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config, hf_names, hf_tokenizer
-from jtcse_jax.models.hf_files import WEIGHTS, read_tensors
 from jtcse_jax.models.towers import Params
+from jtcse_jax.store import hf_config, hf_names, hf_tokenizer
+from jtcse_jax.store.hf_files import WEIGHTS, read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
-from jtcse_jax import output
 from jtcse_jax.errors import UserError, writing
+from jtcse_jax.runtime import files as output
 
 JSONL, TENSORBOARD = "metrics.jsonl", "tensorboard"
 WANDB_ID = "wandb_id.txt"

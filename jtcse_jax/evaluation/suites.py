@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtcse_jax import ensemble
-from jtcse_jax.card import read_card
-from jtcse_jax.encoder import SentenceEncoder
-from jtcse_jax.ensemble import Member
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.comparison import Cosines, sts_differences
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.diagnostics import diagnose_embeddings, embed_pairs
+from jtcse_jax.evaluation.foreign import PREFIX, ForeignEncoder
+from jtcse_jax.evaluation.inspection import diagnose
 from jtcse_jax.evaluation.sts import PROTOCOL, Pairs, StsScore, load_sts, score_sts, sts_cosines
 from jtcse_jax.evaluation.transfer import TransferTask, evaluate_transfer, load_transfer
 from jtcse_jax.evaluation.zero_shot import evaluate_mteb
 from jtcse_jax.evaluation.zero_shot_tasks import choose, load_tasks
-from jtcse_jax.foreign import PREFIX, ForeignEncoder
-from jtcse_jax.inspection import diagnose
+from jtcse_jax.store import ensemble
+from jtcse_jax.store.card import read_card
+from jtcse_jax.store.ensemble import Member
 from jtcse_jax.user_path import user_path
 
 logger = logging.getLogger(__name__)

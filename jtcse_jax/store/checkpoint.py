@@ -17,9 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jtcse_jax import manifest
 from jtcse_jax.errors import Hung, Stopped, UserError
-from jtcse_jax.orbax_parts import KeepStep, Manager
+from jtcse_jax.store import manifest
+from jtcse_jax.store.orbax_parts import KeepStep, Manager
 from jtcse_jax.user_path import user_path
 
 PyTree = Any

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from jtcse_jax.config import Config
 from jtcse_jax.evaluation.development import METRIC, Development
-from jtcse_jax.metrics import JSONL, read_jsonl
+from jtcse_jax.training.metrics import JSONL, read_jsonl
 
 Row = dict[str, Any]
 

@@ -23,10 +23,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jtcse_jax import saved_model
 from jtcse_jax.errors import UserError
-from jtcse_jax.models.hf_files import lies_in
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.hf_files import lies_in
+from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.user_path import user_path
 
 DESCRIPTION = "ensemble.json"

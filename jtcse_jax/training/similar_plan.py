@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jtcse_jax import sharding
-from jtcse_jax.bank_encoder import BankEncoder
 from jtcse_jax.data.similar import quantised
 from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import count_items, items_stride
-from jtcse_jax.distributed import is_primary
-from jtcse_jax.encoder import progress_bar
+from jtcse_jax.encoding.bank_encoder import BankEncoder
+from jtcse_jax.encoding.encoder import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params
-from jtcse_jax.start import Start
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.distributed import is_primary
+from jtcse_jax.training.start import Start
 
 ORDER = "similar.npy"  # in the workdir
 

@@ -21,12 +21,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from jtcse_jax.bank_encoder import BankEncoder
-from jtcse_jax.ensemble import Member, computed_in, load_members
+from jtcse_jax.encoding.bank_encoder import BankEncoder
+from jtcse_jax.encoding.index import make_index
+from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
 from jtcse_jax.errors import UserError
-from jtcse_jax.index import make_index
-from jtcse_jax.mteb_encoder import MtebEncoder, MtebTexts
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store.ensemble import Member, computed_in, load_members
+from jtcse_jax.store.saved_model import SavedModel
 
 BLOCK = 8192  # sentences that are read and encoded together
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models.hf_files import read_json
+from jtcse_jax.store.hf_files import read_json
 
 CONFIG = "config.json"
 

@@ -10,14 +10,14 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
-from jtcse_jax.compilation import step_options
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.flops import Work, step_flops
-from jtcse_jax.gradients import loss_and_gradient
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.compilation import step_options
+from jtcse_jax.training.flops import Work, step_flops
+from jtcse_jax.training.gradients import loss_and_gradient
 
 
 class TrainState(NamedTuple):

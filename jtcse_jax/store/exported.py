@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtcse_jax.card import Card, read_card
 from jtcse_jax.errors import UserError
-from jtcse_jax.model_card import write_card
-from jtcse_jax.models import hf_config, hf_files, hf_weights
 from jtcse_jax.models.towers import unstack
-from jtcse_jax.saved_model import SavedModel, write_description
+from jtcse_jax.store import hf_config, hf_files, hf_weights
+from jtcse_jax.store.card import Card, read_card
+from jtcse_jax.store.model_card import write_card
+from jtcse_jax.store.saved_model import SavedModel, write_description
 from jtcse_jax.user_path import user_path
 
 MODULE = "sum_of_towers.py"  # copied into the folder if there are several towers

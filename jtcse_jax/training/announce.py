@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jtcse_jax import objectives
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.config import SCRATCH, Config
 from jtcse_jax.data.batches import PackedBatches
-from jtcse_jax.distributed import is_primary, say
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore
-from jtcse_jax.metrics import JSONL, SPEEDS, read_jsonl
+from jtcse_jax.runtime.distributed import is_primary, say
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.training import objectives
+from jtcse_jax.training.metrics import JSONL, SPEEDS, read_jsonl
 from jtcse_jax.user_path import user_path
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jtcse_jax import ensemble
-from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
+from jtcse_jax.store import ensemble
+from jtcse_jax.store.ensemble import Member
 
 
 class MtebEncoder:

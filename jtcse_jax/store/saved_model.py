@@ -16,11 +16,11 @@ from typing import Any
 import jax
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.checkpoint import Checkpoints
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config, hf_files, hf_tokenizer, hf_weights
-from jtcse_jax.models.hf_files import lies_in
 from jtcse_jax.models.towers import Bank, Params, stack
+from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.hf_files import lies_in
 
 DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
 PIPELINE_MODEL = "model"  # where `stages` exports to

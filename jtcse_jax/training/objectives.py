@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jtcse_jax import losses
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.masking import mask_tokens
 from jtcse_jax.models import mlm_head
 from jtcse_jax.models.bert import initializer
 from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
+from jtcse_jax.training import losses
+from jtcse_jax.training.masking import mask_tokens
 
 Terms = dict[str, Array]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jtcse_jax.errors import InUse, writing
-from jtcse_jax.locks import lock_file
+from jtcse_jax.runtime.locks import lock_file
 
 FILE = "run.lock"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import huggingface_hub
 
-from jtcse_jax.card import FILE, Card
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.store.card import FILE, Card
+from jtcse_jax.store.saved_model import SavedModel
 
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
 SENTENCES = 'sentences = ["A man plays a guitar.", "Someone is making music."]'
@@ -84,7 +84,7 @@ def _use(model: SavedModel, card: Card) -> list[str]:
     else:
         remote = f"model = SentenceTransformer({name}, trust_remote_code=True)"
         modules = f"SumOfTowers.load({name})"
-        imports = f"{package}from jtcse_jax.sum_of_towers import SumOfTowers\n"
+        imports = f"{package}from jtcse_jax.store.sum_of_towers import SumOfTowers\n"
         if card.normalize:
             modules += ", Normalize()"
             imports += "from sentence_transformers.models import Normalize\n"

@@ -11,33 +11,25 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jtcse_jax import (
-    announce,
-    compilation,
-    config_file,
-    distributed,
-    environment,
-    flops,
-    objectives,
-    run_lock,
-    saved_model,
-    sharding,
-)
-from jtcse_jax.checkpoint import Checkpoints
+from jtcse_jax import config_file
 from jtcse_jax.config import Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
-from jtcse_jax.distributed import is_primary, say
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
-from jtcse_jax.loop import Loop
-from jtcse_jax.metrics import MetricsLog
 from jtcse_jax.models.towers import Bank, Params
-from jtcse_jax.optimizer import make_optimizer
-from jtcse_jax.similar_plan import find_plan
-from jtcse_jax.start import (
+from jtcse_jax.runtime import compilation, distributed, environment, run_lock, sharding
+from jtcse_jax.runtime.distributed import is_primary, say
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.training import announce, flops, objectives
+from jtcse_jax.training.loop import Loop
+from jtcse_jax.training.metrics import MetricsLog
+from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.similar_plan import find_plan
+from jtcse_jax.training.start import (
     DEV,
     FORCE,
     TEXT,
@@ -48,7 +40,7 @@ from jtcse_jax.start import (
     load_teacher,
     start_model,
 )
-from jtcse_jax.train_step import (
+from jtcse_jax.training.train_step import (
     TrainState,
     as_checkpoint,
     from_checkpoint,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.locks import lock_byte, unlock_byte
+from jtcse_jax.runtime.locks import lock_byte, unlock_byte
 
 VECTORS, SETTINGS, DONE = "vectors.npy", "settings.json", "done"
 

@@ -11,10 +11,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from jtcse_jax import saved_model
 from jtcse_jax.architecture import Cross
 from jtcse_jax.batch import Batch
-from jtcse_jax.ensemble import Member
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.diagnostics import (
     EmbeddedPairs,
@@ -26,9 +24,11 @@ from jtcse_jax.evaluation.diagnostics import (
     rounded,
 )
 from jtcse_jax.models.towers import Bank, LayerStates, Params, TowerOutputs
-from jtcse_jax.objectives import neighbours
-from jtcse_jax.saved_model import SavedModel
-from jtcse_jax.start import CONFIG
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.training.objectives import neighbours
+from jtcse_jax.training.start import CONFIG
 
 DROPOUT = 0.1  # of the two compared views: the usual rate, since models do not save theirs
 ATTENTION_ENTRIES = 2**16  # per layer and head in one call of the model; bounds the memory

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.models.hf_files import find_folder
+from jtcse_jax.store.hf_files import find_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 

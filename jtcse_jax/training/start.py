@@ -13,17 +13,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtcse_jax import output, saved_model, sharding
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import SCRATCH, Config, ModelConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
-from jtcse_jax.ensemble import fingerprint, load_members
 from jtcse_jax.errors import UserError
-from jtcse_jax.models import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
+from jtcse_jax.runtime import files as output
+from jtcse_jax.runtime import sharding
+from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, saved_model
+from jtcse_jax.store.ensemble import fingerprint, load_members
 from jtcse_jax.user_path import user_path
 
 CONFIG = "train_config.json"

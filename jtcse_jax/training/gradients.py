@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jtcse_jax import sharding
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.towers import Bank, Params
-from jtcse_jax.objectives import OBJECTIVES, Terms
+from jtcse_jax.runtime import sharding
+from jtcse_jax.training.objectives import OBJECTIVES, Terms
 
 PyTree = Any
 

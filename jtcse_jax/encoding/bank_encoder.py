@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jtcse_jax import sharding
-from jtcse_jax.ahead import map_ahead
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import fill, pack, usual_row_length
 from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
-from jtcse_jax.saved_model import SavedModel
+from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.ahead import map_ahead
+from jtcse_jax.store.saved_model import SavedModel
 
 PART = 1024  # sentences per device that are tokenised and packed together
 AHEAD = 2  # parts that are prepared at once: while one is tokenised, in Rust, another is packed
