@@ -3,14 +3,15 @@
 import os
 from typing import TYPE_CHECKING
 
+from jtcse_jax.version import __version__
+
 if TYPE_CHECKING:
     from jtcse_jax.encoding.encoder import SentenceEncoder
 
 # We use only the tokenizers of transformers; without torch it prints advice to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-__all__ = ["SentenceEncoder"]
-__version__ = "0.1.0"
+__all__ = ["SentenceEncoder", "__version__"]
 
 
 def __getattr__(name: str) -> object:

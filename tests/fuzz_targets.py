@@ -217,7 +217,8 @@ def config(folder: Path) -> Made:
     """Config files: literals of every kind in every field, and text without a letter in it."""
     from jtcse_jax import config as sections
     from jtcse_jax.config_file import load_config_file, to_json
-    from jtcse_jax.training.start import CONFIG, check_config
+    from jtcse_jax.store.workdir import CONFIG
+    from jtcse_jax.training.start import check_config
 
     kinds = {
         kind.__name__: [field.name for field in dataclasses.fields(kind)]
@@ -343,7 +344,7 @@ def _two_steps(folder: Path) -> tuple[Path, Any]:
     from test_encoder import tiny_model
     from test_saved_model import write_run
 
-    from jtcse_jax.store.saved_model import CHECKPOINTS
+    from jtcse_jax.store.workdir import CHECKPOINTS
 
     model = tiny_model(1)
     return write_run(folder / "run", model, {1: 0.5, 2: 0.4}) / CHECKPOINTS, model.bank.abstract()

@@ -12,6 +12,7 @@ from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, O
 from jtcse_jax.models.towers import Params
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
 
 ANIMALS = ("cat", "dog", "horse", "bird", "fish", "mouse", "goat", "snake")
 VERBS = ("sees", "likes", "follows", "avoids", "hears")
@@ -77,7 +78,7 @@ def tiny_config(folder: Path, **fields) -> Config:
 
 def saved_params(workdir: Path | str, step: int | None = None) -> Params:
     """The towers' parameters of a workdir's step, by default the newest."""
-    with Checkpoints(Path(workdir) / saved_model.CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         step = checkpoints.newest_step() if step is None else step
     return jax.tree.map(np.asarray, saved_model.load(workdir, step=step).params)
 

@@ -27,7 +27,7 @@ from runs import largest_difference, saved_params  # noqa: E402
 
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.store.checkpoint import Checkpoints  # noqa: E402
-from jtcse_jax.store.saved_model import CHECKPOINTS  # noqa: E402
+from jtcse_jax.store.workdir import CHECKPOINTS  # noqa: E402
 
 OFTEN, SELDOM = 50, 10_000  # steps between saves; oftener, and the killed one falls far behind
 SETTLED = 0.3  # of the time, before memory is looked at: pools and caches have filled by then

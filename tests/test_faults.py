@@ -24,6 +24,7 @@ from jtcse_jax.errors import Stopped, UserError
 from jtcse_jax.runtime import locks, run_lock
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import loop
 from jtcse_jax.training.train_step import TrainStep
 from jtcse_jax.training.trainer import train
@@ -41,13 +42,13 @@ def finished(tmp_path_factory):
 
 
 def steps_of(workdir: Path | str) -> list[int]:
-    with Checkpoints(Path(workdir) / saved_model.CHECKPOINTS, read_only=True) as checkpoints:
+    with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         return checkpoints.steps()
 
 
 def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
     process = start(tmp_path, LONG)
-    checkpoints = tmp_path / "run" / saved_model.CHECKPOINTS
+    checkpoints = tmp_path / "run" / CHECKPOINTS
     wait_for(checkpoints, SAVED, process)
     process.send_signal(signal.SIGTERM)
     status, out, err = end(process)
@@ -61,7 +62,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
 
 def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_died(tmp_path):
     process = start(tmp_path, LONG)
-    wait_for(tmp_path / "run" / saved_model.CHECKPOINTS, SAVED, process)
+    wait_for(tmp_path / "run" / CHECKPOINTS, SAVED, process)
     other = tiny_config(tmp_path, max_steps=4000, save_every=50, eval_every=5000)
     who = f"process {process.pid} on {socket.gethostname()}"
     with pytest.raises(UserError, match=f"is in use by {who}: wait for it"):
@@ -258,7 +259,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(fi
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
     config = dataclasses.replace(finished, workdir=str(workdir))
-    for file in (workdir / saved_model.CHECKPOINTS).glob("*/manifest.json"):
+    for file in (workdir / CHECKPOINTS).glob("*/manifest.json"):
         file.write_text("{")
     with pytest.raises(UserError, match="all were damaged and are now in corrupt/"):
         train(config, devices=ONE_DEVICE)
@@ -289,7 +290,7 @@ def test_resumed_after_every_kind_of_stop_it_is_the_same_run(finished, tmp_path)
     config = tiny_config(tmp_path, eval_every=10)
     for stop in (3, 7):
         train(dataclasses.replace(config, max_steps=stop), devices=ONE_DEVICE)
-        half = Path(config.workdir) / saved_model.CHECKPOINTS / f"{stop + 1}.orbax-checkpoint-tmp"
+        half = Path(config.workdir) / CHECKPOINTS / f"{stop + 1}.orbax-checkpoint-tmp"
         half.mkdir()
         (half / "manifest.json").write_text("{")
     train(config, devices=ONE_DEVICE)

@@ -15,6 +15,7 @@ from jtcse_jax.evaluation.development import Development, read_cosines
 from jtcse_jax.evaluation.sts import spearman
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training.announce import harder_batches
 from jtcse_jax.training.stage_scores import stage_row, verdict, warning
 from jtcse_jax.training.trainer import train
@@ -70,7 +71,7 @@ def test_a_run_killed_after_its_start_resumes_there(tmp_path, monkeypatch):
         )
         with pytest.raises(OSError):
             train(broken, devices=one_device())
-    with Checkpoints(Path(broken.workdir) / saved_model.CHECKPOINTS) as checkpoints:
+    with Checkpoints(Path(broken.workdir) / CHECKPOINTS) as checkpoints:
         assert checkpoints.steps() == [0]
     train(broken, devices=one_device())
     scores = [
@@ -91,7 +92,7 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
     assert min(start["dev_anisotropy"], end["dev_anisotropy"]) > 0.95
     assert "dev_spearman" not in start.keys() | end.keys()
     assert start["dev_collapsed"] == end["dev_collapsed"] == 1
-    with Checkpoints(Path(config.workdir) / saved_model.CHECKPOINTS) as checkpoints:
+    with Checkpoints(Path(config.workdir) / CHECKPOINTS) as checkpoints:
         assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
 
 

@@ -8,15 +8,16 @@ import types
 import pytest
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.store.workdir import METRICS
 from jtcse_jax.training import metrics
-from jtcse_jax.training.metrics import JSONL, MetricsLog, Speed, keep_until, read_jsonl
+from jtcse_jax.training.metrics import MetricsLog, Speed, keep_until, read_jsonl
 
 # Of TensorBoard's thread on a full disk; it may come when the next test runs.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def lines(workdir):
-    return [json.loads(line) for line in (workdir / JSONL).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / METRICS).read_text().splitlines()]
 
 
 def test_lines_are_means_since_the_line_before(tmp_path):
@@ -89,7 +90,7 @@ def test_log_of_a_run_that_resumes_from_step_0_keeps_its_score(tmp_path):
 
 @pytest.mark.parametrize("before", ['{"step": 1, "loss": 3.0}\n', ""])
 def test_line_cut_by_a_kill_is_dropped(tmp_path, before):
-    path = tmp_path / JSONL
+    path = tmp_path / METRICS
     path.write_text(before + '{"step": 2, "lo')
     whole = [json.loads(line) for line in before.splitlines()]
     assert read_jsonl(path) == whole
@@ -100,8 +101,8 @@ def test_line_cut_by_a_kill_is_dropped(tmp_path, before):
 
 
 def test_no_log_yet(tmp_path):
-    assert read_jsonl(tmp_path / JSONL) == []
-    keep_until(tmp_path / JSONL, 5)
+    assert read_jsonl(tmp_path / METRICS) == []
+    keep_until(tmp_path / METRICS, 5)
     assert not list(tmp_path.iterdir())
 
 

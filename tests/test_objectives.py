@@ -20,7 +20,7 @@ from test_losses import (
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.models.towers import Bank, TowerOutputs
+from jtcse_jax.models.towers import Bank, TowerOutputs, neighbours
 from jtcse_jax.training import objectives
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -405,5 +405,5 @@ def test_negatives_per_anchor_are_those_the_loss_counts(config):
 
 
 def test_neighbours_of_more_than_two_towers_are_a_ring():
-    assert objectives.neighbours(2) == [(0, 1)]
-    assert objectives.neighbours(4) == [(0, 1), (1, 2), (2, 3), (3, 0)]
+    assert neighbours(2) == [(0, 1)]
+    assert neighbours(4) == [(0, 1), (1, 2), (2, 3), (3, 0)]

@@ -20,6 +20,7 @@ from jtcse_jax.store import manifest, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.exported import export
 from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION
 
 SENTENCES = some_sentences(12)
 
@@ -32,7 +33,7 @@ def shifted(model: SavedModel, step: int) -> dict:
 def write_run(workdir: Path, model: SavedModel, scores: dict[int, float | None]) -> Path:
     """A workdir with a checkpoint at every step of `scores`, as a run would leave it."""
     saved_model.write_workdir(workdir, model.bank, model.tokenizer, model.serving_length)
-    with Checkpoints(workdir / saved_model.CHECKPOINTS, keep=9) as checkpoints:
+    with Checkpoints(workdir / CHECKPOINTS, keep=9) as checkpoints:
         for step, score in scores.items():
             state = {"params": shifted(model, step), "optimizer": {"step": jnp.int32(step)}}
             metrics = None if score is None else {"dev_spearman": score}
@@ -85,7 +86,7 @@ def own_run(run, tmp_path, caplog):
 
 def test_a_damaged_best_step_gives_way_to_the_next_best(own_run, twin, caplog):
     """Until none is left; a reader moves nothing, and an asked step is never another one."""
-    steps = own_run / saved_model.CHECKPOINTS
+    steps = own_run / CHECKPOINTS
     for damaged, step, words in [
         (4, 6, "best undamaged by dev score"),
         (6, 2, "best undamaged by dev score"),
@@ -109,7 +110,7 @@ def test_a_damaged_best_step_gives_way_to_the_next_best(own_run, twin, caplog):
 
 @pytest.mark.parametrize("content", [b"", b"{}"])
 def test_a_step_whose_score_is_lost_is_not_passed_over_in_silence(own_run, caplog, content):
-    (own_run / saved_model.CHECKPOINTS / "4" / manifest.NAME).write_bytes(content)
+    (own_run / CHECKPOINTS / "4" / manifest.NAME).write_bytes(content)
     assert saved_model.load(own_run).source.endswith("step 6 (best undamaged by dev score)")
     (line,) = (record.getMessage() for record in caplog.records)
     assert "4 is damaged and skipped, left there: manifest.json is altered" in line
@@ -117,7 +118,7 @@ def test_a_step_whose_score_is_lost_is_not_passed_over_in_silence(own_run, caplo
 
 def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path, caplog):
     workdir = write_run(tmp_path / "run", single, {1: None, 3: None, 5: None})
-    flip_bit(largest_file(workdir / saved_model.CHECKPOINTS / "5"))
+    flip_bit(largest_file(workdir / CHECKPOINTS / "5"))
     assert saved_model.load(workdir).source.endswith("step 3 (newest undamaged, no dev score)")
     assert "5 is damaged and skipped, left there" in caplog.text
 
@@ -153,7 +154,7 @@ def relative_files(folder: Path) -> list[Path]:
 def as_sentence_transformers(folder: Path, exported: Path, pooling: dict, modules=()) -> Path:
     """A folder as sentence-transformers writes it, without our own description."""
     shutil.copytree(exported, folder)
-    (folder / saved_model.DESCRIPTION).unlink()
+    (folder / DESCRIPTION).unlink()
     types = ("Transformer", "Pooling", *modules)
     listed = [{"type": f"sentence_transformers.models.{name}"} for name in types]
     (folder / "modules.json").write_text(json.dumps(listed))
@@ -239,18 +240,18 @@ def test_length_of_a_folder_is_at_most_the_positions(exported, tmp_path):
 def test_older_exported_folder_keeps_its_length(exported, tmp_path):
     """Its jtcse.json has the length under another name; its tokenizer has the same."""
     folder = Path(shutil.copytree(exported[1], tmp_path / "older"))
-    description = json.loads((folder / saved_model.DESCRIPTION).read_text())
+    description = json.loads((folder / DESCRIPTION).read_text())
     description["max_len"] = description.pop("serving_length")
-    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    (folder / DESCRIPTION).write_text(json.dumps(description))
     assert saved_model.load(folder).serving_length == 20
 
 
 @pytest.mark.parametrize("length", ["16", 0, 16.0, True])
 def test_serving_length_that_is_no_whole_number_is_named(exported, tmp_path, length):
     folder = Path(shutil.copytree(exported[1], tmp_path / "odd"))
-    description = json.loads((folder / saved_model.DESCRIPTION).read_text())
+    description = json.loads((folder / DESCRIPTION).read_text())
     description["serving_length"] = length
-    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    (folder / DESCRIPTION).write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"odd: serving_length = "):
         saved_model.load(folder)
 
@@ -297,7 +298,7 @@ def test_sentences_longer_than_the_positions_are_refused(exported, run):
 def test_damaged_description_is_named(exported, tmp_path, content):
     folder = tmp_path / "damaged"
     shutil.copytree(exported[1], folder)
-    (folder / saved_model.DESCRIPTION).write_bytes(content.encode("latin-1"))
+    (folder / DESCRIPTION).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="damaged/jtcse.json is not valid JSON"):
         saved_model.load(folder)
 
@@ -312,10 +313,10 @@ def test_damaged_description_is_named(exported, tmp_path, content):
 )
 def test_incomplete_description_of_a_workdir_is_named(run, tmp_path, change, message):
     folder = tmp_path / "run"
-    (folder / saved_model.CHECKPOINTS).mkdir(parents=True)
-    description = json.loads((run / saved_model.DESCRIPTION).read_text())
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    description = json.loads((run / DESCRIPTION).read_text())
     change(description)
-    (folder / saved_model.DESCRIPTION).write_text(json.dumps(description))
+    (folder / DESCRIPTION).write_text(json.dumps(description))
     with pytest.raises(UserError, match=f"jtcse.json: incomplete .*{message}"):
         saved_model.load(folder)
 

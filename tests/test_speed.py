@@ -18,7 +18,8 @@ from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.runtime.compilation import keep_compiled
-from jtcse_jax.training.metrics import JSONL, read_jsonl
+from jtcse_jax.store.workdir import METRICS
+from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.training.optimizer import make_optimizer
 from jtcse_jax.training.train_step import init_state, make_train_step
 from jtcse_jax.training.trainer import train
@@ -64,7 +65,7 @@ def without_dev(folder: Path, **fields) -> Config:
 def test_log_tells_speed_and_profile_traces(tmp_path, capsys):
     config = without_dev(tmp_path, profile=True, peak_tflops=1e-6)
     train(config, devices=jax.devices()[:1])
-    lines = read_jsonl(Path(config.workdir) / JSONL)
+    lines = read_jsonl(Path(config.workdir) / METRICS)
     last = [line for line in lines if "loss" in line][-1]
     # 8 sentences of some 9 tokens, twice.
     assert 10 < last["tokens_per_second"] / last["sentences_per_second"] < 30

@@ -22,6 +22,7 @@ from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import trainer
 from jtcse_jax.training.start import check_config, keep, start_model
 from jtcse_jax.training.trainer import train
@@ -157,7 +158,7 @@ def test_not_finite_loss_stops_and_saves_nothing_of_it(tmp_path):
     config = tiny_config(tmp_path, optimizer=OptimizerConfig(learning_rate=1e30))
     with pytest.raises(UserError, match=r"step \d+ is not finite .*nce.*(no|last good) checkpoint"):
         train(config, devices=one_device())
-    with Checkpoints(Path(config.workdir) / saved_model.CHECKPOINTS) as checkpoints:
+    with Checkpoints(Path(config.workdir) / CHECKPOINTS) as checkpoints:
         for step in checkpoints.steps():
             params = saved_params(config.workdir, step)
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -327,7 +328,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_pat
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    checkpoints = killed / "run" / saved_model.CHECKPOINTS
+    checkpoints = killed / "run" / CHECKPOINTS
     # Forked from a process that has imported everything, they start at once. Python 3.11 gives that
     # process its path by the environment alone, and is silent about what it then cannot import.
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")

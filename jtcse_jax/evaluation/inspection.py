@@ -23,12 +23,11 @@ from jtcse_jax.evaluation.diagnostics import (
     modulus_ratio,
     rounded,
 )
-from jtcse_jax.models.towers import Bank, LayerStates, Params, TowerOutputs
+from jtcse_jax.models.towers import Bank, LayerStates, Params, TowerOutputs, neighbours
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import SavedModel
-from jtcse_jax.training.objectives import neighbours
-from jtcse_jax.training.start import CONFIG
+from jtcse_jax.store.workdir import CONFIG
 
 DROPOUT = 0.1  # of the two compared views: the usual rate, since models do not save theirs
 ATTENTION_ENTRIES = 2**16  # per layer and head in one call of the model; bounds the memory

@@ -258,6 +258,13 @@ def sum_towers(hidden: Array) -> Array:
     return hidden.sum(axis=0)
 
 
+def neighbours(num_towers: int) -> list[tuple[int, int]]:
+    """Pairs of towers that a loss compares: (0, 1) for two towers, a ring for more."""
+    if num_towers == 2:
+        return [(0, 1)]
+    return [(tower, (tower + 1) % num_towers) for tower in range(num_towers)]
+
+
 def stack(towers: list[Params]) -> Params:
     """A bank's parameters from those of its towers."""
     # On the host: jnp.stack would be compiled for every shape.

@@ -10,10 +10,9 @@ from typing import Any
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
 from jtcse_jax.runtime import environment
-from jtcse_jax.store.saved_model import CHECKPOINTS, read_json
-from jtcse_jax.training.metrics import JSONL, read_jsonl
-from jtcse_jax.training.stages import FINISHED
-from jtcse_jax.training.start import CONFIG
+from jtcse_jax.store.saved_model import read_json
+from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG, FINISHED, METRICS
+from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.user_path import user_path
 
 # The suites of `evaluate`, and a key in the result of each, other than the protocol.
@@ -106,14 +105,14 @@ def read_results(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
 def _runs_in(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a workdir, or a model's folder.")
-    if (folder / JSONL).is_file():
+    if (folder / METRICS).is_file():
         return [_read_run(folder)]
     if (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
-        raise UserError(f"{folder}: it has no {JSONL}: the run has logged nothing yet.")
+        raise UserError(f"{folder}: it has no {METRICS}: the run has logged nothing yet.")
     stages = {
         path.parent.name: read_json(path, dict) for path in sorted(folder.glob(f"*/{CONFIG}"))
     }
-    logged = [name for name in _in_order(stages) if (folder / name / JSONL).is_file()]
+    logged = [name for name in _in_order(stages) if (folder / name / METRICS).is_file()]
     if stages and not logged:
         raise UserError(f"{folder}: no stage of this pipeline has logged anything yet.")
     if stages:
@@ -125,12 +124,12 @@ def _runs_in(folder: Path) -> list[Run]:
 
 
 def _read_run(folder: Path) -> Run:
-    lines, cut = read_log(folder / JSONL)
+    lines, cut = read_log(folder / METRICS)
     run = Run("", folder)
     run.trained = [line for line in lines if "loss" in line]
     run.scored = [line for line in lines if METRIC in line]
     if not run.trained and not run.scored:
-        raise UserError(f"{folder / JSONL}: it has no loss and no dev score: train longer.")
+        raise UserError(f"{folder / METRICS}: it has no loss and no dev score: train longer.")
     if (folder / CONFIG).is_file():
         run.config = read_json(folder / CONFIG, dict)
     else:
@@ -139,7 +138,7 @@ def _read_run(folder: Path) -> Run:
         text = ", ".join(f"{name} {value}" for name, value in line.items() if name != "step")
         run.environments[line["step"]] = text
     if cut:
-        run.notes.append(f"the last line of {JSONL} was cut short by a kill and is left out")
+        run.notes.append(f"the last line of {METRICS} was cut short by a kill and is left out")
     if not run.trained:
         run.notes.append("no training step is logged yet: there are no training curves")
     if not run.scored:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 
-import jtcse_jax
 from jtcse_jax.errors import writing
+from jtcse_jax.version import __version__
 
 FILE = "environment.jsonl"
 LIBRARIES = ("jax", "flax", "optax", "transformers", "tokenizers", "numpy", "scipy")
@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
             versions[library] = version(library)
     kind = jax.devices()[0].device_kind
     return {
-        "jtcse_jax": jtcse_jax.__version__,
+        "jtcse_jax": __version__,
         "python": platform.python_version(),
         **versions,
         "devices": f"{jax.device_count()} x {kind}, {jax.process_count()} process(es)",

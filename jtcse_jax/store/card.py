@@ -15,8 +15,8 @@ from jtcse_jax.config import SCRATCH
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import hf_files
 from jtcse_jax.store.checkpoint import Checkpoints
-from jtcse_jax.store.saved_model import CHECKPOINTS, SavedModel, read_json
-from jtcse_jax.training.start import CONFIG
+from jtcse_jax.store.saved_model import SavedModel, read_json
+from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG
 from jtcse_jax.user_path import user_path
 
 FILE = "jtcse_card.json"

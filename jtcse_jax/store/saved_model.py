@@ -21,9 +21,8 @@ from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_files import lies_in
+from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION, MODEL, TOKENIZER
 
-DESCRIPTION, CHECKPOINTS, TOKENIZER = "jtcse.json", "checkpoints", "tokenizer"
-PIPELINE_MODEL = "model"  # where `stages` exports to
 MOST_TOWERS = 1024
 
 
@@ -66,8 +65,8 @@ def load(
     name, tower = split_name(str(name))
     folder = hf_files.find_folder(name)
     known = any((folder / file).is_file() for file in (DESCRIPTION, hf_config.CONFIG))
-    if not known and (folder / PIPELINE_MODEL).is_dir():
-        raise UserError(f"{name} is a pipeline's workdir; its model is {folder / PIPELINE_MODEL}.")
+    if not known and (folder / MODEL).is_dir():
+        raise UserError(f"{name} is a pipeline's workdir; its model is {folder / MODEL}.")
     description = read_description(folder)
     pooling = pooling or description.get("pooling")
     if pooling is None:

@@ -11,8 +11,9 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import METRICS
 from jtcse_jax.training import objectives
-from jtcse_jax.training.metrics import JSONL, SPEEDS, read_jsonl
+from jtcse_jax.training.metrics import SPEEDS, read_jsonl
 from jtcse_jax.user_path import user_path
 
 
@@ -37,7 +38,7 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:
     """Prints how the run went, where the model is and, if it is usable, how to use it."""
     workdir = user_path(config.workdir)
-    lines = read_jsonl(workdir / JSONL)
+    lines = read_jsonl(workdir / METRICS)
     trained = [line for line in lines if "loss" in line]
     if len(trained) > 1:
         changes = ", ".join(

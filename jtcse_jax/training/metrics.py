@@ -15,9 +15,10 @@ from typing import Any
 from tensorboard.summary import Writer
 
 from jtcse_jax.errors import UserError, writing
-from jtcse_jax.runtime import files as output
+from jtcse_jax.runtime import files
+from jtcse_jax.store.workdir import METRICS
 
-JSONL, TENSORBOARD = "metrics.jsonl", "tensorboard"
+TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id.txt"
 SPEEDS = ("sentences_per_second", "tokens_per_second", "mfu")  # names in lines of training metrics
 
@@ -46,7 +47,7 @@ class MetricsLog:
           UserError: wandb is requested but not installed or cannot start, or a file cannot be
             written.
         """
-        self._path = workdir / JSONL
+        self._path = workdir / METRICS
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         self._tensorboard = None
@@ -107,7 +108,7 @@ def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
         raise UserError(f"wandb = {project} needs the package wandb: pip install wandb") from error
     path = workdir / WANDB_ID
     if not path.is_file():
-        output.replace(path, uuid.uuid4().hex + "\n")
+        files.replace(path, uuid.uuid4().hex + "\n")
     try:
         run = wandb.init(
             project=project,

@@ -16,7 +16,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models import mlm_head
 from jtcse_jax.models.bert import initializer
-from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
+from jtcse_jax.models.towers import Bank, Params, TowerOutputs, neighbours, sum_towers
 from jtcse_jax.training import losses
 from jtcse_jax.training.masking import mask_tokens
 
@@ -222,13 +222,6 @@ def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
     if config.name == "simcse" and config.simcse_negatives == "other_view":
         return batch_size - 1
     return 2 * batch_size - 2
-
-
-def neighbours(num_towers: int) -> list[tuple[int, int]]:
-    """Pairs of towers that a loss compares: (0, 1) for two towers, a ring for more."""
-    if num_towers == 2:
-        return [(0, 1)]
-    return [(tower, (tower + 1) % num_towers) for tower in range(num_towers)]
 
 
 def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:

@@ -11,7 +11,8 @@ from rich.table import Column, Table
 
 from jtcse_jax.config import Config
 from jtcse_jax.evaluation.development import METRIC, Development
-from jtcse_jax.training.metrics import JSONL, read_jsonl
+from jtcse_jax.store.workdir import METRICS
+from jtcse_jax.training.metrics import read_jsonl
 
 Row = dict[str, Any]
 
@@ -22,7 +23,7 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
     `step` is the model's step, by default the best one. `seconds` is the training time of all steps
     at the median logged speed; compiling, evaluating and saving are not included.
     """
-    lines = read_jsonl(Path(config.workdir) / JSONL)
+    lines = read_jsonl(Path(config.workdir) / METRICS)
     trained = [line for line in lines if "loss" in line]
     rate = statistics.median(line["sentences_per_second"] for line in trained)
     scores = {line["step"]: line[METRIC] for line in lines if METRIC in line}

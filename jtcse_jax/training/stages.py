@@ -21,19 +21,15 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
-from jtcse_jax.runtime import files as output
-from jtcse_jax.runtime import run_lock
+from jtcse_jax.runtime import files, run_lock
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
+from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM, MODEL, SUPERSEDED
 from jtcse_jax.training.stage_scores import stage_row, warning
 from jtcse_jax.training.start import check_config
 from jtcse_jax.training.trainer import train
 from jtcse_jax.user_path import user_path
-
-FINISHED = "finished.json"  # in a stage's folder: its row in the table
-MODEL, SUPERSEDED, FROM = saved_model.PIPELINE_MODEL, "superseded", "from.txt"
-EXPORTED = "exported.txt"  # the stage or tower that `model` holds
 
 
 @dataclass(frozen=True)
@@ -257,7 +253,7 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     row = {"stage": name, "planned": _planned(config), "step": taken, "sts": scores}
     if is_primary():
         row |= stage_row(name, config, taken)
-        output.replace(Path(config.workdir) / FINISHED, json.dumps(row, indent=2) + "\n")
+        files.replace(Path(config.workdir) / FINISHED, json.dumps(row, indent=2) + "\n")
     _wait_for_all(f"finished {name}")
     return row
 
@@ -295,7 +291,7 @@ def _export(workdir: Path, name: str, rows: dict[str, Any], tasks: list[StsTask]
             rounded = {task: round(score, 2) for task, score in scores.items()}
             card = dataclasses.replace(card, scores={"protocol": PROTOCOL, "spearman": rounded})
         if is_primary():
-            output.replace(marker, name + "\n")
+            files.replace(marker, name + "\n")
             exported.export(model, folder, card)
     say(f"model: {folder}")
 

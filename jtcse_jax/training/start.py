@@ -21,13 +21,12 @@ from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
-from jtcse_jax.runtime import files as output
-from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime import files, sharding
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, saved_model
 from jtcse_jax.store.ensemble import fingerprint, load_members
+from jtcse_jax.store.workdir import CONFIG
 from jtcse_jax.user_path import user_path
 
-CONFIG = "train_config.json"
 POOLING = "cls"  # of towers whose folder names no pooling: SimCSE and JTCSE pool [CLS]
 FORCE = "continue with --force (for a pipeline's stage --stages.NAME.force)"
 TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
@@ -94,9 +93,9 @@ def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
     Call it when all of them are known to fit. `fingerprints` maps file name to text. Raises
     UserError if a file cannot be written.
     """
-    output.replace(workdir / CONFIG, to_json(config) + "\n")
+    files.replace(workdir / CONFIG, to_json(config) + "\n")
     for file, found in fingerprints.items():
-        output.replace(workdir / file, found + "\n")
+        files.replace(workdir / file, found + "\n")
 
 
 def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool) -> Start:

@@ -24,6 +24,7 @@ from jtcse_jax.runtime import compilation, distributed, environment, run_lock, s
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import announce, flops, objectives
 from jtcse_jax.training.loop import Loop
 from jtcse_jax.training.metrics import MetricsLog
@@ -80,7 +81,7 @@ def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
     mesh = sharding.make_mesh(config.tower_devices, config.fsdp_devices, devices=devices)
     with (
         run_lock.hold(workdir) if is_primary() else contextlib.nullcontext(),
-        Checkpoints(workdir / saved_model.CHECKPOINTS, keep=config.keep) as checkpoints,
+        Checkpoints(workdir / CHECKPOINTS, keep=config.keep) as checkpoints,
     ):
         resuming = checkpoints.newest_step() is not None
         text, scored = source.fingerprint(), dev.fingerprint() if dev else ""
