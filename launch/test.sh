@@ -11,5 +11,5 @@ if [[ "${CI:-}" == true ]]; then
   slow=(-m "")
 fi
 .venv/bin/python -m ruff check .
-.venv/bin/lint-imports
+.venv/bin/lint-imports --no-cache
 exec .venv/bin/python -m pytest -n auto --dist worksteal ${slow[@]+"${slow[@]}"} "$@"
