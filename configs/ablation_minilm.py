@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jtcse_jax.config import Config, Cross, ModelConfig, ObjectiveConfig
 from jtcse_jax.config_file import load_config_file
-from jtcse_jax.training.stages import Pipeline
+from jtcse_jax.pipeline_config import Pipeline
 
 jtcse = load_config_file(Path(__file__).with_name("jtcse_minilm.py"))
 MINILM = jtcse.model.towers[0]

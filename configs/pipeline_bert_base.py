@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jtcse_jax.config import Config
 from jtcse_jax.config_file import load_config_file
-from jtcse_jax.training.stages import Pipeline
+from jtcse_jax.pipeline_config import Pipeline
 
 
 def stage(name: str) -> Config:

@@ -13,7 +13,7 @@ docs/results.md); `configs/pipeline_bert_base.py` has them.
 from pathlib import Path
 
 from jtcse_jax.config_file import load_config_file
-from jtcse_jax.training.stages import Pipeline
+from jtcse_jax.pipeline_config import Pipeline
 
 config = Pipeline(
     workdir="runs/pipeline_minilm",

@@ -18,7 +18,7 @@ from jtcse_jax.config import (
     OptimizerConfig,
 )
 from jtcse_jax.config_file import load_config_file
-from jtcse_jax.training.stages import Pipeline
+from jtcse_jax.pipeline_config import Pipeline
 
 DATA = DataConfig(max_len=32, batch_size=32)
 LENGTH = {"max_steps": 500, "eval_every": 100, "save_every": 100}

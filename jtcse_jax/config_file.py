@@ -16,10 +16,13 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.user_path import user_path
 
 T = TypeVar("T")
+# In an installed package the recipes lie in it, in a checkout beside it.
+_INSTALLED = Path(__file__).with_name("configs")
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:
-    """Parses `--config FILE [--any.field VALUE ...]` as a `kind`.
+    """Parses `--config FILE [--any.field VALUE ...]` as a `kind`; FILE as in `find_config`.
 
     Raises UserError for a config file that cannot be loaded. If an override is wrong, the parser
     exits and names the field, the value and the allowed values.
@@ -27,7 +30,7 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, overrides = first.parse_known_args(arguments)
-    default = load_config_file(user_path(known.config), kind) if known.config else kind()
+    default = load_config_file(find_config(known.config), kind) if known.config else kind()
     description = (
         f"{kind.__doc__} Give --config FILE first, then any field as an override; with FILE, "
         "--help shows the values and stages of the file."
@@ -41,10 +44,17 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
     )
 
 
+def find_config(name: str) -> Path:
+    """The path of a config: a file of the user, or by its bare name a recipe of this project."""
+    path, recipe = user_path(name), CONFIGS / f"{name}.py"
+    return recipe if not path.exists() and "/" not in name and recipe.is_file() else path
+
+
 def load_config_file(path: Path, kind: type[T] = Config) -> T:
     """Returns the `config` of a Python file; UserError if it has none of this kind."""
     if not path.is_file():
-        raise UserError(f"--config {path}: no such file.")
+        recipes = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.py")))
+        raise UserError(f"--config {path}: no such file. Recipes by name: {recipes}.")
     _check_text(path)
     try:
         config = runpy.run_path(str(path)).get("config")

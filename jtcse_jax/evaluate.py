@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
+from jtcse_jax.config_file import CONFIGS
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 from jtcse_jax.runtime.compilation import keep_compiled
@@ -25,8 +26,7 @@ from jtcse_jax.store.ensemble import EncoderArguments
 from jtcse_jax.user_path import user_path
 
 SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
-ZERO_SHOT = Path(__file__).resolve().parents[1] / "configs" / "zero_shot_tasks.yaml"
-
+ZERO_SHOT = CONFIGS / "zero_shot_tasks.yaml"
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,11 @@ import logging
 
 from jtcse_jax import config_file
 from jtcse_jax.errors import one_line_errors
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.runtime import distributed
 from jtcse_jax.runtime.distributed import is_primary
 from jtcse_jax.training.stage_scores import print_table, verdict
-from jtcse_jax.training.stages import Pipeline, exported_name, run, stage_configs
+from jtcse_jax.training.stages import exported_name, run, stage_configs
 from jtcse_jax.training.trainer import set_up_jax
 
 

@@ -14,7 +14,7 @@ from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.config_file import load_config_file, to_json
 from jtcse_jax.errors import UserError
-from jtcse_jax.training.stages import Pipeline
+from jtcse_jax.pipeline_config import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

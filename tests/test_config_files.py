@@ -8,7 +8,8 @@ import pytest
 from jtcse_jax import config as configs
 from jtcse_jax.config import Config
 from jtcse_jax.config_file import load_config_file
-from jtcse_jax.training.stages import Pipeline, exported_name, stage_configs
+from jtcse_jax.pipeline_config import Pipeline
+from jtcse_jax.training.stages import exported_name, stage_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

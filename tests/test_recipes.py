@@ -17,9 +17,10 @@ from jtcse_jax import augment, config_file, encode, evaluate, export
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import Config
 from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.training import stages
-from jtcse_jax.training.stages import Pipeline, stage_configs
+from jtcse_jax.training.stages import stage_configs
 from jtcse_jax.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,13 +17,14 @@ from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.runtime import run_lock
 from jtcse_jax.store.card import Card
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import read_description
 from jtcse_jax.training import stages
 from jtcse_jax.training.stage_scores import print_table
-from jtcse_jax.training.stages import Pipeline, run, stage_configs
+from jtcse_jax.training.stages import run, stage_configs
 from jtcse_jax.training.start import keep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,20 +7,18 @@ the unfinished one. If a stage fails, the folders of earlier stages stay as they
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from jax.experimental import multihost_utils
 
-from jtcse_jax.architecture import check_fields
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.runtime import files, run_lock
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import exported, saved_model
@@ -30,48 +28,6 @@ from jtcse_jax.training.stage_scores import stage_row, warning
 from jtcse_jax.training.start import check_config
 from jtcse_jax.training.trainer import train
 from jtcse_jax.user_path import user_path
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Trains sentence encoders in stages, evaluates each and exports one."""
-
-    workdir: str = "runs/pipeline"
-    """Folder that holds one folder per stage and the exported `model`. A second start resumes."""
-    stages: dict[str, Config] = field(default_factory=dict)
-    """Training runs by name, in order. In model.towers and objective.teacher, the name of an
-    earlier stage (or NAME#K, its tower K) is the model that it trained. The `workdir` of a stage is
-    not used."""
-    source: str = ""
-    """Text of every stage that has no data.source."""
-    dev: str | None = None
-    """Development set of every stage that has no data.dev, except mlm."""
-    sts: str | None = None
-    """Folder of the seven STS tasks; every stage except mlm is scored on them."""
-    seed: int = 0
-    """Number of the repetition; 1000 times this number is added to the seed of every stage."""
-    cache_dir: str | None = None
-    """Folder for tokenised text, for every stage."""
-    export: str | None = None
-    """The stage whose model is exported, or NAME#K, its tower K; by default the last stage."""
-    from_stage: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Train this stage and all later ones again; their old folders are moved to `superseded/`. If
-    it is interrupted, the same command resumes until all stages are finished."""
-
-    def __post_init__(self):
-        check_fields("", self)
-        for name in self.stages:
-            if not name.isidentifier() or name in (MODEL, SUPERSEDED):
-                raise UserError(f"stages: {name!r} cannot name a folder here: use another word.")
-        if self.export is not None and self.export.partition("#")[0] not in self.stages:
-            raise UserError(
-                f"--export {self.export}: choose one of the stages {', '.join(self.stages)}, or a "
-                "tower of one, such as NAME#0."
-            )
-        if self.from_stage is not None and self.from_stage not in self.stages:
-            raise UserError(
-                f"--from {self.from_stage}: choose one of the stages {', '.join(self.stages)}."
-            )
 
 
 def run(pipeline: Pipeline) -> list[dict[str, Any]]:
