@@ -5,8 +5,6 @@ That of the train step is run by test_readme.py.
 
 import itertools
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ from processes import hide_torch
 from runs import write_text
 
 from benchmarks import cold_start, encode, host, limits, losses, scaling, text, train_step
-from benchmarks.race import UNITS, Contender, Outcome, peak_memory, race
+from benchmarks.race import UNITS, Outcome
 from jtcse_jax.bank_encoder import PART
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.vocabulary import train_tokenizer
@@ -178,46 +176,6 @@ def test_collectives_of_a_program():
         ("all-gather", [8], ""),
         ("all-reduce", [28, 8], ""),
     ]
-
-
-def test_race_tells_what_a_contender_died_of():
-    broken = {"one": Contender(json.loads, {"s": "{"})}
-    with pytest.raises(UserError, match="one: JSONDecodeError: Expecting property name"):
-        race(broken, rounds=1)
-    failed = {}
-    raced = race(broken | {"two": Contender(two_units)}, rounds=2, turns=1, failed=failed)
-    assert list(raced) == ["two"] and len(raced["two"].seconds) == 2
-    assert failed["one"].startswith("JSONDecodeError")
-
-
-def two_units():
-    """Work of many units, which notes the folder of compiled programs."""
-    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    Path(folder).mkdir(exist_ok=True)
-    (Path(folder) / str(os.getpid())).touch()
-    return lambda: {UNITS: 1e9, "processes": len(os.listdir(folder))}
-
-
-def test_turns_share_compiled_programs_and_time_is_of_a_unit(monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    outcome = race({"one": Contender(two_units)}, rounds=1, turns=2)["one"]
-    assert outcome.numbers["processes"] == 2
-    assert max(outcome.seconds) < 1e-9  # a call takes less than a second, and more than this
-    assert outcome.peak_of == "host" and outcome.peak_bytes > 10**6
-
-
-def test_peak_is_of_the_device_where_there_is_one(monkeypatch):
-    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 7})
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert peak_memory() == (7, "device")
-    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 9)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert peak_memory() == (9, "device")
-    cuda.is_initialized = lambda: False
-    device.memory_stats = lambda: None
-    size, of = peak_memory()
-    assert size > 10**6 and of == "host"
 
 
 def write_tokenizer(folder: Path, size: int = 200) -> Path:
