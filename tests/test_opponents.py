@@ -39,7 +39,7 @@ HEADS, TAILS = 0, 2  # seeds
 OPPONENTS = {
     "published": published.Trainer,
     "well_made": well_made.Trainer,
-    "one_group": functools.partial(well_made.Trainer, groups=1),
+    "four_groups": functools.partial(well_made.Trainer, groups=4),
 }
 LOSSES = {"published": published.total_loss, "well_made": well_made.total_loss}
 
@@ -153,7 +153,7 @@ def test_one_step_moves_every_weight_as_ours(tmp_path, name):
     value, gradients = our_step()
     trainer = opponent(name, tmp_path, "jtcse", 2)
     trainer.coin.random = lambda: 0.0  # turned, as HEADS
-    assert trainer.step(sentences()) == pytest.approx(float(value), rel=1e-4)
+    assert float(trainer.step(sentences())) == pytest.approx(float(value), rel=1e-4)
     after = their_towers(trainer, tmp_path)
     moved = jax.tree.map(lambda new, old: new - (1 - RATE * DECAY) * old, after, before)
     # The first step of Adam is the gradient's sign: where it is nearly 0, so is nothing.
@@ -166,6 +166,24 @@ def test_one_step_moves_every_weight_as_ours(tmp_path, name):
     still = [path for path, leaf in jax.tree.leaves_with_path(moved) if not np.any(leaf)]
     # Softmax does not see what is added to all keys.
     assert {jax.tree_util.keystr(path[-2:], simple=True) for path in still} == {"keybias"}
+
+
+@pytest.mark.parametrize("name", OPPONENTS)
+def test_bfloat16_is_near_float32_and_another_number(tmp_path, name):
+    one, two = (
+        opponent(name, tmp_path, "jtcse", 2, dtype=dtype).loss(sentences(), False).item()
+        for dtype in ("float32", "bfloat16")
+    )
+    assert one != two and one == pytest.approx(two, rel=0.02)
+
+
+def test_only_the_compiled_one_is_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    opponent("well_made", tmp_path, "tncse", None)
+    assert not compiled
+    opponent("well_made", tmp_path, "tncse", None, compiled=True)
+    assert len(compiled) == 3
 
 
 @pytest.mark.parametrize("name", OPPONENTS)

@@ -121,7 +121,7 @@ def test_a_door_would_be_seen(text, found):
 def test_torch_is_only_handed_an_array_by_the_encoder():
     used = {
         node.attr
-        for node in ast.walk(MODULES["jtcse_jax/encoder.py"])
+        for node in ast.walk(MODULES["jtcse_jax/encoding/encoder.py"])
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "torch"
     }
     assert used == {"from_numpy"}
@@ -137,7 +137,7 @@ def test_the_module_in_an_exported_folder_reads_at_a_glance(tmp_path):
         *("json", "os", "collections", "typing"),
         *("torch", "huggingface_hub", "transformers"),
     }
-    assert dangers("jtcse_jax/sum_of_towers.py", tree) == []
+    assert dangers("jtcse_jax/store/sum_of_towers.py", tree) == []
 
 
 class Payload:

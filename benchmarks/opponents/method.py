@@ -33,6 +33,7 @@ class Trainer(ABC):
       dropout, attention_dropout: rates.
       learning_rate: constant.
       device: "cpu" or "cuda".
+      dtype: "float32", or "bfloat16" for autocast; losses and poolers are float32 in both.
       max_len: length of the longest sentence, in tokens.
       pad_id: padding token.
       seed: seed of the random direction.
@@ -52,6 +53,7 @@ class Trainer(ABC):
         attention_dropout: float = 0.1,
         learning_rate: float = 1.3e-6,
         device: str = "cpu",
+        dtype: str = "float32",
         max_len: int = 64,
         pad_id: int = 0,
         seed: int = 0,
@@ -61,23 +63,45 @@ class Trainer(ABC):
         self.crossing = objective == "jtcse"
         self.interval = cross_interval if self.crossing else None
         self.temperature = temperature
-        self.device, self.max_len, self.pad_id = device, max_len, pad_id
+        self.device, self.dtype = device, dtype
+        self.max_len, self.pad_id = max_len, pad_id
         self.coin = random.Random(seed)
         parameters = [weight for tower in self.towers for weight in tower.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=self.fused)
 
-    def step(self, sentences: Sequence[Sequence[int]]) -> float:
-        """One training step on sentences of token ids; returns the loss before the update."""
+    def step(self, sentences: Sequence[Sequence[int]]) -> "Loss":
+        """Dispatches a step on sentences of token ids; returns the loss before the update."""
         flip = self.crossing and self.coin.random() < 0.5
         loss = self.loss(sentences, flip)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        return Loss(loss)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the towers compute."""
+        device = torch.device(self.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     @abstractmethod
     def loss(self, sentences: Sequence[Sequence[int]], flip: bool) -> Tensor:
         """The loss; `flip` as in `total_loss`."""
+
+
+class Loss:
+    """A loss on its way to the host; `float` waits for its own step and for no later one."""
+
+    def __init__(self, loss: Tensor):
+        """Starts the copy."""
+        self._value = loss.detach().to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if loss.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def __float__(self) -> float:
+        if self._copied:
+            self._copied.synchronize()
+        return self._value.item()
 
 
 def prepare(

@@ -1,10 +1,11 @@
 """A PyTorch trainer like the authors' public scripts (GitHub tianyuzong/JTCSE and /TNCSE).
 
 As in the scripts: two Hugging Face BERTs one after the other; eager attention; float32 with torch's
-own defaults; every sentence padded to `max_len`, twice; cosines of all rows by broadcasting to
-[2B, 2B, D], also in the modulus loss, where a Python loop then takes one cosine per pair and asks
-the device whether it is negative; a random direction per step (JTCSE); `torch.optim.AdamW` with its
-defaults. Reading, moving and training on a batch do not overlap.
+own defaults (the scripts do not use autocast, `dtype="bfloat16"` does); every sentence padded to
+`max_len`, twice; cosines of all rows by broadcasting to [2B, 2B, D], also in the modulus loss,
+where a Python loop then takes one cosine per pair and asks the device whether it is negative; a
+random direction per step (JTCSE); `torch.optim.AdamW` with its defaults. Reading, moving and
+training on a batch do not overlap.
 
 Not as in the scripts: their crossed BERT is a private fork, so its way of running the crossed
 streams is unknown. Here they share the plain streams' work up to the first crossed layer, which is
@@ -32,9 +33,11 @@ class Trainer(method.Trainer):
         ids, real = method.two_views(sentences, self.max_len, self.pad_id)
         ids, real = ids.to(self.device), real.to(self.device)
         mask = (~real[:, None, None, :]).float() * torch.finfo(torch.float32).min
-        states = method.streams(self.towers, ids, mask, self.interval)
-        hidden, crossed = ([x[:, 0] for x in stream] for stream in states)
-        pooled = [tower.pooler(x) for tower, x in zip(self.towers, states[0], strict=True)]
+        with self.autocast():
+            states = method.streams(self.towers, ids, mask, self.interval)
+        hidden, crossed = ([x[:, 0].float() for x in stream] for stream in states)
+        # The pooler takes the first token of each row: here there is only one.
+        pooled = [tower.pooler(x[:, None]) for tower, x in zip(self.towers, hidden, strict=True)]
         crossed = crossed if self.crossing else None
         return total_loss(hidden, pooled, crossed, flip=flip, temperature=self.temperature)
 

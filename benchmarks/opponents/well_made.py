@@ -2,13 +2,12 @@
 
 Differences from `published.py`: rows are padded to the longest sentence rounded up to 8, and sorted
 by length into `groups` that are padded separately (their vectors are joined before the losses,
-which need the whole batch but not its order); `sdpa` attention; bfloat16 autocast on CUDA, with
-poolers and losses in float32, and float32 on the CPU; crossed streams that share the plain streams'
-work up to the first crossed layer; normalised vectors multiplied as matrices; no loop over pairs;
-fused AdamW; one wait for the device per step, for the loss it returns.
+which need the whole batch but not its order); `sdpa` attention; crossed streams that share the
+plain streams' work up to the first crossed layer; normalised vectors multiplied as matrices; no
+loop over pairs; fused AdamW; no wait for the device in a step.
 
 `compiled` passes layers and losses through torch.compile, layer by layer, so that two towers of
-twelve layers are compiled once. By default it is on for CUDA and off for the CPU.
+twelve layers are compiled once.
 """
 
 from collections.abc import Sequence
@@ -27,8 +26,8 @@ class Trainer(method.Trainer):
     """Trains as a good engineer would.
 
     Args as in `method.Trainer`, and:
-      groups: number of groups of rows by length; None for the device's default.
-      compiled: whether to use torch.compile; None for the device's default.
+      groups: number of groups of rows by length.
+      compiled: whether to use torch.compile.
     """
 
     attention = "sdpa"
@@ -38,15 +37,15 @@ class Trainer(method.Trainer):
         self,
         towers: Sequence[BertModel],
         *,
-        groups: int | None = None,
-        compiled: bool | None = None,
+        groups: int = 1,
+        compiled: bool = False,
         **options: Any,
     ):
         super().__init__(towers, **options)
         self.on_gpu = torch.device(self.device).type == "cuda"
-        self.groups = groups or (1 if self.on_gpu else 4)
+        self.groups = groups
         functions = method.plain_layer, method.crossed_layer, total_loss
-        if self.on_gpu if compiled is None else compiled:
+        if compiled:
             functions = [torch.compile(function) for function in functions]
         self.plain, self.cross, self.total_loss = functions
 
@@ -69,7 +68,7 @@ class Trainer(method.Trainer):
         longest = max(len(sentence) for sentence in sentences)
         length = min(-(-longest // 8) * 8, self.max_len)
         ids, real = (self._on_device(x) for x in method.two_views(sentences, length, self.pad_id))
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu):
+        with self.autocast():
             mask = real[:, None, None, :]
             states = method.streams(self.towers, ids, mask, self.interval, self.plain, self.cross)
         return tuple([x[:, 0] for x in stream] for stream in states)

@@ -1,7 +1,7 @@
 """Operations of the matrix products in a compiled program.
 
-A multiplication and an addition count as one operation each, as in `jtcse_jax/flops.py`. TPUs run
-products as convolutions, GPUs also as calls of a library.
+A multiplication and an addition count as one operation each, as in `jtcse_jax/training/flops.py`.
+TPUs run products as convolutions, GPUs also as calls of a library.
 """
 
 import math
