@@ -152,6 +152,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a run must know about an objective; its loss is in `training/objectives.py`."""
+
+    min_towers: int = 1
+    crosses: bool = False  #: runs crossed streams
+    needs_teacher: bool = False
+    embeds: bool = True  #: trains sentence vectors, on two views; False: words, on one
+
+
+TRAITS = {
+    "simcse": Traits(),
+    "tncse": Traits(min_towers=2),
+    "jtcse": Traits(min_towers=2, crosses=True),
+    "distill": Traits(needs_teacher=True),
+    "mlm": Traits(embeds=False),
+}
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss."""
 
@@ -174,7 +193,6 @@ class ObjectiveConfig:
     """tncse, jtcse: weight of L_ICTM."""
     modulus_half: bool = True
     """Halve the modulus factor of L_ICTM. JTCSE's scripts do this; its formula does not."""
-
     teacher: str | None = None
     """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
     hub name, or the JSON file of an ensemble."""
@@ -197,11 +215,16 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")
         if not 0 < self.mask_share < 1:
             raise UserError(f"objective.mask_share = {self.mask_share}: choose between 0 and 1.")
-        if (self.name == "distill") != (self.teacher is not None):
+        if self.traits.needs_teacher != (self.teacher is not None):
             raise UserError(
                 f"objective.name = {self.name} and objective.teacher = {self.teacher}: distill "
                 "needs a teacher, and no other objective takes one."
             )
+
+    @property
+    def traits(self) -> Traits:
+        """What a run must know about this objective."""
+        return TRAITS[self.name]
 
 
 @dataclass(frozen=True)
@@ -299,12 +322,12 @@ class Config:
         if "://" in self.workdir:
             raise UserError(f"workdir = {self.workdir}: mount the bucket and name its folder.")
         towers = len(self.model.towers)
-        if self.objective.name in ("tncse", "jtcse") and towers < 2:
+        if towers < self.objective.traits.min_towers:
             raise UserError(
                 f"objective.name = {self.objective.name} needs two towers or more, and "
                 f"model.towers names {towers}: add one, or use objective.name = simcse."
             )
-        if (self.objective.name == "mlm") != (self.data.pairs == "none"):
+        if self.objective.traits.embeds == (self.data.pairs == "none"):
             raise UserError(
                 f"objective.name = {self.objective.name} and data.pairs = {self.data.pairs}: mlm "
                 "needs data.pairs = none, and every other objective needs pairs."
@@ -317,13 +340,11 @@ class Config:
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")
         if self.tower_devices not in (1, towers):
-            choices = f"choose 1, or one per tower ({towers})"
-            raise UserError(f"tower_devices = {self.tower_devices}: {choices}.")
-        if self.fsdp_devices < 1:
-            raise UserError(f"fsdp_devices = {self.fsdp_devices}: use at least 1.")
+            raise UserError(f"tower_devices = {self.tower_devices}: use 1, or one per tower.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
-        for name in ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"):
+        counts = ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep")
+        for name in (*counts, "fsdp_devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}: use at least 1.")

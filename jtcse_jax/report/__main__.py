@@ -101,7 +101,7 @@ def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look
             pairs[dev] = error
     looks = {}
     for run in runs:
-        if run.objective == "mlm":
+        if not run.embeds:
             run.notes.append("a language model: its sentence vectors are not inspected")
             continue
         dev = names[run.name] or "builtin"

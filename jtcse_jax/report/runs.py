@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jtcse_jax.config import TRAITS, Traits
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
 from jtcse_jax.runtime import environment
@@ -36,6 +37,11 @@ class Run:
     def objective(self) -> str:
         """The loss; "" for a model without a log."""
         return self.config.get("objective", {}).get("name", "")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the run trains sentence vectors, as all but a language model do."""
+        return TRAITS.get(self.objective, Traits()).embeds
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -142,7 +148,7 @@ def _read_run(folder: Path) -> Run:
     if not run.trained:
         run.notes.append("no training step is logged yet: there are no training curves")
     if not run.scored:
-        why = "a language model" if run.objective == "mlm" else "data.dev was not given"
+        why = "data.dev was not given" if run.embeds else "a language model"
         run.notes.append(f"no dev scores: {why}")
     if (folder / FINISHED).is_file():
         row = read_json(folder / FINISHED, dict)

@@ -84,10 +84,10 @@ def step_flops(
     masked language modelling the product with the vocabulary counts for the hidden words.
     """
     architecture, work = bank.architecture, Work.of(batch)
-    if objective.name == "mlm":
+    if not objective.traits.embeds:
         forward = _mlm_flops(architecture, work, objective.mask_share)
     else:
-        crossed = crossed_layers(architecture, bank.cross) if objective.name == "jtcse" else 0
+        crossed = crossed_layers(architecture, bank.cross) if objective.traits.crosses else 0
         forward = forward_flops(architecture, work, pooling=bank.pooling, crossed_layers=crossed)
     total = 3 * bank.num_towers * forward
     if teacher is not None:

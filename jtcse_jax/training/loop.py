@@ -139,7 +139,8 @@ class Loop:
         params = jax.device_get(state.params["towers"])
         model = SavedModel(bank, params, self.tokenizer, self.serving_length, "this run")
         cross = self.config.model.cross
-        if self.config.objective.name != "jtcse" or cross.mode == "off" or not cross.num_layers:
+        crosses = self.config.objective.traits.crosses
+        if not crosses or cross.mode == "off" or not cross.num_layers:
             cross = None  # no layer crosses in this run; use the default of `diagnose`
         sentences = list(dict.fromkeys(self.dev.pairs.first))[:INSPECTED]
         figures = layer_figures(model, sentences, cross=cross)

@@ -1,7 +1,7 @@
 """Objectives: what the bank computes for a batch, and the loss with its named terms.
 
-An objective is a `forward` and a `loss`. To add one, write both functions here, add a line to
-`OBJECTIVES` and add its name to `config.ObjectiveConfig.name`.
+An objective is a `forward` and a `loss`. To add one, write both functions here and add a line to
+`OBJECTIVES`; in `config.py` add its name to `ObjectiveConfig.name` and a line to `TRAITS`.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,15 @@ class Objective:
       whose second axis runs over the batch: its sentence views or its tokens.
     loss: `(bank, outputs, batch, key, config) -> (loss, terms)`, for the outputs of the whole
       batch; it reads only `mask` and `target` of `batch`. `terms` holds all terms, unweighted.
+    negatives: `(batch_size, config) -> count`, the sentence views that each anchor of a full batch
+      is compared with.
+    head: `(bank, key, config) -> params` of a new training-only head, or None if it has none.
     """
 
     forward: Callable[[Bank, Params, Batch, Array, ObjectiveConfig], Any]
     loss: Callable[[Bank, Any, Batch, Array, ObjectiveConfig], tuple[Array, Terms]]
+    negatives: Callable[[int, ObjectiveConfig], int]
+    head: Callable[[Bank, Array, ObjectiveConfig], Params | None] = lambda *_: None
 
     def __call__(
         self, bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
@@ -187,12 +192,40 @@ def mlm_loss(
     return loss, {"mlm": loss, "accuracy": right.mean()}
 
 
+def all_others(batch_size: int, config: ObjectiveConfig) -> int:
+    """Both views of all other sentences."""
+    return 2 * batch_size - 2
+
+
+def simcse_others(batch_size: int, config: ObjectiveConfig) -> int:
+    """One view of all other sentences, or both."""
+    return (batch_size - 1) * (1 if config.simcse_negatives == "other_view" else 2)
+
+
+def ranked_others(batch_size: int, config: ObjectiveConfig) -> int:
+    """One view of all other sentences if they are ranked, else both."""
+    return (batch_size - 1) * (1 if config.distillation == "listwise" else 2)
+
+
+def dense_head(bank: Bank, key: Array, config: ObjectiveConfig) -> Params | None:
+    """A dense layer [D, D] per tower, if the config asks for one."""
+    if not config.mlp_head:
+        return None
+    count, size = bank.num_towers, bank.architecture.hidden_size
+    return {"kernel": initializer(key, (count, size, size)), "bias": jnp.zeros((count, size))}
+
+
+def vocabulary_head(bank: Bank, key: Array, config: ObjectiveConfig) -> Params:
+    """The head of masked language modelling."""
+    return mlm_head.init(bank.architecture, bank.num_towers, key)
+
+
 OBJECTIVES = {
-    "simcse": Objective(projected_streams, simcse_loss),
-    "tncse": Objective(plain_streams, tncse_loss),
-    "jtcse": Objective(crossed_streams, jtcse_loss),
-    "distill": Objective(plain_streams, distillation_loss),
-    "mlm": Objective(guesses, mlm_loss),
+    "simcse": Objective(projected_streams, simcse_loss, simcse_others, dense_head),
+    "tncse": Objective(plain_streams, tncse_loss, all_others),
+    "jtcse": Objective(crossed_streams, jtcse_loss, all_others),
+    "distill": Objective(plain_streams, distillation_loss, ranked_others),
+    "mlm": Objective(guesses, mlm_loss, lambda *_: 0, vocabulary_head),
 }
 
 
@@ -203,25 +236,13 @@ def init_params(
 
     `head` is a trained head of mlm to continue with, leaves [K, ...].
     """
-    params = {"towers": towers}
-    if config.name == "mlm":
-        params["head"] = head or mlm_head.init(bank.architecture, bank.num_towers, key)
-    elif config.name == "simcse" and config.mlp_head:
-        count, size = bank.num_towers, bank.architecture.hidden_size
-        kernel = initializer(key, (count, size, size))
-        params["head"] = {"kernel": kernel, "bias": jnp.zeros((count, size))}
-    return params
+    head = head or OBJECTIVES[config.name].head(bank, key, config)
+    return {"towers": towers} if head is None else {"towers": towers, "head": head}
 
 
 def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
     """Number of sentence views that each anchor of a full batch is compared with; 0 if none."""
-    if config.name == "mlm":
-        return 0
-    if config.name == "distill" and config.distillation == "listwise":
-        return batch_size - 1
-    if config.name == "simcse" and config.simcse_negatives == "other_view":
-        return batch_size - 1
-    return 2 * batch_size - 2
+    return OBJECTIVES[config.name].negatives(batch_size, config)
 
 
 def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:

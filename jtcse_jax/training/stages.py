@@ -65,7 +65,7 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
             else:
                 say(f"--- stage {name}: already finished")
                 _check_finished(name, config, rows[name])
-                if tasks and config.objective.name != "mlm" and not rows[name]["sts"]:
+                if tasks and config.objective.traits.embeds and not rows[name]["sts"]:
                     rows[name] = _finish(name, config, tasks)
         except UserError as error:
             # Keep the error's type: it decides whether a launcher starts the pipeline again.
@@ -94,11 +94,10 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
         return name
 
     for name, config in pipeline.stages.items():
-        is_mlm = config.objective.name == "mlm"
         data = dataclasses.replace(
             config.data,
             source=config.data.source or pipeline.source,
-            dev=config.data.dev or (None if is_mlm else pipeline.dev),
+            dev=config.data.dev or (pipeline.dev if config.objective.traits.embeds else None),
             cache_dir=pipeline.cache_dir or config.data.cache_dir,
         )
         teacher = config.objective.teacher
@@ -200,7 +199,7 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
 def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     """Evaluates what a stage trained and marks the stage as finished."""
     scores, taken = {}, None
-    if tasks and config.objective.name != "mlm":
+    if tasks and config.objective.traits.embeds:
         # On every process, because all processes must read a checkpoint together.
         encoder = SentenceEncoder.load(config.workdir)
         taken = encoder.members[0].model.step

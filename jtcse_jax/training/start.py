@@ -118,7 +118,7 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
         start = _from_scratch(config, source)
     else:
         start = _from_towers(config.model, config.seed)
-        if config.objective.name == "mlm":
+        if not config.objective.traits.embeds:
             start = start._replace(mlm_head=_mlm_heads(config.model.towers, start.architecture))
     start = start._replace(
         pooling=config.model.pooling or start.pooling,
@@ -135,7 +135,7 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
                 "model."
             )
     hf_tokenizer.check_tokenizer(start.tokenizer, architecture)
-    if config.objective.name == "jtcse":
+    if config.objective.traits.crosses:
         config.model.cross.interval(architecture.num_layers)
     return start
 

@@ -188,7 +188,7 @@ def start_state(
 
 def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int) -> ObjectiveConfig:
     """The objective with the tokenizer's mask token, if it needs one and the config names none."""
-    if objective.name != "mlm":
+    if objective.traits.embeds:
         return objective
     if objective.mask_token_id is not None:
         if not 0 <= objective.mask_token_id < vocab_size:
