@@ -82,7 +82,8 @@ def simcse_loss(
     """Unsupervised SimCSE (arXiv 2104.08821), summed over independent towers."""
     streams, vectors = outputs
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
-    loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    each = (nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    loss = sum(each, start=jnp.zeros(()))
     return loss, {"nce": loss} | health(streams, batch)
 
 
@@ -141,7 +142,7 @@ def distillation_loss(
             "nce": losses.info_nce(student, student, **nce),
             "teacher": losses.info_nce(student, target, **nce),
         }
-    return sum(terms.values()), terms | health(outputs, batch)
+    return sum(terms.values(), start=jnp.zeros(())), terms | health(outputs, batch)
 
 
 def guesses(
@@ -152,6 +153,7 @@ def guesses(
     `nll` is -log of the true token's probability, `right` is 1 if that token has the highest
     probability, and `chosen` is 1 if the place counts.
     """
+    assert config.mask_token_id is not None  # `find_mask_token` has set it
     mask_key, dropout_key = jax.random.split(key)
     masked = mask_tokens(
         batch.tokens,

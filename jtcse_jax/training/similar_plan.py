@@ -14,7 +14,7 @@ from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import count_items, items_stride
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.encoding.encoder import progress_bar
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import sharding
