@@ -21,7 +21,7 @@ from jtcse_jax.store.ensemble import Member, computed_in, load_members
 from jtcse_jax.store.saved_model import SavedModel
 
 if TYPE_CHECKING:
-    import torch  # noqa: TID253
+    import torch
 
 BLOCK = 8192  # sentences that are read and encoded together
 
@@ -249,7 +249,7 @@ class SentenceEncoder(MtebEncoder):
         self._sentences += sentences
 
     @overload
-    def search(
+    def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
         self, queries: str, top_k: int = ..., threshold: float | None = ...
     ) -> list[Hit]: ...
 

@@ -125,6 +125,7 @@ def distillation_loss(
     contrastive: NCE(s, s) + NCE(s, t); listwise: the teacher's ranking within the batch.
     """
     student = sum_towers(outputs.hidden)
+    assert batch.target is not None  # the training step has set it
     target = jax.lax.stop_gradient(batch.target)
     if config.distillation == "listwise":
         terms = {
@@ -184,7 +185,7 @@ def mlm_loss(
 ) -> tuple[Array, Terms]:
     """Masked language modelling (arXiv 1810.04805), summed over independent towers."""
     chosen = outputs["chosen"] > 0
-    loss = sum(map(losses.masked_mean, outputs["nll"], chosen))
+    loss = sum(map(losses.masked_mean, outputs["nll"], chosen), start=jnp.zeros(()))
     right = outputs["right"].sum(axis=1) / jnp.maximum(chosen.sum(axis=1), 1)
     return loss, {"mlm": loss, "accuracy": right.mean()}
 
@@ -228,9 +229,8 @@ def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
 
 def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:
     """L_NCE of vectors [K, 2B, D]: the sum over towers of NCE(h_k, h_k)."""
-    return sum(
-        losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors
-    )
+    each = (losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    return sum(each, start=jnp.zeros(()))
 
 
 def between_towers(
