@@ -214,7 +214,7 @@ def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        style: Any = STYLE | {"svg.hashsalt": salt}  # its type has a literal for each name
+        style: Any = STYLE | {"svg.hashsalt": salt}  # matplotlib's type lists all names
         matplotlib.rcParams.update(style)
         yield Figure(figsize=(width, height), layout="constrained")
 

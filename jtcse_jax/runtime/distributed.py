@@ -252,7 +252,8 @@ def _local_device_ids(*, alone_on_node: bool) -> list[int] | None:
 
 def _several_tpu_workers() -> bool:
     # jax adds tpu to its platforms if it finds chips and libtpu and no platform was chosen.
-    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    # jax adds its options at run time.
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if "tpu" not in (platforms or ""):
         return False
     if "TPU_PROCESS_ADDRESSES_PATH" in os.environ:
