@@ -4,10 +4,10 @@ Dimension letters used everywhere: K towers, B sentences in a batch (2B views of
 P row length in tokens, C slots per row, D hidden size, H heads.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jax import Array
+# An array of jax or numpy. In a tree of shapes or of shardings it is one of these instead.
+Leaf = Any
 
 
 class Batch(NamedTuple):
@@ -17,14 +17,14 @@ class Batch(NamedTuple):
     after the other, every array has a leading axis over them, and `order` counts within each.
     """
 
-    tokens: Array | np.ndarray  #: [R, P] int32, token ids; fillers are the padding token
-    positions: Array | np.ndarray  #: [R, P] int32, position inside its sentence, from 0
-    segments: Array | np.ndarray  #: [R, P] int32, 1 + the slot of the token's sentence; fillers: 0
-    cls_positions: Array | np.ndarray  #: [R, C] int32, position of slot c's first token (unused: 0)
-    order: Array | np.ndarray  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
-    mask: Array | np.ndarray  #: [2B] bool, False for sentences missing in a partial last batch
+    tokens: Leaf  #: [R, P] int32, token ids; fillers are the padding token
+    positions: Leaf  #: [R, P] int32, position inside its sentence, from 0
+    segments: Leaf  #: [R, P] int32, 1 + the slot of the token's sentence; fillers: 0
+    cls_positions: Leaf  #: [R, C] int32, position of slot c's first token (unused: 0)
+    order: Leaf  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
+    mask: Leaf  #: [2B] bool, False for sentences missing in a partial last batch
     teacher: tuple["Batch", ...] = ()  #: the same views, in the tokens of each teacher bank
-    target: Array | None = None  #: [2B, D] float32, the teacher's embeddings, set inside the step
+    target: Leaf | None = None  #: [2B, D] float32, the teacher's embeddings, set inside the step
 
     @property
     def has_micro_batches(self) -> bool:

@@ -10,13 +10,8 @@ import tyro
 from rich.progress import Progress
 
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.encoding.encoder import (
-    BLOCK,
-    SentenceEncoder,
-    check_width,
-    progress_bar,
-    warn_of_truncation,
-)
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_truncation
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile, check_output
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.runtime.compilation import keep_compiled

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     conditions = {"seed": arguments.seed, "environment": environment()}
     results: list[dict[str, Any]] = []
     for method, name in names:
-        result = {"method": method} if several else {}
+        result: dict[str, Any] = {"method": method} if several else {}
         results.append(result)
         try:
             model = load_model(
@@ -210,8 +210,9 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
             raise
         logger.warning("%s: %s", suite, error)
         return {"error": str(error)}
-    if cut_before is not None:
-        result["cut_sentences"] = model.cut_sentences - cut_before
+    cut_after = model.cut_sentences
+    if cut_before is not None and cut_after is not None:
+        result["cut_sentences"] = cut_after - cut_before
     return result | {"data": scorer.data, "seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -257,7 +258,7 @@ def _differences(
 
 
 def _print(
-    title: str, rows: dict[str, Sequence[dict[str, float]]], caption: str, digits: int = 2
+    title: str, rows: Mapping[str, Sequence[dict[str, float]]], caption: str, digits: int = 2
 ) -> None:
     table = Table(
         Column(title, overflow="fold", min_width=len(title)), box=SIMPLE_HEAD, pad_edge=False

@@ -128,16 +128,15 @@ def _check_settings(output: Path, settings: dict[str, object]) -> None:
 def _read_manifest(output: Path) -> dict[str, dict[str, Any]]:
     try:
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        whole = isinstance(manifest["settings"], dict) and all(
+        if isinstance(manifest["settings"], dict) and all(
             type(count) is int for count in manifest["counts"].values()
-        )
+        ):
+            return manifest
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"--output {output} exists but was not made by this command; choose a new folder."
-        )
-    return manifest
+        pass
+    raise UserError(
+        f"--output {output} exists but was not made by this command; choose a new folder."
+    )
 
 
 def _write_text(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the development requirements, then checks style and runs the tests.
+# Installs the development requirements, then checks style and types and runs the tests.
 #   bash launch/test.sh [pytest arguments]       with CI=true also the slow tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,4 +12,5 @@ if [[ "${CI:-}" == true ]]; then
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/lint-imports --no-cache
+.venv/bin/basedpyright
 exec .venv/bin/python -m pytest -n auto --dist worksteal ${slow[@]+"${slow[@]}"} "$@"

@@ -142,7 +142,9 @@ class PackedBatches:
         """The batch of a step, counted from 0 through all epochs, in any order."""
         if step < 0:
             raise IndexError(f"step {step} is negative")
-        return self._batches[step]
+        batch = self._batches[step]
+        assert batch is not None  # `_pack_batch` always returns one
+        return batch
 
     def iterate(
         self, start_step: int, stop_step: int, *, timeout: float | None = None

@@ -10,7 +10,7 @@ import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 LONGEST_LINE = 2**20  # bytes; the longest sentence a model reads has some hundred thousand
 _XZ_MEMORY = 2**28  # bytes; xz -9 needs a quarter of it
@@ -26,7 +26,7 @@ class LongLineError(ValueError):
         )
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> io.BufferedIOBase:
     """The bytes of a file, decompressed if it is a .gz or .xz file."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
@@ -35,7 +35,7 @@ def open_bytes(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def read_line(file: BinaryIO) -> bytes:
+def read_line(file: io.BufferedIOBase) -> bytes:
     """The next line with its line end; b"" at the end of the file. Raises LongLineError."""
     line = file.readline(LONGEST_LINE + 1)
     if len(line) > LONGEST_LINE:
@@ -43,7 +43,7 @@ def read_line(file: BinaryIO) -> bytes:
     return line
 
 
-def read_lines(file: BinaryIO) -> Iterator[bytes]:
+def read_lines(file: io.BufferedIOBase) -> Iterator[bytes]:
     """The remaining lines, each with its line end. Raises LongLineError."""
     while line := read_line(file):
         yield line
@@ -59,7 +59,7 @@ class _XzFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:  # a memoryview
         data = b""
         while not data:
             if self._decoder.eof and not self._next_stream():

@@ -154,8 +154,8 @@ class PairFile:
 
     def _checked(self, line: bytes, sentence: str | None) -> tuple[str, str]:
         columns = line.decode(errors="replace").removesuffix("\n").split("\t")
-        whole = sentence is not None and len(columns) == 2 and columns[1].strip() != ""
-        if not whole or columns[0] != to_cell(sentence):
+        whole = len(columns) == 2 and columns[1].strip() != ""
+        if not whole or sentence is None or columns[0] != to_cell(sentence):
             raise UserError(
                 f"{self._partial}:{self.pairs + 1}: not the pair of the input's sentence "
                 f"{self.pairs + 1}: give the input it was begun with, or remove the file to start "

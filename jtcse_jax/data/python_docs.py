@@ -95,7 +95,9 @@ def _topics(tree: ast.Module) -> Iterator[str]:
             yield from ast.literal_eval(node.value).values()
 
 
-def _docstrings(node: ast.AST) -> Iterator[str]:
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> Iterator[str]:
     """Docstrings of a module or class and all inside it, in the order of the file."""
     text = ast.get_docstring(node, clean=True)
     if text:

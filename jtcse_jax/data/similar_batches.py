@@ -62,19 +62,18 @@ class SimilarBatches:
         """
         try:
             num_grouped, order = np.split(np.load(path, mmap_mode="r"), [1])
-            intact = (
+            if (
                 num_grouped.dtype == np.int64
                 and 1 <= num_grouped[0] <= num_items
                 and np.array_equal(np.sort(order), np.arange(num_items))
-            )
+            ):
+                return cls(order, int(num_grouped[0]))
         except (OSError, ValueError, EOFError, IndexError):
-            intact = False
-        if not intact:
-            raise UserError(
-                f"{path}: the order of similar batches is absent or damaged. Restore the file, or "
-                "name a new --workdir."
-            )
-        return cls(order, int(num_grouped[0]))
+            pass
+        raise UserError(
+            f"{path}: the order of similar batches is absent or damaged. Restore the file, or "
+            "name a new --workdir."
+        )
 
     def items(
         self, number: int, batch_size: int, random_share: float, seed: Sequence[int]

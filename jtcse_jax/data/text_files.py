@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import io
 import lzma
 import os
 import sys
@@ -9,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 from jtcse_jax.data.bounded import LongLineError, open_bytes, read_line, read_lines
 from jtcse_jax.errors import UserError
@@ -125,7 +125,7 @@ def _decoded_lines(path: Path, part: range) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: cannot be read after line {after}: {error}") from error
 
 
-def _seek_line(file: BinaryIO, start: int) -> int:
+def _seek_line(file: io.BufferedIOBase, start: int) -> int:
     """Moves to the first line that begins at byte `start` or after it; returns its position."""
     if start == 0:
         return 0

@@ -148,6 +148,7 @@ class TokenParts:
 
     def _write(self, number: int, folder: Path, advance: Callable[[int], None]) -> dict[str, int]:
         sentences = num_tokens = truncated = 0
+        assert self._backend.truncation is not None  # `truncating_backend` has set it
         max_len = self._backend.truncation["max_length"]
         with open(folder / TOKENS, "wb") as token_file, open(folder / LENGTHS, "wb") as length_file:
             for block in _blocks(self._source.read_shard(number)):

@@ -69,7 +69,7 @@ class TokenCache:
             self.pad_id: int = meta["pad_id"]
             self.max_len: int = meta["max_len"]
             self.vocab_size: int = meta["vocab_size"]
-            self.stats: dict[str, int | float | str] = meta["stats"]
+            self.stats: dict[str, Any] = meta["stats"]
             last_block = self.lengths[_STRIDE * (len(self._starts) - 1) :]
             intact = (
                 len(self.lengths) == self.stats["sentences"]
@@ -145,7 +145,7 @@ def tokenize(
             token, `max_len` is out of range, or the cache cannot be written.
     """
     backend = truncating_backend(tokenizer, max_len)
-    if tokenizer.pad_token_id is None:
+    if not isinstance(tokenizer.pad_token_id, int):
         raise UserError("the tokenizer has no padding token; set its pad_token")
     folder = cache_folder(source, backend, cache_dir)
     intact = partial(_intact, folder, source.views, max_len)
@@ -186,6 +186,7 @@ def tokenize(
 
 def cache_folder(source: Source, backend: tokenizers.Tokenizer, cache_dir: Path | str) -> Path:
     """The folder of a text's cache, existing or not; `backend` is from `truncating_backend`."""
+    assert backend.truncation is not None  # `truncating_backend` has set it
     parts = [source.fingerprint(), backend.to_str(), backend.truncation["max_length"], _FORMAT]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return user_path(cache_dir) / key

@@ -138,7 +138,7 @@ class Views:
         repeated = {}
         if self._repeat_rate is not None:
             for view in range(1, len(sentences), 2):
-                repeated[view] = self._repeat(lengths[view], rng)
+                repeated[view] = self._repeat(lengths[view], self._repeat_rate, rng)
                 lengths[view] = len(repeated[view])
         packing = pack(lengths, self._row_length, self._slots)
         return Plan(sentences, repeated, lengths, packing, packing.order[inverse])
@@ -178,10 +178,10 @@ class Views:
         if self._slots < 1:
             raise UserError(f"data.slots is {self._slots}; it must be at least 1")
 
-    def _repeat(self, length: int, rng: np.random.Generator) -> np.ndarray:
+    def _repeat(self, length: int, rate: float, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words; [CLS] and [SEP] are not repeated."""
         room = self._longest_view - length
-        words = repeat_words(range(1, length - 1), self._repeat_rate, rng, room)
+        words = repeat_words(range(1, length - 1), rate, rng, room)
         return np.array([0, *words, length - 1])
 
     def _read(self, plan: Plan, view: int) -> np.ndarray:

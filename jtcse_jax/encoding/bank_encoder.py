@@ -160,6 +160,7 @@ class BankEncoder:
         with closing(map_ahead(place, parts, AHEAD)) as placed:
             # The calls of a part are dispatched before the results of an earlier one are awaited.
             for running, _ in pairwise(chain(map(self._start, placed), [None])):
+                assert running is not None  # no pair begins with the last, None
                 encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
@@ -176,7 +177,7 @@ class BankEncoder:
         shortest = 1
         for row_length in self.row_lengths:
             chosen = np.flatnonzero((all_lengths >= shortest) & (all_lengths <= row_length))
-            some, lengths = [tokens[number] for number in chosen], all_lengths[chosen]
+            some, lengths = [tokens[number] for number in chosen.tolist()], all_lengths[chosen]
             slots = row_length // max(shortest, FEWEST)
             packing = pack(lengths, row_length, slots)
             for rows in self._rows_of_calls(packing.num_rows, row_length):

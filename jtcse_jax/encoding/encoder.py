@@ -3,30 +3,25 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from jax import Array
 
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.index import make_index
 from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member, computed_in, load_members
 from jtcse_jax.store.saved_model import SavedModel
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCK = 8192  # sentences that are read and encoded together
 
@@ -36,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Hit(NamedTuple):
     """A sentence of the index that is similar to a query."""
 
-    index: int  #: number of the sentence, from 0, in the order of adding
+    #: number of the sentence, from 0, in the order of adding
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
     sentence: str
     score: float  #: cosine
 
@@ -92,9 +88,49 @@ class SentenceEncoder(MtebEncoder):
         )
         return encoder
 
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[Any],
+        *,
+        batch_size: int | None = ...,
+        show_progress_bar: bool = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        output: Literal["numpy"] = ...,
+        task_metadata: Any = ...,
+        hf_split: str | None = ...,
+        hf_subset: str | None = ...,
+        prompt_type: Any = ...,
+    ) -> np.ndarray: ...
+
+    @overload
     def encode(
         self,
         sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = ...,
+        show_progress_bar: bool = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        output: Literal["jax"],
+    ) -> Array: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = ...,
+        show_progress_bar: bool = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        output: Literal["torch"],
+    ) -> "torch.Tensor": ...
+
+    def encode(
+        self,
+        sentences: str | Iterable[Any],
         *,
         batch_size: int | None = None,
         show_progress_bar: bool = False,
@@ -105,7 +141,7 @@ class SentenceEncoder(MtebEncoder):
         hf_split: str | None = None,
         hf_subset: str | None = None,
         prompt_type: Any = None,
-    ) -> Any:
+    ) -> "np.ndarray | Array | torch.Tensor":
         """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
         No sentences give [0, D]. The empty sentence "" is allowed; its vector is that of the
@@ -138,7 +174,7 @@ class SentenceEncoder(MtebEncoder):
         width = check_width(truncate_dim, self.width)
         before = self.truncated
         vectors = [np.empty((0, width), np.float32)]
-        count = len(sentences) if hasattr(sentences, "__len__") else None
+        count = len(sentences) if isinstance(sentences, Sized) else None
         with progress_bar(count, show_progress_bar) as progress:
             for block in _blocks(sentences, batch_size):
                 encoded = self.encode_block(
@@ -212,6 +248,16 @@ class SentenceEncoder(MtebEncoder):
         index.add(vectors)
         self._sentences += sentences
 
+    @overload
+    def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
+        self, queries: str, top_k: int = ..., threshold: float | None = ...
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self, queries: Iterable[str], top_k: int = ..., threshold: float | None = ...
+    ) -> list[list[Hit]]: ...
+
     def search(
         self, queries: str | Iterable[str], top_k: int = 5, threshold: float | None = None
     ) -> list[Hit] | list[list[Hit]]:
@@ -252,29 +298,6 @@ def check_width(truncate_dim: int | None, width: int) -> int:
     return truncate_dim
 
 
-def progress_bar(total: int | None, shown: bool = True) -> Progress:
-    """A bar for one task on stderr: sentences done, sentences per second, time left."""
-    progress = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        Speed(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
-    progress.add_task("encoding", total=total)
-    return progress
-
-
-class Speed(ProgressColumn):
-    """A column of `progress_bar`."""
-
-    def render(self, task: Task) -> Text:
-        """Sentences per second, once some are done."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} sentences/s" if speed else "")
-
-
 def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
     """Warns that `count` sentences were cut, if there are any, and names the limit."""
     if count:
@@ -282,7 +305,7 @@ def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
         logger.warning("%s sentences cut at %s tokens.", f"{count:,}", limits)
 
 
-def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:
+def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[str]]:
     size = BLOCK if batch_size is None else batch_size
     if size < 1:
         raise UserError(f"batch_size = {size}: give at least 1.")
@@ -297,7 +320,7 @@ def _blocks(sentences: Iterable[str], batch_size: int | None) -> Iterator[list[s
         yield [sentence for _, sentence in block]
 
 
-def _converter(output: str):
+def _converter(output: str) -> Callable[[np.ndarray], "np.ndarray | Array | torch.Tensor"]:
     if output == "numpy":
         return lambda vectors: vectors
     if output == "jax":

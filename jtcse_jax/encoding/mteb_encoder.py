@@ -1,13 +1,14 @@
 """The methods, besides `encode`, that MTEB needs of an encoder; mteb is imported only if used."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jax import Array
 
+from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
@@ -20,6 +21,8 @@ class MtebEncoder:
     `index`: MTEB would then take our `search` for its own and search with it.
     """
 
+    banks: tuple[BankEncoder, ...]
+    width: int
     members: tuple[Member, ...] | None = None  #: the loaded models of the banks, if known
 
     @cached_property
@@ -39,7 +42,7 @@ class MtebEncoder:
                 "MTEB needs to know the model: make the encoder with SentenceEncoder.load or "
                 "SentenceEncoder.of."
             )
-        known = {
+        known: dict[str, Any] = {
             "name": f"jtcse_jax/{_slug(ensemble.source(self.members))}",
             "revision": ensemble.fingerprint(self.members),
             "embed_dim": self.width,
@@ -48,7 +51,7 @@ class MtebEncoder:
             "similarity_fn_name": "cosine",
             "use_instructions": False,
         }
-        unknown = {
+        unknown: dict[str, Any] = {
             name: None for name, field in ModelMeta.model_fields.items() if field.is_required()
         }
         return ModelMeta(**unknown | known)
@@ -75,8 +78,8 @@ class MtebEncoder:
 class MtebTexts:
     """The texts in MTEB's batches, as an iterable of known length."""
 
-    def __init__(self, batches: Iterable[Mapping[str, Sequence[str]]], task_metadata: Any):
-        """Takes MTEB's loader of batches; iteration reads it."""
+    def __init__(self, batches: Any, task_metadata: Any):
+        """Takes MTEB's loader of batches, torch's `DataLoader`; iteration reads it."""
         self.batches = batches
         self.task = task_metadata.name
 
@@ -92,9 +95,9 @@ class MtebTexts:
             yield from batch["text"]
 
 
-def _scaled(name: str, *sides: Any) -> list[np.ndarray]:
+def _scaled(name: str, *vectors: Any) -> list[np.ndarray]:
     """Scales vectors to length 1; zeros stay."""
-    sides = [np.atleast_2d(side) for side in sides]
+    sides = [np.atleast_2d(side) for side in vectors]
     if not all(np.issubdtype(side.dtype, np.number) for side in sides):
         raise UserError(f"{name} takes vectors: encode the sentences first.")
     if sides[0].shape[-1] != sides[1].shape[-1]:

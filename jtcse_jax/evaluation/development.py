@@ -81,9 +81,10 @@ class Development:
         belong to another number of pairs.
         """
         cosines = [read_cosines(*each) for each in (new, old)]
-        if any(each is None or len(each) != len(self.pairs) for each in cosines):
+        kept = [x for x in cosines if x is not None and len(x) == len(self.pairs)]
+        if len(kept) < 2:
             return None
-        one, other = ([{self.name: each}] for each in cosines)
+        one, other = ([{self.name: each}] for each in kept)
         gold = {self.name: self.pairs.gold}
         return sts_differences(one, other, gold, resamples=resamples)[self.name]
 

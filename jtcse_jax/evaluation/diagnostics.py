@@ -244,7 +244,7 @@ def modulus_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(apart, total, out=np.zeros_like(total), where=total > 0)
 
 
-def rounded(values: np.ndarray, digits: int = 4) -> Any:
+def rounded(values: np.ndarray | np.floating, digits: int = 4) -> Any:
     """Numbers in a form that JSON accepts: (nested) lists, rounded."""
     return np.round(np.asarray(values, np.float64), digits).tolist()
 

@@ -36,14 +36,14 @@ class Model(NamedTuple):
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         """[n, D] float32, raw or scaled to length 1, as the model's folder says."""
-        if not self.members:  # sentence-transformers scales them itself
+        if isinstance(self.encoder, ForeignEncoder):  # sentence-transformers scales them itself
             return self.encoder.encode(sentences)
         return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
     @property
     def cut_sentences(self) -> int | None:
         """Number of sentences cut at the serving length; None for a foreign encoder."""
-        return self.encoder.truncated if self.members else None
+        return None if isinstance(self.encoder, ForeignEncoder) else self.encoder.truncated
 
 
 def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:
@@ -83,6 +83,7 @@ def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Mod
         ],
     }
     encoder = SentenceEncoder.of(members)
+    assert encoder.members is not None  # `of` has set them
     return Model(encoder, encoder.members, normalize, description)
 
 
@@ -204,7 +205,7 @@ class Mteb:
         fingerprint = model.description["fingerprint"]
         scaled = "-normalized" * model.normalize
         return evaluate_mteb(
-            model.encoder if model.members else model.encoder.model,
+            model.encoder.model if isinstance(model.encoder, ForeignEncoder) else model.encoder,
             self.tasks_file,
             self.folder / (fingerprint[:16] + scaled),
             fingerprint=fingerprint,

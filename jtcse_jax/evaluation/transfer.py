@@ -149,18 +149,15 @@ def _classify_task(
 ) -> Classified:
     from threadpoolctl import threadpool_limits
 
-    train, dev, test = (
-        None if split is None else _features(split, embeddings, index)
-        for split in (task.train, task.dev, task.test)
-    )
-    labels = task.train.labels
+    train, labels = _features(task.train, embeddings, index), task.train.labels
+    dev = None if task.dev is None else (_features(task.dev, embeddings, index), task.dev.labels)
+    test = None if task.test is None else _features(task.test, embeddings, index)
     # The products are small: on a busy machine several threads that wait for each other take ten
     # times as long as one.
     with threadpool_limits(1):
         if test is None:
             return cross_validate(train, labels, _folds(labels, seed), seed=seed)
-        held_out = None if dev is None else (dev, task.dev.labels)
-        return classify(train, labels, test, dev=held_out, seed=seed)
+        return classify(train, labels, test, dev=dev, seed=seed)
 
 
 def _features(split: Labelled, embeddings: np.ndarray, index: dict[str, int]) -> np.ndarray:
@@ -189,13 +186,13 @@ def _accuracies(
     ]
 
 
-def _scaler(features: np.ndarray):
+def _scaler(features: np.ndarray) -> Any:  # scikit-learn has no types
     from sklearn.preprocessing import StandardScaler
 
     return StandardScaler().fit(features)
 
 
-def _regression():
+def _regression() -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=1000, warm_start=True)

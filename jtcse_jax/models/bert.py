@@ -6,6 +6,7 @@ model does not know how rows were filled. Crossed layers exchange values with th
 tower over the mapped axis "tower" (see `towers.py`, which binds it).
 """
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -64,11 +65,8 @@ class Encoder(nnx.Module):
           places: [R, C] int32, positions in the rows; if given, only their states are returned,
             [R, C, D], and the last layer computes less.
         """
-        for streams in self.states(
-            tokens, positions, segments, key=key, cross=cross, places=places
-        ):
-            last = streams
-        return last
+        states = self.states(tokens, positions, segments, key=key, cross=cross, places=places)
+        return deque(states, maxlen=1).pop()
 
     def states(
         self,
@@ -86,7 +84,7 @@ class Encoder(nnx.Module):
         """
         num_layers = len(self.layers)
         interval = cross.interval(num_layers) if cross else None
-        beside = interval is not None and cross.mode == "side"
+        beside = cross is not None and interval is not None and cross.mode == "side"
         allowed = same_sentence(segments, segments)
         # [R, P, D], or [2, R, P, D] (plain first) if a crossed stream runs beside the plain one:
         # the weights are the same, and one product for both is faster than two.
@@ -97,7 +95,7 @@ class Encoder(nnx.Module):
                 hidden = jnp.stack([hidden, hidden])
             if places is not None and number == num_layers:
                 allowed = same_sentence(jnp.take_along_axis(segments, places, axis=1), segments)
-            exchange = cross.exchange if interval and number % interval == 0 else None
+            exchange = cross.exchange if cross and interval and number % interval == 0 else None
             hidden = _run_layer(
                 *nnx.split(layer),
                 hidden,
@@ -182,6 +180,7 @@ class Layer(nnx.Module):
         return self._add_norm(self.output_norm, self.output(inner), hidden, bits[2])
 
     def _add_norm(self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None):
+        assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both
         scale, bias = norm.scale[...], norm.bias[...]
         return lean.dropout_add_norm(x, residual, scale, bias, bits, self.dropout, norm.epsilon)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from jax import Array
 
 from jtcse_jax.batch import Batch
@@ -25,7 +26,8 @@ class Teacher:
           batches: the same sentences in the tokens of each bank.
         """
         members = zip(self.weights, self.banks, params, batches, strict=True)
-        return sum(
+        vectors = (
             weight * sum_towers(bank.apply(own, batch).hidden)
             for weight, bank, own, batch in members
         )
+        return sum(vectors, start=jnp.zeros(()))

@@ -136,7 +136,7 @@ def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
         return Picture(title, _svg(figure, f"{title}. {told}."))
 
 
-def heat_map(title: str, values: Sequence[Sequence[float]], *, largest: float) -> Picture:
+def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Picture:
     """Numbers [L, H] from 0 to `largest`: layers from top to bottom, heads from left to right."""
     array = np.asarray(values, np.float64)
     layers, heads = array.shape
@@ -214,7 +214,8 @@ def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE | {"svg.hashsalt": salt})
+        style: Any = STYLE | {"svg.hashsalt": salt}  # matplotlib's type lists all names
+        matplotlib.rcParams.update(style)
         yield Figure(figsize=(width, height), layout="constrained")
 
 

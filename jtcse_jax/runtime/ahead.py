@@ -1,17 +1,18 @@
 """Computes the next results of a sequence in threads, while the caller uses an earlier one."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], count: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, in order; `count` threads compute the next `count`.
 
     An exception of `function` is raised when its result is due. Close the iterator

@@ -25,5 +25,6 @@ def keep_compiled() -> None:
     JAX_COMPILATION_CACHE_DIR chooses another folder; JAX_ENABLE_COMPILATION_CACHE=false turns the
     cache off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    # jax adds its options at run time.
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(user_path(FOLDER)))

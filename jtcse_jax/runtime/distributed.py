@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -107,7 +108,7 @@ def _tell(status: int) -> int | None:
     """
     first = None
     try:
-        global_state.client.key_value_set(_FAILED, f"{global_state.process_id} {status}")
+        _client().key_value_set(_FAILED, f"{global_state.process_id} {status}")
     except jax.errors.JaxRuntimeError:
         told = _first_failure()
         if told is None:
@@ -117,10 +118,15 @@ def _tell(status: int) -> int | None:
     return first
 
 
+def _client() -> Any:
+    """jax's client; it exists once this process has joined the cluster."""
+    return global_state.client
+
+
 def _first_failure() -> tuple[int, int] | None:
     """The process that failed first and its status; None if none failed or process 0 is gone."""
     try:
-        process, status = global_state.client.key_value_try_get(_FAILED).split()
+        process, status = _client().key_value_try_get(_FAILED).split()
     except jax.errors.JaxRuntimeError:
         return None
     return int(process), int(status)
@@ -186,7 +192,7 @@ def check_shared(folder: Path) -> None:
         )
 
 
-def _declared_cluster() -> dict[str, object] | None:
+def _declared_cluster() -> dict[str, Any] | None:
     """Arguments for `jax.distributed.initialize`; None if this process runs alone."""
     if "JAX_NUM_PROCESSES" in os.environ or "JAX_PROCESS_ID" in os.environ:
         return _explicit_cluster()
@@ -215,7 +221,7 @@ def _declared_cluster() -> dict[str, object] | None:
     return None
 
 
-def _explicit_cluster() -> dict[str, object] | None:
+def _explicit_cluster() -> dict[str, Any] | None:
     if _count("JAX_NUM_PROCESSES") == 1:
         return None
     missing = [name for name in _EXPLICIT if not os.environ.get(name)]
@@ -246,7 +252,9 @@ def _local_device_ids(*, alone_on_node: bool) -> list[int] | None:
 
 def _several_tpu_workers() -> bool:
     # jax adds tpu to its platforms if it finds chips and libtpu and no platform was chosen.
-    if "tpu" not in (jax.config.jax_platforms or ""):
+    # jax adds its options at run time.
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if "tpu" not in (platforms or ""):
         return False
     if "TPU_PROCESS_ADDRESSES_PATH" in os.environ:
         return True

@@ -15,12 +15,13 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.errors import UserError
 
 PyTree = Any
+Device = Any  # jax.Device, a class of a compiled module that has no types
 AXES = ("tower", "data", "fsdp")
 ROW_AXES = ("data", "fsdp")
 
 
 def make_mesh(
-    tower_devices: int = 1, fsdp_devices: int = 1, *, devices: list[jax.Device] | None = None
+    tower_devices: int = 1, fsdp_devices: int = 1, *, devices: list[Device] | None = None
 ) -> Mesh:
     """A mesh over `devices`, by default all of all processes: groups of towers, then of fsdp.
 

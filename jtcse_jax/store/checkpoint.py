@@ -199,6 +199,8 @@ class Checkpoints:
 
     def score(self, step: int) -> float | None:
         """Returns the finite `best_metric` of a step, or None."""
+        if self._best_metric is None:
+            return None
         score = self._metrics.get(step, {}).get(self._best_metric, math.nan)
         return score if math.isfinite(score) else None
 

@@ -4,7 +4,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
@@ -12,7 +12,12 @@ from jtcse_jax.store.hf_files import read_json
 
 CONFIG = "config.json"
 
-FAMILIES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+FAMILIES: dict[str, Literal["bert", "roberta"]] = {
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+}
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -46,7 +51,7 @@ def read_architecture(folder: str | Path) -> Architecture:
             found = reprlib.repr(config[name])
             raise UserError(f"{path}: {name} = {found}: only {value!r} is supported.")
     family = FAMILIES[kind]
-    fields = {ours: config.get(theirs) for theirs, ours in SIZES.items()}
+    fields: dict[str, Any] = {ours: config.get(theirs) for theirs, ours in SIZES.items()}
     fields |= {
         "type_vocab_size": config.get("type_vocab_size", 2),
         "layer_norm_eps": config.get("layer_norm_eps", 1e-12),

@@ -103,7 +103,7 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
     for path, _ in _leaves(tower_shapes(architecture)):
         value = tensors[_their_name(path)]
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
-        node = params
+        node: dict[Any, Any] = params  # layers have numbers as keys
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = np.ascontiguousarray(value.T) if _transposed(path) else value

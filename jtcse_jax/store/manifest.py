@@ -124,7 +124,8 @@ def _is_manifest(body: dict[str, Any]) -> bool:
     """Whether `body` has the form that `write` gives it; a valid digest does not prove that."""
     metrics, leaves, files = body.get("metrics", {}), body.get("leaves", {}), body.get("files")
     return (
-        all(isinstance(part, dict) for part in (metrics, leaves, files))
+        isinstance(files, dict)
+        and all(isinstance(part, dict) for part in (metrics, leaves))
         and all(type(value) is float for value in metrics.values())
         and all(isinstance(tree, dict) for tree in leaves.values())
         and all(

@@ -41,7 +41,7 @@ class SumOfTowers(torch.nn.Module):
         super().__init__()
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling = {pooling!r}: choose cls or mean")
-        self.towers = torch.nn.ModuleList(towers)
+        self.towers: Any = torch.nn.ModuleList(towers)  # which forgets the type of its modules
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.max_seq_length = max_seq_length

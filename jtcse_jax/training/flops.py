@@ -94,6 +94,7 @@ def step_flops(
         for member, rows in zip(teacher.banks, batch.teacher, strict=True):
             one = forward_flops(member.architecture, Work.of(rows), pooling=member.pooling)
             total += member.num_towers * one
+    assert isinstance(total, Array)  # `Work.of` counts in arrays
     return total
 
 

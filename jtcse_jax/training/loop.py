@@ -119,9 +119,11 @@ class Loop:
         )
         encoder = SentenceEncoder([bank])
         # `encode` warns about cut sentences; one warning per run is enough.
+        assert self.dev is not None  # the callers have checked
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
-        layers = self._layer_figures(state) if self.config.eval_layers else {}
-        self.log.write(step, score.as_metrics() | score.diagnostics | layers)
+        assert score.cosines is not None  # `Development.score` has set them
+        layers = self._layer_figures(state, self.dev) if self.config.eval_layers else {}
+        self.log.write(step, {**score.as_metrics(), **score.diagnostics, **layers})
         if is_primary():
             keep_cosines(user_path(self.config.workdir), step, score.cosines)
         if score.collapsed:
@@ -134,7 +136,7 @@ class Loop:
             self.say(f"step {step}  dev Spearman {score}")
         return score
 
-    def _layer_figures(self, state: TrainState) -> dict[str, float]:
+    def _layer_figures(self, state: TrainState, dev: Development) -> dict[str, float]:
         bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)
         params = jax.device_get(state.params["towers"])
         model = SavedModel(bank, params, self.tokenizer, self.serving_length, "this run")
@@ -142,7 +144,7 @@ class Loop:
         crosses = self.config.objective.traits.crosses
         if not crosses or cross.mode == "off" or not cross.num_layers:
             cross = None  # no layer crosses in this run; use the default of `diagnose`
-        sentences = list(dict.fromkeys(self.dev.pairs.first))[:INSPECTED]
+        sentences = list(dict.fromkeys(dev.pairs.first))[:INSPECTED]
         figures = layer_figures(model, sentences, cross=cross)
         return {f"dev_{name}": value for name, value in figures.items()}
 
@@ -228,7 +230,7 @@ def save_batch(workdir: Path, step: int, batch: Batch, tokenizer: Any) -> Path:
         for tokens, segments in rows
         for segment in range(1, segments.max(initial=0) + 1)
     ]
-    arrays = {
+    arrays: dict[str, Any] = {
         name: value for name, value in batch._asdict().items() if isinstance(value, np.ndarray)
     }
     with writing(file):

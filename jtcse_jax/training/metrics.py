@@ -103,7 +103,7 @@ class MetricsLog:
 def _start_wandb(project: str, workdir: Path, config: dict[str, Any]) -> Any:
     """Starts the workdir's run of Weights & Biases, or resumes it."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # may be absent
     except ImportError as error:
         raise UserError(f"wandb = {project} needs the package wandb: pip install wandb") from error
     path = workdir / WANDB_ID

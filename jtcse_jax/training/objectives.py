@@ -87,7 +87,8 @@ def simcse_loss(
     """Unsupervised SimCSE (arXiv 2104.08821), summed over independent towers."""
     streams, vectors = outputs
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
-    loss = sum(nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    each = (nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    loss = sum(each, start=jnp.zeros(()))
     return loss, {"nce": loss} | health(streams, batch)
 
 
@@ -129,6 +130,7 @@ def distillation_loss(
     contrastive: NCE(s, s) + NCE(s, t); listwise: the teacher's ranking within the batch.
     """
     student = sum_towers(outputs.hidden)
+    assert batch.target is not None  # the training step has set it
     target = jax.lax.stop_gradient(batch.target)
     if config.distillation == "listwise":
         terms = {
@@ -146,7 +148,7 @@ def distillation_loss(
             "nce": losses.info_nce(student, student, **nce),
             "teacher": losses.info_nce(student, target, **nce),
         }
-    return sum(terms.values()), terms | health(outputs, batch)
+    return sum(terms.values(), start=jnp.zeros(())), terms | health(outputs, batch)
 
 
 def guesses(
@@ -157,6 +159,7 @@ def guesses(
     `nll` is -log of the true token's probability, `right` is 1 if that token has the highest
     probability, and `chosen` is 1 if the place counts.
     """
+    assert config.mask_token_id is not None  # `find_mask_token` has set it
     mask_key, dropout_key = jax.random.split(key)
     masked = mask_tokens(
         batch.tokens,
@@ -187,7 +190,7 @@ def mlm_loss(
 ) -> tuple[Array, Terms]:
     """Masked language modelling (arXiv 1810.04805), summed over independent towers."""
     chosen = outputs["chosen"] > 0
-    loss = sum(map(losses.masked_mean, outputs["nll"], chosen))
+    loss = sum(map(losses.masked_mean, outputs["nll"], chosen), start=jnp.zeros(()))
     right = outputs["right"].sum(axis=1) / jnp.maximum(chosen.sum(axis=1), 1)
     return loss, {"mlm": loss, "accuracy": right.mean()}
 
@@ -247,9 +250,8 @@ def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
 
 def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:
     """L_NCE of vectors [K, 2B, D]: the sum over towers of NCE(h_k, h_k)."""
-    return sum(
-        losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors
-    )
+    each = (losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
+    return sum(each, start=jnp.zeros(()))
 
 
 def between_towers(

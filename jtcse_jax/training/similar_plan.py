@@ -14,7 +14,7 @@ from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.data.views import count_items, items_stride
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.encoding.encoder import progress_bar
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import sharding
@@ -60,7 +60,7 @@ def find_plan(
 def _plan_once(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> SimilarBatches:
     """The order from the copy beside the tokens; without a copy, plans it and writes one."""
     count = count_items(cache, pairs)
-    digest = start._replace(towers=_first(start.towers), mlm_head=None).fingerprint()
+    digest = start._replace(towers=_first(start), mlm_head=None).fingerprint()
     copy = cache.folder / f"similar-{count}-{digest[:32]}.npy"
     with contextlib.suppress(UserError):
         return SimilarBatches.load(copy, count)
@@ -80,7 +80,7 @@ def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.
     """
     bank = dataclasses.replace(bank, num_towers=1, mesh=None)
     mesh = sharding.make_mesh(devices=jax.local_devices())
-    tower = _first(start.towers)
+    tower = _first(start)
     tower = jax.device_put(tower, sharding.whole_towers(mesh, tower))
     encoder = BankEncoder(bank, tower, start.tokenizer, cache.max_len, mesh)
     stride, count = items_stride(cache, pairs), count_items(cache, pairs)
@@ -96,6 +96,7 @@ def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.
     return vectors
 
 
-def _first(towers: Params) -> Params:
-    """The first tower, leaves [1, ...]."""
-    return jax.tree.map(lambda leaf: leaf[:1], towers)
+def _first(start: Start) -> Params:
+    """The first tower of a new run, leaves [1, ...]."""
+    assert start.towers is not None  # a resumed run has none, and nothing is planned for it
+    return jax.tree.map(lambda leaf: leaf[:1], start.towers)

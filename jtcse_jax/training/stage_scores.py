@@ -60,16 +60,17 @@ def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | N
 
     None if nothing is wrong or it has no dev set. Only finished stages with the same dev set count.
     """
-    row, dev = rows[name], configs[name].data.dev
+    finished = {each: row for each, row in rows.items() if row is not None}
+    row, dev = finished.get(name), configs[name].data.dev
     if row is None or dev is None:
         return None
     if row["dev"] is None:
         return f"stage {name} has no dev score: its vectors had collapsed at every evaluation"
-    best = _best_stage(dev, configs, rows)
-    if rows[best]["dev"] == row["dev"]:
+    best = _best_stage(dev, configs, finished)
+    if finished[best]["dev"] == row["dev"]:
         return None
     difference = Development(dev).difference(
-        *((Path(configs[each].workdir), rows[each]["step"]) for each in (name, best))
+        *((Path(configs[each].workdir), finished[each]["step"]) for each in (name, best))
     )
     interval = "" if difference is None else f": {difference}"
     return f"stage {name} is below stage {best} on the dev set{interval}"
@@ -84,6 +85,7 @@ def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row], exported: st
     if not scored:
         return []
     dev = configs[scored[-1]].data.dev
+    assert dev is not None  # a stage without a dev set has no score
     best = _best_stage(dev, configs, rows)
     first = next(name for name in scored if configs[name].data.dev == dev)
     start = Path(configs[first].workdir), 0
@@ -97,12 +99,12 @@ def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row], exported: st
     return lines
 
 
-def _best_stage(dev: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str:
+def _best_stage(dev: str, configs: Mapping[str, Config], rows: Mapping[str, Row]) -> str:
     """The finished stage with the highest score on a dev set; the later one if scores are equal."""
     scored = [
         name
         for name, row in rows.items()
-        if row is not None and row["dev"] is not None and configs[name].data.dev == dev
+        if row["dev"] is not None and configs[name].data.dev == dev
     ]
     return max(reversed(scored), key=lambda name: rows[name]["dev"])
 

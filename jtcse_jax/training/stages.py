@@ -55,8 +55,9 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
     _wait_for_all("looked")
     for name, config in configs.items():
+        row = rows[name]
         try:
-            if rows[name] is None:
+            if row is None:
                 say(f"--- stage {name}")
                 train(config)
                 rows[name] = _finish(name, config, tasks)
@@ -64,8 +65,8 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
                     say(f"warning: {reason}")
             else:
                 say(f"--- stage {name}: already finished")
-                _check_finished(name, config, rows[name])
-                if tasks and config.objective.traits.embeds and not rows[name]["sts"]:
+                _check_finished(name, config, row)
+                if tasks and config.objective.traits.embeds and not row["sts"]:
                     rows[name] = _finish(name, config, tasks)
         except UserError as error:
             # Keep the error's type: it decides whether a launcher starts the pipeline again.
@@ -74,7 +75,7 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     if is_primary():
         (workdir / FROM).unlink(missing_ok=True)
     _wait_for_all("exported")
-    return list(rows.values())
+    return [row for row in rows.values() if row is not None]
 
 
 def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
@@ -202,6 +203,7 @@ def _finish(name: str, config: Config, tasks: list[StsTask]) -> dict[str, Any]:
     if tasks and config.objective.traits.embeds:
         # On every process, because all processes must read a checkpoint together.
         encoder = SentenceEncoder.load(config.workdir)
+        assert encoder.members is not None  # `load` has set them
         taken = encoder.members[0].model.step
         scores = _sts_scores(encoder, tasks)
     # Every process knows these values; the primary process reads the others from the log.

@@ -1,6 +1,5 @@
 """One pure training step, jitted over the mesh; its state is donated."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ class TrainState(NamedTuple):
 class TrainStep:
     """A jitted step with the teacher's parameters, which are its argument and not its constants."""
 
-    jitted: Callable
+    jitted: jax.stages.Wrapped
     frozen: tuple[Params, ...]
 
     def __call__(

@@ -63,7 +63,7 @@ def train_from_command_line(program: str) -> Config:
     return config
 
 
-def train(config: Config, *, devices: list[jax.Device] | None = None) -> None:
+def train(config: Config, *, devices: list[sharding.Device] | None = None) -> None:
     """Trains, evaluates and saves one run; called again with the same workdir, it resumes.
 
     `devices` are those of the mesh, by default all. Raises UserError for errors that the user can
