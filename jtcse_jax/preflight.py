@@ -141,7 +141,7 @@ def _all_reduce() -> dict[str, float | str]:
     mesh = Mesh(np.array(devices), "all")
     elements = np.arange(REDUCED // 4, dtype=np.uint32)
 
-    def addend(index: Any) -> np.ndarray:  # a tuple of slices; never None, as jax's type says
+    def addend(index: Any) -> np.ndarray:  # a tuple of slices; jax also types None
         return (elements + np.uint32(index[0].start or 0))[None]
 
     addends = jax.make_array_from_callback(

@@ -160,7 +160,7 @@ class BankEncoder:
         with closing(map_ahead(place, parts, AHEAD)) as placed:
             # The calls of a part are dispatched before the results of an earlier one are awaited.
             for running, _ in pairwise(chain(map(self._start, placed), [None])):
-                assert running is not None  # no pair begins with the last, None
+                assert running is not None  # None is the last, and begins no pair
                 encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
