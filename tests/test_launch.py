@@ -246,10 +246,10 @@ def test_slurm_signals_the_tasks_in_time_and_goes_back_into_the_queue():
 
 def test_package_reads_its_requirements_from_the_one_list():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["dynamic"] == ["dependencies"]
+    assert project["project"]["dynamic"] == ["version", "dependencies"]
     assert "dependencies" not in project["project"]
     dynamic = project["tool"]["setuptools"]["dynamic"]
-    assert dynamic == {"dependencies": {"file": ["requirements.txt"]}}
+    assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
     # A range each and no pin; setuptools understands no option lines in this file.
     lines = [line.split("#")[0].strip() for line in open(ROOT / "requirements.txt")]
     requirements = [line for line in lines if line]
