@@ -205,7 +205,7 @@ def test_full_disk_is_one_sentence_and_earlier_steps_stay(tmp_path):
 SAVES_UNTIL_KILLED = """
 import os, sys
 from checkpoints import make_state
-from jtcse_jax import manifest
+from jtcse_jax.store import manifest
 from jtcse_jax.store.checkpoint import Checkpoints
 written = manifest.write
 def killed_while_writing(folder, contents):

@@ -69,7 +69,7 @@ def test_processes_equal_one(tmp_path, count, layout):
 
 
 def test_a_missing_process_is_an_error_within_its_time(tmp_path):
-    short = "from jtcse_jax import distributed\ndistributed.initialize(timeout=5)"
+    short = "from jtcse_jax.runtime import distributed\ndistributed.initialize(timeout=5)"
     clusters = [start_cluster(2, tmp_path, present=[index], joining=short) for index in (0, 1)]
     for (process,) in clusters:
         status, _, err = end(process, timeout=60)
@@ -137,7 +137,7 @@ def load_pairs(*names):
 development.load_pairs = load_pairs
 """,
     "model": """
-from jtcse_jax import trainer
+from jtcse_jax.training import trainer
 begin = trainer.start_model
 def start_model(*arguments, **options):
     start = begin(*arguments, **options)
@@ -146,7 +146,7 @@ def start_model(*arguments, **options):
 trainer.start_model = start_model
 """,
     "workdir": """
-from jtcse_jax import trainer
+from jtcse_jax.training import trainer
 trainer.user_path = lambda name: Path(name).with_name("elsewhere")
 """,
 }

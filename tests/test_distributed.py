@@ -152,7 +152,7 @@ def test_second_call_does_nothing(calls, monkeypatch):
 
 
 PROGRAM = """
-from jtcse_jax import distributed
+from jtcse_jax.runtime import distributed
 from jtcse_jax.runtime.distributed import initialize
 initialize(timeout=60)
 import jax, numpy
