@@ -1,6 +1,6 @@
 """`jtcse COMMAND ...`, or `python -m jtcse_jax COMMAND ...`: runs one of the commands."""
 
-import importlib
+import runpy
 import sys
 
 from jtcse_jax.version import __version__
@@ -28,11 +28,11 @@ def main() -> None:
     elif command in ("-h", "--help"):
         print(f"usage: jtcse COMMAND ...\n\n{_listed()}\n\njtcse COMMAND --help has the options.")
     elif command not in COMMANDS:
-        sys.exit(f"error: there is no command {command}; choose one of:\n{_listed()}")
+        print(f"error: {command} is not a command; choose one of:\n{_listed()}", file=sys.stderr)
+        sys.exit(2)
     else:
-        sys.argv = [f"jtcse {command}", *arguments]
-        name = f"jtcse_jax.{command}"
-        importlib.import_module("jtcse_jax.report.__main__" if command == "report" else name).main()
+        sys.argv = [command, *arguments]
+        runpy.run_module(f"jtcse_jax.{command}", run_name="__main__", alter_sys=True)
 
 
 def _listed() -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from jtcse_jax.architecture import Architecture, Cross, check_fields
 from jtcse_jax.errors import UserError
+from jtcse_jax.traits import TRAITS, Traits
 
 SCRATCH = "scratch"
 
@@ -149,25 +150,6 @@ class DataConfig:
             )
         if self.slots is not None and self.slots < 1:
             raise UserError(f"data.slots = {self.slots}: use at least 1.")
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What a run must know about an objective; its loss is in `training/objectives.py`."""
-
-    min_towers: int = 1
-    crosses: bool = False  #: runs crossed streams
-    needs_teacher: bool = False
-    embeds: bool = True  #: trains sentence vectors, on two views; False: words, on one
-
-
-TRAITS = {
-    "simcse": Traits(),
-    "tncse": Traits(min_towers=2),
-    "jtcse": Traits(min_towers=2, crosses=True),
-    "distill": Traits(needs_teacher=True),
-    "mlm": Traits(embeds=False),
-}
 
 
 @dataclass(frozen=True)
@@ -340,7 +322,8 @@ class Config:
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise UserError(f"peak_tflops = {self.peak_tflops}: must be above 0, or None.")
         if self.tower_devices not in (1, towers):
-            raise UserError(f"tower_devices = {self.tower_devices}: use 1, or one per tower.")
+            choices = f"choose 1, or one per tower ({towers})"
+            raise UserError(f"tower_devices = {self.tower_devices}: {choices}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         counts = ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep")

@@ -12,7 +12,9 @@ from jtcse_jax.architecture import check_fields
 from jtcse_jax.config import Config
 from jtcse_jax.errors import UserError
 
-NOT_STAGES = ("model", "superseded")  # other folders in a pipeline's workdir
+# Folders in a pipeline's workdir beside those of the stages, so no stage may have these names.
+MODEL = "model"  # the exported model
+SUPERSEDED = "superseded"  # stages and models of earlier settings
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Pipeline:
     def __post_init__(self):
         check_fields("", self)
         for name in self.stages:
-            if not name.isidentifier() or name in NOT_STAGES:
+            if not name.isidentifier() or name in (MODEL, SUPERSEDED):
                 raise UserError(f"stages: {name!r} cannot name a folder here: use another word.")
         if self.export is not None and self.export.partition("#")[0] not in self.stages:
             raise UserError(

@@ -5,18 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_bert import SMALL
 
-from jtcse_jax.architecture import Architecture
 from jtcse_jax.models import bert, dropout
-
-SMALL = Architecture(
-    vocab_size=30,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    intermediate_size=32,
-    max_positions=24,
-)
 
 
 def test_dropout_zeroes_the_share_and_keeps_the_mean():

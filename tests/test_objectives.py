@@ -20,7 +20,7 @@ from test_losses import (
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
-from jtcse_jax.models.towers import Bank, TowerOutputs, neighbours
+from jtcse_jax.models.towers import Bank, TowerOutputs
 from jtcse_jax.training import objectives
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -350,43 +350,6 @@ def test_coin_is_fair():
     assert abs(high.sum() - 128) < 32
 
 
-@pytest.mark.parametrize("name", ["simcse", "tncse", "jtcse"])
-def test_masked_batch_equals_the_smaller_batch(name):
-    """In every term; the absent sentence, wherever it stands, gets no gradient."""
-    config = ObjectiveConfig(name)
-    mask = np.array([True, True, False, False, True, True])
-    outputs = make_outputs(2)
-    small = TowerOutputs(*(a[:, mask] for a in outputs))
-    batch = make_batch(mask=mask)
-    objective = objectives.OBJECTIVES[name]
-    _, terms = objective(GivenOutputs(), {"towers": outputs}, batch, KEYS[0], config)
-    if name == "simcse":
-        expected = {"nce": sum(reference_other_view(x, x) for x in small.hidden)}
-    else:
-        sides = [reference_terms(small, config, coin, name == "jtcse") for coin in (0, 1)]
-        expected = min(sides, key=lambda side: abs(side["icnce"] - terms["icnce"]))
-    embedding = small.hidden.sum(axis=0)
-    expected["alignment"] = reference_alignment(embedding)
-    expected["uniformity"] = reference_uniformity(embedding[0::2])
-    assert_terms(terms, expected)
-    found = gradients(GivenOutputs(), config, batch, {"towers": outputs})
-    for gradient in found.values():
-        np.testing.assert_array_equal(gradient[:, ~mask], 0)
-    assert np.abs(found["towers/hidden"][:, mask]).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["simcse", "tncse", "jtcse"])
-@pytest.mark.parametrize("kept", [0, 1])
-def test_batch_of_one_sentence_or_none_is_finite(name, kept):
-    bank, config = make_bank(), ObjectiveConfig(name)
-    batch = make_batch(mask=[True] * (2 * kept) + [False] * (6 - 2 * kept))
-    loss, terms, _ = run(bank, config, batch)
-    assert terms["nce"] == 0 and terms["uniformity"] == 0
-    assert np.isfinite([loss, *terms.values()]).all()
-    for path, gradient in gradients(bank, config, batch).items():
-        assert np.isfinite(gradient).all(), path
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -402,8 +365,3 @@ def test_negatives_per_anchor_are_those_the_loss_counts(config):
     _, terms, _ = run(make_bank(), config, make_batch([[1, 5, 2]] * 6))
     counted = np.exp(terms["nce"] / 2) - 1
     np.testing.assert_allclose(objectives.negatives_per_anchor(3, config), counted, rtol=1e-4)
-
-
-def test_neighbours_of_more_than_two_towers_are_a_ring():
-    assert neighbours(2) == [(0, 1)]
-    assert neighbours(4) == [(0, 1), (1, 2), (2, 3), (3, 0)]

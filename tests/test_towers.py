@@ -373,3 +373,8 @@ def test_from_config():
     )
     bank = Bank.from_config(Config(model=model).model, SMALL, pooling="mean")
     assert bank == Bank(SMALL, 3, "mean", 0.2, 0.3, "bfloat16", Cross("main", "probs", 2), None)
+
+
+def test_neighbours_of_more_than_two_towers_are_a_ring():
+    assert towers.neighbours(2) == [(0, 1)]
+    assert towers.neighbours(4) == [(0, 1), (1, 2), (2, 3), (3, 0)]

@@ -97,8 +97,8 @@ def lower_encoder(case: Case, devices: list[jax.Device]) -> Lowered:
         positions,
         shape + 1,
         np.zeros((count, slots), np.int32),
-        order=np.zeros(count * slots, np.int32),
-        mask=np.ones(count * slots, bool),
+        order=np.zeros(count * bank_encoder.USUAL_SENTENCES, np.int32),
+        mask=np.ones(count * bank_encoder.USUAL_SENTENCES, bool),
     )
     placed = sharding.abstract(batch, sharding.batch_shardings(mesh))
     params = sharding.abstract(bank.abstract(), sharding.whole_towers(mesh, bank.abstract()))

@@ -179,7 +179,9 @@ class Layer(nnx.Module):
         inner = lean.gelu(self.intermediate(hidden))
         return self._add_norm(self.output_norm, self.output(inner), hidden, bits[2])
 
-    def _add_norm(self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None):
+    def _add_norm(
+        self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None
+    ) -> Array:
         assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both
         scale, bias = norm.scale[...], norm.bias[...]
         return lean.dropout_add_norm(x, residual, scale, bias, bits, self.dropout, norm.epsilon)

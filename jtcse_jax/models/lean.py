@@ -1,7 +1,7 @@
 """GELU and dropout-residual-LayerNorm with backward passes that keep little and read little.
 
 Differentiated as written, both keep several arrays of a layer's size for the backward pass. Here
-they keep one, and compute the rest of what they need from it again.
+they keep one (and the mean and deviation of each vector), and compute the rest from it again.
 """
 
 from functools import partial
@@ -56,15 +56,7 @@ def dropout_add_norm(
     return _add_norm_forward(x, residual, scale, bias, bits, rate, epsilon)[0]
 
 
-def _add_norm_forward(
-    x: Array,
-    residual: Array,
-    scale: Array,
-    bias: Array,
-    bits: Array | None,
-    rate: float,
-    epsilon: float,
-) -> tuple[Array, Any]:
+def _add_norm_forward(x, residual, scale, bias, bits, rate, epsilon) -> tuple[Array, Any]:
     # The sum is rounded to the dtype of x: that is what the backward pass reads.
     total = residual + dropout(x, rate, bits)
     wide = total.astype(jnp.float32)

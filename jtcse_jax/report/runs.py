@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jtcse_jax.config import TRAITS, Traits
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
 from jtcse_jax.runtime import environment
 from jtcse_jax.store.saved_model import read_json
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG, FINISHED, METRICS
 from jtcse_jax.training.metrics import read_jsonl
+from jtcse_jax.traits import TRAITS, Traits
 from jtcse_jax.user_path import user_path
 
 # The suites of `evaluate`, and a key in the result of each, other than the protocol.

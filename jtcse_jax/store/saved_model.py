@@ -18,10 +18,11 @@ import jax
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, stack
+from jtcse_jax.pipeline_config import MODEL
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_files import lies_in
-from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION, MODEL, TOKENIZER
+from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION, TOKENIZER
 
 MOST_TOWERS = 1024
 

@@ -1,15 +1,13 @@
 """Names of the files in a workdir of a run or a pipeline, for all who write or read them."""
 
-# Of a run.
+# In the workdir of a run
 CONFIG = "train_config.json"
 CHECKPOINTS = "checkpoints"
 DESCRIPTION = "jtcse.json"  # also in an exported folder: what its weights are
 TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 
-# Of a pipeline, beside the folders of its stages.
-MODEL = "model"  # the exported model
-SUPERSEDED = "superseded"  # stages and models of earlier settings
+# In the workdir of a pipeline (`pipeline_config` has the names of its folders)
 FROM = "from.txt"  # the stage that `--from` named, until its models have been moved away
 EXPORTED = "exported.txt"  # the stage or tower that `model` holds
 FINISHED = "finished.json"  # in a stage's folder: its row in the table

@@ -18,12 +18,12 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
-from jtcse_jax.pipeline_config import Pipeline
+from jtcse_jax.pipeline_config import MODEL, SUPERSEDED, Pipeline
 from jtcse_jax.runtime import files, run_lock
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
-from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM, MODEL, SUPERSEDED
+from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM
 from jtcse_jax.training.stage_scores import stage_row, warning
 from jtcse_jax.training.start import check_config
 from jtcse_jax.training.trainer import train
