@@ -221,15 +221,16 @@ def assert_expected_transfers(
     """Sentence vectors, the values that cross, gradients, and over fsdp the parameters."""
     shards = devices // towers
     vectors = batch.order.size * SMALL.hidden_size
-    hidden = batch.tokens.size // shards * SMALL.hidden_size  # of one device
-    assert vectors < hidden
+    all_vectors = vectors * (2 // towers)  # of the towers that share a device
+    hidden = batch.tokens.size // shards * SMALL.hidden_size  # of one device and tower
+    assert all_vectors < hidden
     leaves = jax.tree.leaves(Bank(SMALL, 2).abstract())
     parameters = {leaf.size // towers for leaf in leaves}
     parameters |= {leaf.size // 2 for leaf in leaves}
     for each in moved:
         for size in map(entries, each.shapes):
             if each.kind == "all-reduce":  # gradients, losses and sums of vectors
-                assert size <= vectors or size in parameters, each
+                assert size <= all_vectors or size in parameters, each
             elif size > 2 * vectors:
                 assert each.kind == "collective-permute" or (fsdp > 1 and size in parameters), each
     crossing = [each for each in moved if each.kind == "collective-permute"]
