@@ -263,7 +263,7 @@ def config(folder: Path) -> Made:
 def weights(folder: Path) -> Made:
     """A model's folder: config, index and weights, description, tokenizer."""
     from safetensors.numpy import load_file, save
-    from test_encoder import tiny_model
+    from tiny_models import tiny_model
 
     from jtcse_jax.store import saved_model
     from jtcse_jax.store.exported import export
@@ -292,7 +292,7 @@ def weights(folder: Path) -> Made:
 
 def ensemble(folder: Path) -> Made:
     """Descriptions of ensembles, one in the other."""
-    from test_encoder import tiny_model
+    from tiny_models import tiny_model
 
     from jtcse_jax.store.ensemble import load_members
     from jtcse_jax.store.exported import export
@@ -341,8 +341,7 @@ def checkpoint(folder: Path) -> Made:
 
 def _two_steps(folder: Path) -> tuple[Path, Any]:
     """The checkpoints of a workdir, and the parameters that they hold."""
-    from test_encoder import tiny_model
-    from test_saved_model import write_run
+    from tiny_models import tiny_model, write_run
 
     from jtcse_jax.store.workdir import CHECKPOINTS
 

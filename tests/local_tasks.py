@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from test_encoder import WORDS
+from tiny_models import WORDS
 
 NAMES = (
     "Banking77Classification",

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from runs import write_text
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.models.towers import Params
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
@@ -87,3 +88,30 @@ def largest_difference(one: Params, two: Params) -> float:
     """Over all parameters of two banks."""
     differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, two)
     return max(jax.tree.leaves(differences))
+
+
+def make_pipeline(folder: Path, **fields) -> Pipeline:
+    """A language model, two towers from it, and a student; two steps each."""
+    base = tiny_config(folder, max_steps=2, eval_every=2, save_every=2)
+    data = dataclasses.replace(base.data, source="", dev=None, cache_dir="unused")
+
+    def stage(name: str, towers: tuple[str, ...], pairs: str = "same", **objective):
+        return dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, towers=towers),
+            data=dataclasses.replace(data, pairs=pairs),
+            objective=ObjectiveConfig(name=name, **objective),
+        )
+
+    pipeline = Pipeline(
+        workdir=str(folder / "pipeline"),
+        stages={
+            "language": stage("mlm", ("scratch",), pairs="none"),
+            "twin": stage("tncse", ("language", "language")),
+            "student": stage("distill", ("twin#1",), teacher="twin"),
+        },
+        source=base.data.source,
+        dev=base.data.dev,
+        cache_dir=str(folder / "cache"),
+    )
+    return dataclasses.replace(pipeline, **fields)

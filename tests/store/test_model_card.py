@@ -1,0 +1,154 @@
+"""Model cards: what they tell of a run, and that the programs in them run."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import ALL_OPTIONS, SCORES, arguments, header_of, roberta_model, write_trained_run
+from tiny_models import some_sentences, tiny_model, write_run
+
+from jtcse_jax import export
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.card import read_card
+
+SENTENCES = some_sentences(12)
+
+
+def test_card_tells_the_run_and_the_options(tmp_path):
+    run = write_trained_run(tmp_path, tiny_model(2))
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
+    options = ALL_OPTIONS | {"base_model": ("org/base",)}
+    options |= {"scores": str(tmp_path / "scores.json")}
+    export.export(arguments(run, tmp_path / "out", **options))
+    assert header_of(tmp_path / "out") == {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "license": "apache-2.0",
+        "language": ["en"],
+        "base_model": ["org/base"],
+        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"],
+    }
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| STS12 | STS-B | average |" in text and "| 71.50 | 80.25 | 75.88 |" in text
+    assert "`dev.tsv`, which selects the step: 70.00." in text
+    for row in ("Text | `text.txt`", "Objective | `jtcse`", "Step | 4", "Learning rate | 0.001"):
+        assert f"| {row} |" in text
+    assert (
+        "at [CLS] of each of 2 towers, summed" in text and "16 tokens; longer ones are cut" in text
+    )
+    assert '"num_layers": 2' in text  # of the whole config
+    assert '`query`: "the cat ", `empty`: "a=b"' in text
+    settings = json.loads((tmp_path / "out" / "config_sentence_transformers.json").read_text())
+    assert settings["prompts"] == {"query": "the cat ", "empty": "a=b"}
+
+
+def test_card_takes_the_dev_score_of_the_exported_step(tmp_path):
+    run = write_trained_run(tmp_path, tiny_model(2))
+    export.export(arguments(run, tmp_path / "out", step=6))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "selects the step: 50.00" in text and "| Step | 6 |" in text
+
+
+def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):
+    exported.export(tiny_model(1), tmp_path / "out")
+    assert not {"license", "base_model", "language"} & header_of(tmp_path / "out").keys()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "## Training" not in text and "## Scores" not in text and "JTCSE" not in text
+    assert "Not stated" in text
+
+
+def test_base_models_are_found_through_workdirs_that_are_there(tmp_path):
+    towers = [tmp_path / name for name in ("a", "b")]
+    for folder, start in zip(towers, ("bert-base-uncased", "org/name"), strict=True):
+        folder.mkdir()
+        write_trained_run(folder, tiny_model(1), towers=(start,))
+    exported.export(saved_model.load(towers[1] / "run"), towers[1] / "exported")
+    here = (str(towers[0] / "run"), str(towers[1] / "exported"))
+    gone = ("package:some/folder", "~/gone", "runs/gone")
+    workdir = write_trained_run(tmp_path, tiny_model(2), towers=(*here, *gone))
+    config = json.loads((workdir / "train_config.json").read_text()) | {"workdir": "runs/this"}
+    (workdir / "train_config.json").write_text(json.dumps(config))
+    card = read_card(saved_model.load(workdir))
+    assert card.base_models == ["bert-base-uncased", "org/name"]
+    shortened = ["run", "exported", "package:some/folder", "gone", "runs/gone"]
+    assert card.train_config["model"]["towers"] == shortened
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{}", "[]", "{", '{"sts": 3}', '{"sts": {"spearman": {"STS12": "high"}}}'),
+        '{"sts": {"spearman": {"STS12": 80.0}}, "members": [3]}',
+    ],
+)
+def test_scores_of_another_form_are_refused(tmp_path, content):
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=str(path)):
+        export.export(arguments("none", tmp_path / "out", scores=str(path)))
+
+
+@pytest.mark.parametrize("content", [{"colour": "red"}, {"scores": 3}, {"step": "4"}])
+def test_card_of_another_version_is_named(tmp_path, content):
+    exported.export(tiny_model(1), tmp_path / "out")
+    (tmp_path / "out" / "jtcse_card.json").write_text(json.dumps(content))
+    said = f"out/jtcse_card.json is of another version .{next(iter(content))}"
+    with pytest.raises(UserError, match=said):
+        export.export(arguments(tmp_path / "out", tmp_path / "again"))
+
+
+def code_of(folder: Path) -> dict[str, str]:
+    """The card's programs, by what tells them apart, with the folder for its placeholder."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    kinds = ("SentenceEncoder", "AutoModel", "SumOfTowers", "SentenceTransformer(")
+    named = {next(kind for kind in kinds if kind in block): block for block in blocks}
+    assert len(named) == len(blocks)
+    return {
+        kind: block.replace("path/to/this/folder", str(folder)) for kind, block in named.items()
+    }
+
+
+def run_code(block: str) -> dict:
+    """The names that a program of the card leaves behind, given our sentences for its own."""
+    names = {}
+    exec(re.sub(r"sentences = \[.*?\]", f"sentences = {SENTENCES!r}", block), names)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "num_towers", "pooling", "normalize"),
+    [
+        (tiny_model, 1, "mean", True),
+        (roberta_model, 1, "cls", False),
+        (roberta_model, 2, "cls", True),
+        (tiny_model, 3, "mean", False),
+    ],
+)
+def test_programs_of_the_card_give_our_vectors(tmp_path, make, num_towers, pooling, normalize):
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    model = make(num_towers, pooling=pooling)
+    workdir = write_run(tmp_path / "run", model, {1: None})
+    options = {"normalize": normalize, "prompts": ("query=the cat ",)}
+    export.export(arguments(workdir, tmp_path / "out", **options))
+    encoder = SentenceEncoder.load(workdir)
+    raw = encoder.encode(SENTENCES)
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    code = code_of(tmp_path / "out")
+    assert ("SumOfTowers" in code) == (num_towers > 1)
+    for kind, block in code.items():
+        names = run_code(block)
+        theirs = names["model"] if kind in ("SumOfTowers", "SentenceTransformer(") else None
+        expected = raw / lengths if normalize and theirs else raw
+        np.testing.assert_allclose(names["vectors"], expected, atol=1e-5, err_msg=kind)
+        if theirs:
+            behind = theirs.encode(SENTENCES, prompt_name="query", normalize_embeddings=True)
+            ours = encoder.encode([f"the cat {sentence}" for sentence in SENTENCES])
+            ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+            np.testing.assert_allclose(behind, ours, atol=1e-5, err_msg=kind)
+            assert theirs.max_seq_length == model.serving_length
+            assert theirs.get_embedding_dimension() == 16

@@ -1,0 +1,180 @@
+"""A run reports collapse, an easy text and a start that no step improves on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jtcse_jax.config import Config, DataConfig, ModelConfig
+from jtcse_jax.evaluation import development
+from jtcse_jax.evaluation.development import Development, read_cosines
+from jtcse_jax.evaluation.sts import spearman
+from jtcse_jax.store import saved_model
+from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.workdir import CHECKPOINTS
+from jtcse_jax.training.announce import harder_batches
+from jtcse_jax.training.stage_scores import stage_row, verdict, warning
+from jtcse_jax.training.trainer import train
+
+from runs import tiny_config
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+def lines_of(config) -> list[dict]:
+    text = (Path(config.workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def scored(tmp_path, monkeypatch, scores: dict[int, float], **fields):
+    """A finished run whose dev score at each step is the given one."""
+    steps = iter(sorted(scores))
+
+    def score(self, encode):
+        rho = scores[next(steps)]
+        cosines = np.linspace(0, 1, len(self.pairs))
+        return development.DevScore(rho, rho - 0.1, rho + 0.1, {"dev_anisotropy": 0.1}, cosines)
+
+    monkeypatch.setattr(Development, "score", score)
+    config = tiny_config(tmp_path, **({"max_steps": 4, "eval_every": 2} | fields))
+    train(config, devices=one_device())
+    return config
+
+
+def test_the_start_is_the_model_if_no_step_is_better(tmp_path, monkeypatch, capsys):
+    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.5, 4: 0.4})
+    printed = capsys.readouterr().out
+    assert "No step is better than the start" in printed and "To use it" not in printed
+    assert "step 0 (best" in saved_model.load(config.workdir).source
+
+
+def test_a_better_step_is_the_model_with_its_gain_over_the_start(tmp_path, monkeypatch, capsys):
+    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.7, 4: 0.4})
+    printed = capsys.readouterr().out
+    assert "60.00 [50.00, 70.00] at the start, 70.00" in printed and "To use it" in printed
+    assert "+0.00 [+0.00, +0.00], within noise" in printed  # the cosines are the same
+    assert "step 2 (best" in saved_model.load(config.workdir).source
+
+
+def test_a_run_killed_after_its_start_resumes_there(tmp_path, monkeypatch):
+    """The score of step 0 stays in the log, and the run is that of one go."""
+    whole = tiny_config(tmp_path, workdir=str(tmp_path / "whole"), max_steps=4)
+    train(whole, devices=one_device())
+    broken = dataclasses.replace(whole, workdir=str(tmp_path / "broken"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "jtcse_jax.training.loop.Loop.run", lambda *_: (_ for _ in ()).throw(OSError)
+        )
+        with pytest.raises(OSError):
+            train(broken, devices=one_device())
+    with Checkpoints(Path(broken.workdir) / CHECKPOINTS) as checkpoints:
+        assert checkpoints.steps() == [0]
+    train(broken, devices=one_device())
+    scores = [
+        [line["dev_spearman"] for line in lines_of(config) if "dev_spearman" in line]
+        for config in (whole, broken)
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
+def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(development, "COLLAPSED", 0.95)
+    config = tiny_config(tmp_path, max_steps=4)  # random towers: all vectors are nearly equal
+    train(config, devices=one_device())
+    printed = capsys.readouterr().out
+    assert "step 4  collapsed" in printed and "not worth using" in printed
+    assert "To use it" not in printed
+    (start, end) = (line for line in lines_of(config) if "dev_anisotropy" in line)
+    assert min(start["dev_anisotropy"], end["dev_anisotropy"]) > 0.95
+    assert "dev_spearman" not in start.keys() | end.keys()
+    assert start["dev_collapsed"] == end["dev_collapsed"] == 1
+    with Checkpoints(Path(config.workdir) / CHECKPOINTS) as checkpoints:
+        assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
+
+
+@pytest.mark.parametrize(("near_zero", "warnings"), [(0.01, 0), (100.0, 1)])
+def test_contrast_that_is_near_zero_from_the_start_is_reported_once(
+    tmp_path, monkeypatch, capsys, near_zero, warnings
+):
+    monkeypatch.setattr("jtcse_jax.training.loop.NEAR_ZERO", near_zero)
+    config = tiny_config(tmp_path, max_steps=4)
+    train(config, devices=one_device())
+    train(dataclasses.replace(config, max_steps=6), devices=one_device())
+    assert capsys.readouterr().out.count("contrastive loss is near zero") == warnings
+
+
+@pytest.mark.parametrize(
+    ("tower", "batches", "advised"),
+    [("a", "random", True), ("a", "similar", False), ("scratch", "random", False)],
+)
+def test_similar_batches_are_advised_only_to_runs_that_could_have_them(tower, batches, advised):
+    config = Config(model=ModelConfig(towers=(tower,) * 2), data=DataConfig(batches=batches))
+    assert ("data.batches = similar" in harder_batches(config)) == advised
+
+
+def test_differences_are_paired_over_the_pairs_of_the_dev_set(tmp_path):
+    config = tiny_config(tmp_path, max_steps=4)
+    train(config, devices=one_device())
+    dev, workdir = Development(config.data.dev), Path(config.workdir)
+    cosines = [read_cosines(workdir, step) for step in (0, 4)]
+    rho = [spearman(each, dev.pairs.gold) for each in cosines]
+    found = dev.difference((workdir, 4), (workdir, 0))
+    assert found.mean == pytest.approx(rho[1] - rho[0], abs=1e-9)
+    assert found.low <= found.mean <= found.high
+    logged = [line["dev_spearman"] for line in lines_of(config) if "dev_spearman" in line]
+    assert rho == pytest.approx(logged)
+    assert dev.difference((workdir, 4), (workdir, 3)) is None  # not kept
+
+
+@pytest.fixture
+def two_stages(tmp_path):
+    """Two stages on one dev set, the second's cosines those of a random model."""
+    random = np.random.default_rng(0)
+    configs, rows = {}, {}
+    for name, good in (("first", 1.0), ("second", 0.0)):
+        (tmp_path / name).mkdir()
+        config = tiny_config(tmp_path, workdir=str(tmp_path / name))
+        dev = Development(config.data.dev)
+        noise = random.normal(size=len(dev.pairs))
+        cosines = good * dev.pairs.gold + noise
+        for step, values in ((0, noise), (4, cosines)):
+            development.keep_cosines(tmp_path / name, step, values)
+        configs[name] = config
+        rows[name] = {"step": 4, "dev": 100 * float(spearman(cosines, dev.pairs.gold))}
+    return configs, rows
+
+
+def test_a_stage_below_an_earlier_one_is_told_by_how_much(two_stages):
+    configs, rows = two_stages
+    assert warning("first", configs, rows | {"second": None}) is None
+    found = warning("second", configs, rows)
+    difference = rows["second"]["dev"] - rows["first"]["dev"]
+    assert "below stage first" in found and f"{difference:+.2f} [" in found
+    collapsed = rows | {"second": rows["second"] | {"dev": None}}
+    assert "collapsed" in warning("second", configs, collapsed)
+
+
+def test_the_last_lines_name_the_best_stage_and_what_is_exported(two_stages):
+    configs, rows = two_stages
+    best, exported = verdict(configs, rows, "second")
+    assert "best stage on the dev set: first" in best and "from the start: +" in best
+    assert "exported: stage second is below stage first" in exported
+    _, tower = verdict(configs, rows, "first#0")
+    assert tower == "exported: stage first#0"
+    (best,) = verdict(configs, {"first": rows["first"]}, "first")
+    assert "first" in best
+    collapsed = {name: row | {"dev": None} for name, row in rows.items()}
+    assert verdict(configs, collapsed, "second") == []
+
+
+def test_the_start_is_the_step_of_a_stage_that_it_beats(tmp_path, monkeypatch):
+    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.4, 4: 0.5})
+    row = stage_row("only", config)
+    assert (row["step"], row["dev"]) == (0, 60.0)
+    (line,) = verdict({"only": config}, {"only": row}, "only")
+    assert "it is the start" in line

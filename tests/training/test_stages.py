@@ -1,0 +1,331 @@
+"""The pipeline: with real training on two processes, and its order and failures with a stand-in.
+
+`test_recipes.py` trains a whole one.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from processes import declared_cluster, end, start_python
+from tiny_models import write_senteval
+
+from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.errors import Hung, UserError
+from jtcse_jax.evaluation.sts import StsScore
+from jtcse_jax.pipeline_config import Pipeline
+from jtcse_jax.runtime import run_lock
+from jtcse_jax.store.card import Card
+from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.saved_model import read_description
+from jtcse_jax.training import stages
+from jtcse_jax.training.stage_scores import print_table
+from jtcse_jax.training.stages import run, stage_configs
+from jtcse_jax.training.start import keep
+
+from runs import make_pipeline
+
+
+def test_every_stage_starts_from_those_before_it(tmp_path):
+    configs = stage_configs(make_pipeline(tmp_path, seed=5))
+    workdir = tmp_path / "pipeline"
+    assert configs["twin"].model.towers == (str(workdir / "language"),) * 2
+    assert configs["student"].model.towers == (f"{workdir / 'twin'}#1",)
+    assert configs["student"].objective.teacher == str(workdir / "twin")
+    assert configs["language"].model.towers == ("scratch",)
+    for name, config in configs.items():
+        assert config.workdir == str(workdir / name) and config.seed == 5042
+        assert config.data.source == str(tmp_path / "text.txt")
+        assert (config.data.dev is None) == (name == "language")
+
+
+def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    first = dataclasses.replace(pipeline.stages["language"].model, pooling="mean")
+    stages = {
+        "first": dataclasses.replace(
+            pipeline.stages["twin"],
+            model=dataclasses.replace(first, serving_length=24),
+            objective=ObjectiveConfig(name="simcse"),
+        ),
+        "twin": pipeline.stages["twin"],
+    }
+    stages["twin"] = dataclasses.replace(
+        stages["twin"], model=dataclasses.replace(stages["twin"].model, towers=("first", "first"))
+    )
+    run(dataclasses.replace(pipeline, stages=stages))
+    for name in ("first", "twin", "model"):
+        description = read_description(tmp_path / "pipeline" / name)
+        assert (description["pooling"], description["serving_length"]) == ("mean", 24)
+        assert "max_len" not in description
+    written = json.loads((tmp_path / "pipeline" / "twin" / "train_config.json").read_text())
+    assert written["model"]["pooling"] is written["model"]["serving_length"] is None
+
+
+TWO_PROCESSES = """
+from pathlib import Path
+from test_stages import make_pipeline
+from jtcse_jax.training.stages import run
+from jtcse_jax.training.trainer import set_up_jax
+from jtcse_jax.evaluation import development
+development.COLLAPSED = 2.0  # random towers
+set_up_jax(False)
+folder = Path({folder!r})
+pipeline = make_pipeline(folder, sts=str(folder / "STS"))
+del pipeline.stages["language"]
+pipeline.stages["twin"] = __import__("dataclasses").replace(
+    pipeline.stages["twin"],
+    model=__import__("dataclasses").replace(
+        pipeline.stages["twin"].model, towers=("scratch", "scratch")
+    ),
+)
+print(run(pipeline)[-1]["sts"]["average"])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_stages_together(tmp_path, capsys):
+    """Each reads what the stage before wrote, and both find the same scores."""
+    write_senteval(tmp_path / "STS")
+    code = TWO_PROCESSES.format(folder=str(tmp_path))
+    processes = [start_python("-c", code, **declared) for declared in declared_cluster(2)]
+    ended = list(map(end, processes))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    first, second = (float(output.splitlines()[-1]) for _, output, _ in ended)
+    assert first == pytest.approx(second, abs=1e-6)
+    finished = tmp_path / "pipeline" / "student" / "finished.json"
+    row = json.loads(finished.read_text())
+    assert {"STS12", "STS16", "STS-B", "SICK-R", "average"} <= row["sts"].keys()
+    print_table([row])
+    said = capsys.readouterr().out
+    assert f"{row['dev']:.2f}" in said
+    for task, score in row["sts"].items():
+        assert task in said and f"{score:.2f}" in said
+    assert SentenceEncoder.load(tmp_path / "pipeline" / "model").width == 16
+
+
+class Trainer:
+    """Stands in for `train`: leaves a log and a config, and fails where it is told to."""
+
+    def __init__(self):
+        self.trained, self.fails = [], None
+
+    def __call__(self, config):
+        workdir = Path(config.workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        keep(workdir, config, {})
+        if workdir.name == self.fails:
+            raise UserError("the disk is full: free space.")
+        self.trained.append(workdir.name)
+        lines = [{"step": 2, "loss": 1.0, "sentences_per_second": 4.0}]
+        if config.data.dev:
+            lines += [{"step": 0, "dev_spearman": 0.5}]
+            lines += [{"step": step, "dev_spearman": 0.6} for step in (1, 2)]  # the later is taken
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (workdir / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    trainer = Trainer()
+    monkeypatch.setattr(stages, "train", trainer)
+    monkeypatch.setattr(stages.saved_model, "load", lambda folder: folder)
+    monkeypatch.setattr(stages, "read_card", lambda model: Card())
+    monkeypatch.setattr(
+        stages.exported,
+        "export",
+        lambda model, folder, card: folder.mkdir() or trainer.trained.append("model"),
+    )
+    return trainer
+
+
+def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    trainer.fails = "twin"
+    with pytest.raises(UserError, match="stage twin: the disk is full"):
+        run(pipeline)
+    assert trainer.trained == ["language"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("language/*")}
+    trainer.fails = None
+    rows = run(pipeline)
+    assert trainer.trained == ["language", "twin", "student", "model"]
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("language/*")}
+    assert rows[1] == {
+        "stage": "twin",
+        "planned": "2 steps",
+        "step": 2,
+        "seconds": 4.0,
+        "sentences_per_second": 4.0,
+        "dev": 60.0,
+        "sts": {},
+    }
+    assert rows[0]["dev"] is None and rows[0]["step"] == 2
+
+
+def test_what_hung_in_a_stage_may_be_started_again(tmp_path, monkeypatch):
+    def hang(config):
+        raise Hung("no batch came")
+
+    monkeypatch.setattr(stages, "train", hang)
+    with pytest.raises(Hung, match="stage language: no batch came"):
+        run(make_pipeline(tmp_path))
+
+
+def test_two_pipelines_in_a_workdir_are_refused(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    with run_lock.hold(Path(pipeline.workdir)):
+        with pytest.raises(UserError, match="is in use by process"):
+            run(dataclasses.replace(pipeline, from_stage="twin"))
+    assert trainer.trained == []
+    run(pipeline)
+
+
+def test_from_a_stage_on_all_is_trained_again_and_nothing_is_lost(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    trainer.trained.clear()
+    run(dataclasses.replace(pipeline, from_stage="twin"))
+    assert trainer.trained == ["twin", "student", "model"]
+    workdir = Path(pipeline.workdir)
+    assert {path.name for path in (workdir / "superseded" / "0").iterdir()} == {
+        "twin",
+        "student",
+        "model",
+    }
+    trainer.trained.clear()
+    run(dataclasses.replace(pipeline, from_stage="student"))
+    assert trainer.trained == ["student", "model"]
+    assert (workdir / "superseded" / "1" / "student" / "finished.json").is_file()
+
+
+def test_from_is_done_once_until_all_is_finished(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    trainer.trained.clear()
+    trainer.fails = "student"
+    again = dataclasses.replace(pipeline, from_stage="twin")
+    for _ in range(2):
+        with pytest.raises(UserError, match="the disk is full"):
+            run(again)
+    assert trainer.trained == ["twin"]
+    trainer.fails = None
+    run(again)
+    assert trainer.trained == ["twin", "student", "model"]
+    superseded = Path(pipeline.workdir) / "superseded"
+    assert [path.name for path in superseded.iterdir()] == ["0"]
+    (superseded / "0").rename(superseded / "7")
+    run(again)
+    assert {path.name for path in superseded.iterdir()} == {"7", "8"}
+
+
+def test_full_disk_under_the_mark_of_from_is_one_sentence(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    workdir = Path(pipeline.workdir)
+    workdir.mkdir()
+    (workdir / "from.txt").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"from\.txt cannot be written: No space left"):
+        run(dataclasses.replace(pipeline, from_stage="twin"))
+
+
+def test_a_finished_stage_with_another_config_is_not_taken_for_it(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    with pytest.raises(UserError, match="stage language: .* another config: seed"):
+        run(dataclasses.replace(pipeline, seed=1))
+    longer = dict(pipeline.stages)
+    longer["twin"] = dataclasses.replace(longer["twin"], max_steps=9)
+    with pytest.raises(UserError, match="stage twin: .*2 steps, but now 9 steps.*--from twin"):
+        run(dataclasses.replace(pipeline, stages=longer))
+    assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "twin"}'])
+def test_a_damaged_mark_of_a_finished_stage_is_named(tmp_path, trainer, content):
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    mark = Path(pipeline.workdir) / "twin" / "finished.json"
+    mark.write_text(content)
+    with pytest.raises(UserError, match=f"{mark} .*delete it"):
+        run(pipeline)
+
+
+def test_a_workdir_may_be_spelled_otherwise(tmp_path, trainer, monkeypatch):
+    run(make_pipeline(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run(make_pipeline(tmp_path, workdir="../" + tmp_path.name + "/pipeline"))
+    assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch):
+    write_senteval(tmp_path / "STS")
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    score = StsScore(0.5, 0.4, 10, {})
+    monkeypatch.setattr(stages, "evaluate_sts", lambda encode, tasks: {"STS-B": score})
+    taken = SimpleNamespace(members=[Member(1.0, SimpleNamespace(step=2))], encode=None)
+    monkeypatch.setattr(stages.SentenceEncoder, "load", lambda name: taken)
+    rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
+    assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
+    assert trainer.trained == ["language", "twin", "student", "model"]
+
+
+def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
+    sts = write_senteval(tmp_path / "downstream")
+    (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
+    with pytest.raises(UserError, match="incomplete .STS14: .*images.txt is missing"):
+        run(make_pipeline(tmp_path, sts=str(sts)))
+    assert trainer.trained == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"source": ""}, "it has no text"),
+        ({"source": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"dev": "nowhere.tsv"}, "nowhere.tsv"),
+    ],
+)
+def test_all_inputs_are_looked_at_before_the_first_stage(tmp_path, trainer, fields, problem):
+    with pytest.raises(UserError, match=f"stage (language|twin): .*{problem}"):
+        run(make_pipeline(tmp_path, **fields))
+    assert not trainer.trained
+
+
+def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tmp_path, trainer):
+    (tmp_path / "pairs.tsv").write_text("a cat\tthe cat\n" * 20)
+    pipeline = make_pipeline(tmp_path)
+    twin = pipeline.stages["twin"]
+    data = dataclasses.replace(twin.data, source=str(tmp_path / "pairs.tsv"), pairs="repeat")
+    pipeline.stages["twin"] = dataclasses.replace(twin, data=data)
+    with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*use "same"'):
+        run(pipeline)
+    assert not trainer.trained
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"from_stage": "nowhere"}, "--from nowhere: choose one of the stages language, twin"),
+    ],
+)
+def test_what_cannot_run_is_refused(tmp_path, fields, problem):
+    with pytest.raises(UserError, match=problem):
+        make_pipeline(tmp_path, **fields)
+
+
+def test_without_a_config_there_is_nothing_to_run():
+    with pytest.raises(UserError, match="stages is empty"):
+        run(Pipeline())
+
+
+def test_stages_cannot_look_ahead_or_be_paths(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    backwards = dict(reversed(pipeline.stages.items()))
+    with pytest.raises(UserError, match="twin#1 is used before it is trained"):
+        stage_configs(dataclasses.replace(pipeline, stages=backwards))
+    for name in ("../up", "model", "superseded"):
+        with pytest.raises(UserError, match="cannot name a folder"):
+            dataclasses.replace(pipeline, stages={name: pipeline.stages["language"]})
