@@ -177,7 +177,7 @@ class ObjectiveConfig:
     """Halve the modulus factor of L_ICTM. JTCSE's scripts do this; its formula does not."""
     teacher: str | None = None
     """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
-    hub name, or the JSON file of an ensemble."""
+    hub name, a sum of these (`"runs/a + 0.5 * runs/b"`), or the JSON file of one."""
     distillation: Literal["contrastive", "listwise"] = "contrastive"
     """distill: contrastive is NCE(student, student) + NCE(student, teacher); listwise learns the
     teacher's ranking of the batch and also works with a teacher of another width."""

@@ -44,7 +44,7 @@ def export(arguments: Arguments) -> None:
     exported.check_new(arguments.output)
     if arguments.push:
         hub.check_name(arguments.push)
-    if ensemble.find_description(arguments.model):
+    if ensemble.is_ensemble(arguments.model):
         raise UserError(
             f"--model {arguments.model}: an ensemble is not one folder: distil it into one tower "
             "(objective.name = distill) and export that."

@@ -25,12 +25,13 @@ class Pipeline:
     """Folder that holds one folder per stage and the exported `model`. A second start resumes."""
     stages: dict[str, Config] = field(default_factory=dict)
     """Training runs by name, in order. In model.towers and objective.teacher, the name of an
-    earlier stage (or NAME#K, its tower K) is the model that it trained. The `workdir` of a stage is
-    not used."""
+    earlier stage (or NAME#K, its tower K) is the model that it trained; a teacher may be a sum of
+    stages (`tower_a#0 + tower_b`). The `workdir` of a stage is not used."""
     source: str = ""
     """Text of every stage that has no data.source."""
     dev: str | None = None
-    """Development set of every stage that has no data.dev, except mlm."""
+    """Development set of every stage that has no data.dev, except mlm. A stage with `dev = ""` is
+    not scored in training, and its last step is its model."""
     sts: str | None = None
     """Folder of the seven STS tasks; every stage except mlm is scored on them."""
     seed: int = 0

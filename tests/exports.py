@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 import jax
+from runs import tiny_config
 from tiny_models import write_run
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import RobertaTokenizer
@@ -15,8 +16,6 @@ from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.store.saved_model import SavedModel
-
-from runs import tiny_config
 
 SCORES = {
     "model": "/home/someone/secret/run, step 4",

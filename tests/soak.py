@@ -23,12 +23,11 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 from processes import start  # noqa: E402
+from runs import largest_difference, saved_params  # noqa: E402
 
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
 from jtcse_jax.store.checkpoint import Checkpoints  # noqa: E402
 from jtcse_jax.store.workdir import CHECKPOINTS  # noqa: E402
-
-from runs import largest_difference, saved_params  # noqa: E402
 
 OFTEN, SELDOM = 50, 10_000  # steps between saves; oftener, and the killed one falls far behind
 SETTLED = 0.3  # of the time, before memory is looked at: pools and caches have filled by then

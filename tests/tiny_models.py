@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import write_text
 from transformers import BertTokenizer
 
 from jtcse_jax.architecture import Architecture
@@ -23,8 +24,6 @@ from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_tokenizer import save_tokenizer
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CHECKPOINTS
-
-from runs import write_text
 
 WORDS = ("cat", "dog", "sees", "the", "old", "river", "night", "garden", ".")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

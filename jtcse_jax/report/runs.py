@@ -10,6 +10,7 @@ from typing import Any
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
 from jtcse_jax.runtime import environment
+from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.saved_model import read_json
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG, FINISHED, METRICS
 from jtcse_jax.training.metrics import read_jsonl
@@ -170,7 +171,8 @@ def _stages_named(config: dict[str, Any]) -> set[str]:
     """Names of the folders beside the run's own folder that its config mentions."""
     pipeline = Path(config.get("workdir", "")).parent
     models = [*config.get("model", {}).get("towers", ())]
-    models += filter(None, [config.get("objective", {}).get("teacher")])
+    teacher = config.get("objective", {}).get("teacher")
+    models += [model for _, model in split_sum(teacher)] if teacher else []
     paths = [Path(str(model).partition("#")[0]) for model in models]
     return {path.name for path in paths if path.parent == pipeline}
 

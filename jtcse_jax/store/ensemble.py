@@ -9,6 +9,9 @@ A `model` is a path (relative to the file's folder if it exists there), a hub na
 description. `pooling`, `max_len` and `step` are optional and have the meaning they have in
 `saved_model.load`. Since a description may come from someone else, its paths are restricted: they
 must lie below the file's folder or, as plain relative paths, below the working directory.
+
+Where a model is named, `0.3 * runs/jtcse + 0.7 * org/name` is the same ensemble without a file; a
+weight of 1 can be left out.
 """
 
 import dataclasses
@@ -47,8 +50,8 @@ class ModelArguments:
 
     model: str
     """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name,
-    `package:NAME/FOLDER` (a folder of an installed Python package), or the JSON file of an
-    ensemble."""
+    `package:NAME/FOLDER` (a folder of an installed Python package), a weighted sum of models
+    (`"0.3 * runs/a + 0.7 * runs/b"`), or the JSON file of one."""
     step: int | None = None
     """Step of a workdir; by default the best by dev score, or the newest if no step has one."""
     pooling: Literal["cls", "mean"] | None = None
@@ -85,8 +88,8 @@ def load_members(
     A member that is itself an ensemble is replaced by its members, with multiplied weights.
 
     Args:
-      name: a description (a .json file or a folder with `ensemble.json`), or any name that
-        `saved_model.load` takes.
+      name: a description (a .json file or a folder with `ensemble.json`), a sum of names
+        (`0.3 * A + 0.7 * B`), or any name that `saved_model.load` takes.
       step: as in `saved_model.load`; for an ensemble, write it into the description.
       pooling: likewise.
       max_len: likewise.
@@ -94,18 +97,57 @@ def load_members(
       UserError: a description does not exist, is wrong or contains itself, options are given for
         an ensemble, members have vectors of different widths, or as `saved_model.load`.
     """
-    description = find_description(name)
-    if description is None:
+    if not is_ensemble(name):
         options = {"step": step, "pooling": pooling, "max_len": max_len}
         return (Member(1.0, saved_model.load(name, **options)),)
     if not (step is pooling is max_len is None):
         raise UserError(
-            f"{name} is an ensemble: give step, pooling and max_len for each member in "
-            f"{description}, not as options."
+            f"{name} is an ensemble: give step, pooling and max_len for each member in its JSON "
+            "file, not as options."
         )
-    members = _read(description, ())
-    _check_widths(description, members)
+    terms = split_sum(name)
+    if len(terms) == 1 and (description := find_description(name)) is not None:
+        members = _read(description, ())
+    else:
+        members = tuple(
+            Member(weight * member.weight, member.model)
+            for weight, term in terms
+            for member in load_members(term)
+        )
+    _check_widths(name, members)
     return members
+
+
+def is_ensemble(name: str | Path) -> bool:
+    """Whether `name` is a sum of models or describes one, and not one model.
+
+    Raises UserError if `name` is a .json file that does not exist.
+    """
+    return split_sum(name) != [(1.0, str(name))] or find_description(name) is not None
+
+
+def split_sum(name: str | Path) -> list[tuple[float, str]]:
+    """The weights and names of `0.3 * A + 0.7 * B`; [(1.0, name)] for the name of one model.
+
+    Raises UserError for a weight that is not a number above 0, to 1e6.
+    """
+    text = str(name)
+    if (" + " not in text and " * " not in text) or user_path(text).exists():
+        return [(1.0, text)]
+    terms = []
+    for term in text.split(" + "):
+        weight, mark, model = term.rpartition(" * ")
+        try:
+            number = float(weight) if mark else 1.0
+        except ValueError:
+            number = 0.0
+        if not model.strip() or not 0 < number <= MOST_WEIGHT:
+            raise UserError(
+                f"{name}: {term!r} is not a model or WEIGHT * MODEL with a weight above 0, to "
+                f"{MOST_WEIGHT:g}: correct it."
+            )
+        terms.append((number, model.strip()))
+    return terms
 
 
 def computed_in(dtype: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
@@ -246,11 +288,11 @@ def _check_entry(where: str, entry: Any) -> tuple[str, float, dict[str, Any]]:
     return name, float(weight), options
 
 
-def _check_widths(path: Path, members: tuple[Member, ...]) -> None:
+def _check_widths(name: str | Path, members: tuple[Member, ...]) -> None:
     widths = [member.model.bank.architecture.hidden_size for member in members]
     for member, width in zip(members, widths, strict=True):
         if width != widths[0]:
             raise UserError(
-                f"{path}: vectors of different widths cannot be added: "
+                f"{name}: vectors of different widths cannot be added: "
                 f"{members[0].model.source} has {widths[0]}, {member.model.source} {width}."
             )

@@ -23,6 +23,7 @@ from jtcse_jax.runtime import files, run_lock
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
+from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM
 from jtcse_jax.training.stage_scores import stage_row, warning
 from jtcse_jax.training.start import check_config
@@ -94,11 +95,17 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
             raise UserError(f"stages: {name} is used before it is trained: change their order.")
         return name
 
+    def sum_of_folders(name: str) -> str:
+        """The teacher's name, which may be a sum such as `tower_a + 0.5 * tower_b`."""
+        if (terms := split_sum(name)) == [(1.0, name)]:
+            return folder_of(name)
+        return " + ".join(f"{weight:g} * {folder_of(term)}" for weight, term in terms)
+
     for name, config in pipeline.stages.items():
         data = dataclasses.replace(
             config.data,
             source=config.data.source or pipeline.source,
-            dev=config.data.dev or (pipeline.dev if config.objective.traits.embeds else None),
+            dev=_dev(pipeline, config),
             cache_dir=pipeline.cache_dir or config.data.cache_dir,
         )
         teacher = config.objective.teacher
@@ -110,9 +117,18 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
             model=dataclasses.replace(
                 config.model, towers=tuple(map(folder_of, config.model.towers))
             ),
-            objective=dataclasses.replace(config.objective, teacher=teacher and folder_of(teacher)),
+            objective=dataclasses.replace(
+                config.objective, teacher=teacher and sum_of_folders(teacher)
+            ),
         )
     return configs
+
+
+def _dev(pipeline: Pipeline, config: Config) -> str | None:
+    """The dev set of a stage: its own, or the pipeline's; "" is none."""
+    if config.data.dev is None and config.objective.traits.embeds:
+        return pipeline.dev
+    return config.data.dev or None
 
 
 def set_aside(workdir: Path, stages: list[str], first: str) -> None:

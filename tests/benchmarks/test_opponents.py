@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from runs import largest_difference
 
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
@@ -12,8 +13,6 @@ from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.towers import Bank, TowerOutputs, stack, unstack
 from jtcse_jax.store import hf_weights
 from jtcse_jax.training import objectives
-
-from runs import largest_difference
 
 torch = pytest.importorskip("torch", reason="the opponents run on torch")
 transformers = pytest.importorskip("transformers")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import tiny_config
 from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
@@ -22,8 +23,6 @@ from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.training.optimizer import make_optimizer
 from jtcse_jax.training.train_step import init_state, make_train_step
 from jtcse_jax.training.trainer import train
-
-from runs import tiny_config
 
 TINY = Architecture(vocab_size=200, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32)
 BATCH, LENGTH, SLOTS = 16, 32, 4

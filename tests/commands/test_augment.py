@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from marian import copy_without, reference, write_marian
+from runs import write_text
 
 from jtcse_jax import augment
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.errors import UserError
-
-from runs import write_text
 
 SIZES = {"batch_size": 4, "num_beams": 2, "max_len": 12}
 OPTIONS = ("--batch-size", 4, "--num-beams", 2, "--max-len", 12)

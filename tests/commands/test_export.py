@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exports import ALL_OPTIONS, SCORES, arguments, roberta_model, write_trained_run
+from runs import largest_difference
 from tiny_models import padded_vectors, relative_files, some_sentences, tiny_model, write_run
 from transformers import AutoTokenizer
 
@@ -19,8 +20,6 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
-
-from runs import largest_difference
 
 SENTENCES = some_sentences(12)
 

@@ -3,14 +3,13 @@
 import dataclasses
 
 import pytest
+from runs import tiny_config
 from tiny_models import tiny_model
 
 from jtcse_jax import quickstart
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.evaluation.sts import builtin_dev
 from jtcse_jax.store import exported, saved_model
-
-from runs import tiny_config
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tyro
 from processes import ROOT
+from runs import tiny_config, write_text
 from tiny_models import write_senteval
 
 from jtcse_jax import augment, config_file, encode, evaluate, export
@@ -21,8 +22,6 @@ from jtcse_jax.report import __main__ as report
 from jtcse_jax.training import stages
 from jtcse_jax.training.stages import stage_configs
 from jtcse_jax.training.trainer import train
-
-from runs import tiny_config, write_text
 
 RECIPES, EVALUATION = (
     (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("recipes.md", "evaluation.md")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from processes import end, start_cluster
+from runs import largest_difference, saved_params, tiny_config
 from tiny_models import WORDS, padded_vectors, tiny_model
 
 from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
@@ -21,8 +22,6 @@ from jtcse_jax.store import exported
 from jtcse_jax.training.similar_plan import ORDER, item_vectors
 from jtcse_jax.training.start import Start
 from jtcse_jax.training.trainer import train
-
-from runs import largest_difference, saved_params, tiny_config
 
 RATE = OptimizerConfig(learning_rate=3e-5)  # small: AdamW turns rounding into a whole step
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from objective_cases import TINY, make_bank, make_batch
+from runs import saved_params, tiny_config
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
@@ -18,8 +19,6 @@ from jtcse_jax.store import hf_config, hf_weights
 from jtcse_jax.training import losses, objectives
 from jtcse_jax.training.masking import mask_tokens
 from jtcse_jax.training.trainer import find_mask_token, train
-
-from runs import saved_params, tiny_config
 
 MASK = 4
 

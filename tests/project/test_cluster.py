@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT, SAVED, declared_cluster, end, start_cluster, start_python, wait_for
+from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.config import OptimizerConfig
 from jtcse_jax.training.trainer import train
-
-from runs import largest_difference, saved_params, tiny_config
 
 pytestmark = pytest.mark.slow
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import SAVED, end, start, wait_for
+from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
@@ -27,8 +28,6 @@ from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import loop
 from jtcse_jax.training.train_step import TrainStep
 from jtcse_jax.training.trainer import train
-
-from runs import largest_difference, saved_params, tiny_config
 
 ONE_DEVICE = jax.devices()[:1]
 LONG = "max_steps=4000, save_every=50, eval_every=5000, log_every=1000, keep=2"

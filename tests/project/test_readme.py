@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 from processes import QUICK_COMPILATION, ROOT, hide_torch
+from runs import write_dev, write_text
 from tiny_models import tiny_model, write_senteval
 
 from jtcse_jax.store.exported import export
-
-from runs import write_dev, write_text
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--max-steps", "1", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT
+from runs import tiny_config
 from tiny_models import tiny_model, write_run
 
 from jtcse_jax import encode, evaluate, export
@@ -35,8 +36,6 @@ from jtcse_jax.store.ensemble import load_members
 from jtcse_jax.store.exported import export as write_export
 from jtcse_jax.store.manifest import UNHASHED
 from jtcse_jax.training.trainer import train
-
-from runs import tiny_config
 
 FORBIDDEN = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 # Translation runs on torch; a module of sentence-transformers is written in it; the encoder hands

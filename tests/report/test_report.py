@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import tiny_config
 
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import to_json
@@ -19,8 +20,6 @@ from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_log
 from jtcse_jax.report.tables import config_differences, summary_table
-
-from runs import tiny_config
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -1,8 +1,8 @@
 """The tests' tiny towers, long enough to be stopped in the middle; run.sh gives the text."""
 
-from jtcse_jax.config import Config
-
 from runs import DATA, MODEL, OPTIMIZER  # of tests/, which run.sh puts on the path
+
+from jtcse_jax.config import Config
 
 config = Config(
     model=MODEL,

@@ -7,13 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from runs import largest_difference
 from tiny_models import tiny_model, write_run
 
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble, exported, saved_model
 from jtcse_jax.store.ensemble import Member, load_members
-
-from runs import largest_difference
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,26 @@ def test_anything_else_is_one_member_of_weight_one(folder):
     assert (only.model.bank, only.model.serving_length) == (expected.bank, 9)
     assert largest_difference(only.model.params, expected.params) == 0
     assert ensemble.source((only,)) == expected.source
+
+
+def test_a_sum_of_names_is_the_ensemble_of_its_file(folder, tmp_path):
+    inner = describe(folder / "inner.json", member("one", 4.0))
+    described = describe(folder / "sum.json", member("two", 0.5), member("one", 4.0))
+    summed = load_members(f"0.5 * {folder / 'two'} + {inner}")
+    assert ensemble.fingerprint(summed) == ensemble.fingerprint(load_members(described))
+    assert ensemble.source(summed).startswith("0.5 * ")
+    shutil.copytree(folder / "one", tmp_path / "a + b")  # a folder of that name is that folder
+    ((weight, _),) = load_members(tmp_path / "a + b")
+    assert weight == 1.0
+    assert ensemble.split_sum("2 * a#0 + b#1") == [(2.0, "a#0"), (1.0, "b#1")]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["x * a + b", "a + ", "0 * a", "-1 * a + b", "nan * a", "1e7 * a"]
+)
+def test_a_sum_that_is_none_is_refused_by_its_term(wrong):
+    with pytest.raises(UserError, match=r"WEIGHT \* MODEL"):
+        load_members(wrong)
 
 
 @pytest.mark.parametrize("given", ["mix", "mix/ensemble.json"])

@@ -11,13 +11,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from processes import free_port
+from runs import largest_difference
 from tiny_models import relative_files, tiny_model
 
 from jtcse_jax import export
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import exported, hub, saved_model
-
-from runs import largest_difference
 
 NAME, TOKEN, COMMIT = "someone/a-twin", "hf_secret", "c" * 40
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import flip_bit, largest_file
+from runs import largest_difference
 from safetensors.numpy import load_file, save_file
 from tiny_models import shifted, some_sentences, tiny_model, write_run
 
@@ -16,8 +17,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.store import manifest, saved_model
 from jtcse_jax.store.exported import export
 from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION
-
-from runs import largest_difference
 
 SENTENCES = some_sentences(12)
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 from objective_cases import make_bank, make_batch
 from reference_losses import reference_cosine, reference_info_nce
+from runs import largest_difference, saved_params, tiny_config
 from tiny_models import some_sentences, tiny_model
 from transformers import BertTokenizer
 
@@ -26,8 +27,6 @@ from jtcse_jax.training import losses, objectives
 from jtcse_jax.training.start import keep, load_teacher
 from jtcse_jax.training.train_step import init_state, make_train_step
 from jtcse_jax.training.trainer import make_batches, tokenize_text, train
-
-from runs import largest_difference, saved_params, tiny_config
 
 SGD = optax.sgd(0.1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import tiny_config
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig
 from jtcse_jax.evaluation import development
@@ -18,8 +19,6 @@ from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training.announce import harder_batches
 from jtcse_jax.training.stage_scores import stage_row, verdict, warning
 from jtcse_jax.training.trainer import train
-
-from runs import tiny_config
 
 
 def one_device():

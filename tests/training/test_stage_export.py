@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import flip_bit, largest_file
+from runs import make_pipeline
 from tiny_models import tiny_model, write_run, write_senteval
 
 from jtcse_jax.encoding.encoder import SentenceEncoder
@@ -15,8 +16,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts import StsScore, evaluate_sts, load_sts
 from jtcse_jax.training import stages
 from jtcse_jax.training.stages import run
-
-from runs import make_pipeline
 
 
 def test_one_tower_of_a_stage_is_exported_with_its_own_scores(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from processes import declared_cluster, end, start_python
+from runs import make_pipeline
 from tiny_models import write_senteval
 
 from jtcse_jax.config import ObjectiveConfig
@@ -26,8 +27,6 @@ from jtcse_jax.training.stage_scores import print_table
 from jtcse_jax.training.stages import run, stage_configs
 from jtcse_jax.training.start import keep
 
-from runs import make_pipeline
-
 
 def test_every_stage_starts_from_those_before_it(tmp_path):
     configs = stage_configs(make_pipeline(tmp_path, seed=5))
@@ -40,6 +39,22 @@ def test_every_stage_starts_from_those_before_it(tmp_path):
         assert config.workdir == str(workdir / name) and config.seed == 5042
         assert config.data.source == str(tmp_path / "text.txt")
         assert (config.data.dev is None) == (name == "language")
+
+
+def test_a_teacher_can_be_a_sum_and_a_stage_without_a_dev_set(tmp_path):
+    pipeline = make_pipeline(tmp_path)
+    twin, student = pipeline.stages["twin"], pipeline.stages["student"]
+    summed = dataclasses.replace(student.objective, teacher="0.5 * twin#1 + twin + elsewhere")
+    unscored = dataclasses.replace(twin, data=dataclasses.replace(twin.data, dev=""))
+    stages = pipeline.stages | {
+        "twin": unscored,
+        "student": dataclasses.replace(student, objective=summed),
+    }
+    configs = stage_configs(dataclasses.replace(pipeline, stages=stages))
+    folder = tmp_path / "pipeline" / "twin"
+    teacher = f"0.5 * {folder}#1 + 1 * {folder} + 1 * elsewhere"
+    assert configs["student"].objective.teacher == teacher
+    assert configs["twin"].data.dev is None and configs["student"].data.dev is not None
 
 
 def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):

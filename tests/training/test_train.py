@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from processes import ROOT, wait_for
+from runs import ANIMALS, largest_difference, saved_params, tiny_config
 from tiny_models import tiny_model
 
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
@@ -25,8 +26,6 @@ from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import trainer
 from jtcse_jax.training.start import check_config, keep, start_model
 from jtcse_jax.training.trainer import train
-
-from runs import ANIMALS, largest_difference, saved_params, tiny_config
 
 
 def one_device():
