@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 JTCSE_ACCELERATOR="${JTCSE_ACCELERATOR:-cpu}" bash launch/install.sh requirements-dev.txt
 slow=()
 if [[ "${CI:-}" == true ]]; then
-  slow=(-m "")
+  slow=(-m "" --durations=30)
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/lint-imports --no-cache
