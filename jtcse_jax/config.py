@@ -175,6 +175,9 @@ class ObjectiveConfig:
     """tncse, jtcse: weight of L_ICTM."""
     modulus_half: bool = True
     """Halve the modulus factor of L_ICTM. JTCSE's scripts do this; its formula does not."""
+    matryoshka: tuple[int, ...] = ()
+    """All but mlm: sum the loss over the first d components of the vectors, for each d of this list
+    (such as 384 256 128 64), so that vectors cut to d components (--truncate-dim) stay good."""
     teacher: str | None = None
     """distill: the model to learn from: a workdir, an exported folder, a Hugging Face folder or
     hub name, a sum of these (`"runs/a + 0.5 * runs/b"`), or the JSON file of one."""
@@ -197,6 +200,15 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")
         if not 0 < self.mask_share < 1:
             raise UserError(f"objective.mask_share = {self.mask_share}: choose between 0 and 1.")
+        if any(d < 1 for d in self.matryoshka) or len({*self.matryoshka}) < len(self.matryoshka):
+            raise UserError(
+                f"objective.matryoshka = {self.matryoshka}: list different numbers above 0."
+            )
+        if self.matryoshka and (self.mlp_head or not self.traits.embeds):
+            raise UserError(
+                "objective.matryoshka needs the sentence vectors in the loss: it does not go with "
+                "mlp_head or mlm."
+            )
         if self.traits.needs_teacher != (self.teacher is not None):
             raise UserError(
                 f"objective.name = {self.name} and objective.teacher = {self.teacher}: distill "

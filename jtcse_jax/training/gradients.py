@@ -34,7 +34,7 @@ def loss_and_gradient(
     def loss_of(outputs: PyTree) -> tuple[Array, Terms]:
         outputs = sharding.split_sentences(bank.mesh, outputs)
         whole = batch._replace(mask=batch.mask.reshape(-1))
-        return objective.loss(bank, outputs, whole, key, config)
+        return objective.of_outputs(bank, outputs, whole, key, config)
 
     if not batch.has_micro_batches:
         (loss, terms), gradient = jax.value_and_grad(

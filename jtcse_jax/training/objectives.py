@@ -14,6 +14,7 @@ from jax import Array
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.errors import UserError
 from jtcse_jax.models import mlm_head
 from jtcse_jax.models.bert import initializer
 from jtcse_jax.models.towers import Bank, Params, TowerOutputs, neighbours, sum_towers
@@ -45,7 +46,36 @@ class Objective:
         self, bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
     ) -> tuple[Array, Terms]:
         """The loss and its terms for a batch, in one forward pass."""
-        return self.loss(bank, self.forward(bank, params, batch, key, config), batch, key, config)
+        outputs = self.forward(bank, params, batch, key, config)
+        return self.of_outputs(bank, outputs, batch, key, config)
+
+    def of_outputs(
+        self, bank: Bank, outputs: Any, batch: Batch, key: Array, config: ObjectiveConfig
+    ) -> tuple[Array, Terms]:
+        """The loss and its terms for the outputs of the whole batch.
+
+        With `config.matryoshka` it is the sum of the losses of the first d components, for each d
+        (arXiv 2205.13147); the terms are those of the largest d, and `loss_at_d` of each.
+        """
+        if not config.matryoshka:
+            return self.loss(bank, outputs, batch, key, config)
+        each = {
+            d: self.loss(bank, first_components(outputs, d), batch, key, config)
+            for d in sorted(config.matryoshka, reverse=True)
+        }
+        loss = sum((loss for loss, _ in each.values()), start=jnp.zeros(()))
+        _, terms = each[max(each)]
+        return loss, terms | {f"loss_at_{d}": loss for d, (loss, _) in each.items()}
+
+
+def first_components(outputs: Any, count: int) -> Any:
+    """The outputs with sentence vectors [..., count]; the pooler's outputs stay whole."""
+    if isinstance(outputs, TowerOutputs):
+        return outputs._replace(
+            hidden=outputs.hidden[..., :count], crossed=outputs.crossed[..., :count]
+        )
+    streams, vectors = outputs  # of `projected_streams`
+    return first_components(streams, count), vectors[..., :count]
 
 
 def plain_streams(
@@ -146,7 +176,7 @@ def distillation_loss(
         nce = {"temperature": config.temperature, "mask": batch.mask}
         terms = {
             "nce": losses.info_nce(student, student, **nce),
-            "teacher": losses.info_nce(student, target, **nce),
+            "teacher": losses.info_nce(student, target[:, : student.shape[1]], **nce),
         }
     return sum(terms.values(), start=jnp.zeros(())), terms | health(outputs, batch)
 
@@ -237,8 +267,15 @@ def init_params(
 ) -> Params:
     """The trained parameters: the bank's towers, and a training-only head if there is one.
 
-    `head` is a trained head of mlm to continue with, leaves [K, ...].
+    `head` is a trained head of mlm to continue with, leaves [K, ...]. Raises UserError if
+    `config.matryoshka` names more components than the vectors have.
     """
+    width = bank.architecture.hidden_size
+    if max(config.matryoshka, default=0) > width:
+        raise UserError(
+            f"objective.matryoshka = {config.matryoshka}: the model's vectors have {width} "
+            "components: name no more."
+        )
     head = head or OBJECTIVES[config.name].head(bank, key, config)
     return {"towers": towers} if head is None else {"towers": towers, "head": head}
 

@@ -3,6 +3,8 @@
 The bank is not jitted, and compiled without optimizations: the time goes into compiling.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,7 @@ from reference_losses import (
 
 from jtcse_jax.architecture import Cross
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.errors import UserError
 from jtcse_jax.training import objectives
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -248,3 +251,59 @@ def test_negatives_per_anchor_are_those_the_loss_counts(config):
     _, terms, _ = run(make_bank(), config, make_batch([[1, 5, 2]] * 6))
     counted = np.exp(terms["nce"] / 2) - 1
     np.testing.assert_allclose(objectives.negatives_per_anchor(3, config), counted, rtol=1e-4)
+
+
+def first(outputs, count):
+    """The outputs of towers whose vectors have only `count` components."""
+    return outputs._replace(
+        hidden=outputs.hidden[..., :count], crossed=outputs.crossed[..., :count]
+    )
+
+
+def test_matryoshka_is_the_sum_over_the_first_components():
+    """Against the method's sums for each cut; the pooler's outputs are not cut."""
+    config = ObjectiveConfig(temperature=0.1, matryoshka=(3, 8, 5))
+    outputs = make_outputs(2)
+    loss, terms = objectives.OBJECTIVES["jtcse"](
+        GivenOutputs(), {"towers": outputs}, make_batch(), KEYS[0], config
+    )
+    sides = [
+        {d: reference_terms(first(outputs, d), config, coin, crossed=True) for d in (3, 5, 8)}
+        for coin in (0, 1)
+    ]
+    coin = int(np.argmin([abs(terms["icnce"] - side[8]["icnce"]) for side in sides]))
+    assert_terms(terms, sides[coin][8])
+    expected = {d: sum(side.values()) for d, side in sides[coin].items()}
+    assert_terms(terms, {f"loss_at_{d}": value for d, value in expected.items()})
+    np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simcse", "tncse", "distill"])
+def test_matryoshka_of_one_cut_is_the_objective_on_cut_vectors(name):
+    """And a list of the whole width alone changes nothing."""
+    teacher = {"teacher": "x"} if name == "distill" else {}
+    config = ObjectiveConfig(name, 0.1, **teacher)
+    batch = make_batch()._replace(target=np.asarray(sum(make_outputs(2).hidden)))
+
+    def loss(outputs, matryoshka=(), batch=batch):
+        changed = dataclasses.replace(config, matryoshka=matryoshka)
+        return objectives.OBJECTIVES[name](
+            GivenOutputs(), {"towers": outputs}, batch, KEYS[0], changed
+        )[0]
+
+    outputs = make_outputs(2)
+    cut = batch._replace(target=batch.target[:, :5])
+    np.testing.assert_allclose(loss(outputs, (5,)), loss(first(outputs, 5), batch=cut), rtol=1e-6)
+    np.testing.assert_allclose(loss(outputs, (8,)), loss(outputs), rtol=1e-6)
+
+
+def test_matryoshka_is_refused_by_its_field():
+    for wrong in (
+        {"matryoshka": (0,)},
+        {"matryoshka": (4, 4)},
+        {"name": "mlm", "matryoshka": (4,)},
+    ):
+        with pytest.raises(UserError, match=r"objective\.matryoshka"):
+            ObjectiveConfig(**wrong)
+    with pytest.raises(UserError, match=r"objective\.matryoshka"):
+        make_params(make_bank(), ObjectiveConfig(matryoshka=(16, 17)))
