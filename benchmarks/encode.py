@@ -205,7 +205,7 @@ def _device_only(model: str, text: str, dtype: str) -> Callable[[], dict[str, fl
     (bank,) = _encoder(model, dtype).banks
     sentences, batches = _sentences(text), []
     for start in range(0, len(sentences), bank_encoder.PART):
-        _, calls = bank.place(sentences[start : start + bank_encoder.PART])
+        calls = bank.place(sentences[start : start + bank_encoder.PART]).calls
         batches += [call.batch for call in calls]
     work = Work(*(sum(map(float, each)) for each in zip(*map(Work.of, batches), strict=True)))
     one = forward_flops(bank.bank.architecture, work, pooling=bank.bank.pooling)

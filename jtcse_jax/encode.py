@@ -10,7 +10,8 @@ import tyro
 from rich.progress import Progress
 
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_truncation
+from jtcse_jax.data.unknown import percentage
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_losses
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile, check_output
 from jtcse_jax.errors import UserError, one_line_errors
@@ -74,8 +75,12 @@ def encode(arguments: Arguments) -> None:
             _encode_share(file, text, encoder, arguments, progress, wait=wait)
         progress.update(progress.task_ids[0], completed=rows)
         file.finish()
-    warn_of_truncation(encoder.truncated, encoder)
-    print(f"{output}: {rows:,} vectors of {width}", file=sys.stderr)
+    warn_of_losses(encoder)
+    unknown = percentage(encoder.unknown, encoder.characters)
+    print(
+        f"{output}: {rows:,} vectors of {width}; {unknown} of the characters unknown",
+        file=sys.stderr,
+    )
 
 
 def _count(name: str, text: Source) -> int:

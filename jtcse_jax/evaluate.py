@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jtcse_jax.config_file import CONFIGS
+from jtcse_jax.data.unknown import percentage
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.evaluation.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
 from jtcse_jax.runtime.compilation import keep_compiled
@@ -129,7 +130,7 @@ def print_tables(result: dict[str, Any]) -> None:
             continue
         protocol = scored[0][suite]["protocol"]
         _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
-        _print_cut_sentences(suite, scored)
+        _print_losses(suite, scored)
         for one in scored:
             for said in one[suite].get("undefined", ()):
                 rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
@@ -139,15 +140,18 @@ def print_tables(result: dict[str, Any]) -> None:
         _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
 
 
-def _print_cut_sentences(suite: str, results: list[dict[str, Any]]) -> None:
-    counts = {
-        one["model"]: one[suite]["cut_sentences"]
-        for one in results
-        if "cut_sentences" in one[suite]
+def _print_losses(suite: str, results: list[dict[str, Any]]) -> None:
+    counted = {one["model"]: one[suite] for one in results if "cut_sentences" in one[suite]}
+    kinds = {
+        "cut_sentences": ("sentences cut at the serving length", lambda one: one["cut_sentences"]),
+        "unknown_characters": (
+            "characters that are [UNK] to the tokenizer",
+            lambda one: percentage(one["unknown_characters"], one["characters"]),
+        ),
     }
-    if counts:
-        each = (f"{count:,} ({model})" for model, count in counts.items() if count)
-        rich.print(Text(f"sentences cut at the serving length: {', '.join(each) or 0}"))
+    for name, (title, shown) in kinds.items() if counted else ():
+        each = (f"{shown(one)} ({model})" for model, one in counted.items() if one[name])
+        rich.print(Text(f"{title}: {', '.join(each) or 0}"))
 
 
 def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
@@ -200,9 +204,9 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
 def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
     """A suite's result with its seconds; unless `alone`, an error becomes the result.
 
-    For models of this project it includes the number of cut sentences.
+    For models of this project it includes the numbers of cut sentences and unknown characters.
     """
-    start, cut_before = time.perf_counter(), model.cut_sentences
+    start, before = time.perf_counter(), model.losses
     try:
         result = scorer.score(model)
     except UserError as error:
@@ -210,9 +214,7 @@ def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, A
             raise
         logger.warning("%s: %s", suite, error)
         return {"error": str(error)}
-    cut_after = model.cut_sentences
-    if cut_before is not None and cut_after is not None:
-        result["cut_sentences"] = cut_after - cut_before
+    result |= {name: count - before[name] for name, count in model.losses.items()}
     return result | {"data": scorer.data, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -18,6 +18,7 @@ from jtcse_jax.data.tokens import (
     tokenize,
     truncating_backend,
 )
+from jtcse_jax.data.unknown import percentage, warn_of_unknown
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.runtime.locks import lock_file
 from jtcse_jax.store.hf_tokenizer import find_tokenizer
@@ -112,8 +113,10 @@ def _say_stats(cache: TokenCache) -> None:
     stats = cache.stats
     print(
         f"{stats['source']}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
-        f"tokens, {stats['truncated']:,} cut to {cache.max_len}"
+        f"tokens, {stats['truncated']:,} cut to {cache.max_len}, "
+        f"{percentage(stats['unknown'], stats['characters'])} of the characters unknown"
     )
+    warn_of_unknown(stats["source"], stats["unknown"], stats["characters"])
 
 
 def _check_settings(output: Path, settings: dict[str, object]) -> None:

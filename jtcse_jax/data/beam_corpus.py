@@ -1,9 +1,9 @@
 """Makes a corpus from documents with Apache Beam: split, clean, deduplicate, tokenise.
 
-The text is a function of the documents: its sentences are distinct and sorted by their hashes,
-whatever the runner, the number of workers and the order of the files. So the text is shuffled, and
-neighbours in it are not neighbours in a document. Beam's workers make the tokens as the parts of
-`data.token_parts`.
+The text is a function of the documents: its sentences are distinct (`cleaning.duplicate_key`) and
+sorted by their hashes, whatever the runner, the number of workers and the order of the files. So
+the text is shuffled, and neighbours in it are not neighbours in a document. Beam's workers make the
+tokens as the parts of `data.token_parts`.
 """
 
 import hashlib
@@ -17,14 +17,16 @@ from typing import Any
 
 import tokenizers
 
-from jtcse_jax.data.cleaning import KEPT, Rules, examine
+from jtcse_jax.data.cleaning import KEPT, Rules, duplicate_key, examine
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.errors import UserError
 
 DOCUMENTS, DISTINCT = "documents", "distinct"
 # A worker's error that a user can fix arrives as the last line of a traceback.
-_RAISED = re.compile(r"(?:jtcse_jax\.errors\.UserError: |\w+: (?=\[Errno ))(.+) \[while running '")
+_RAISED = re.compile(
+    r"(?:jtcse_jax\.errors\.UserError: |\b\w+: (?=\[Errno ))(.+) \[while running '"
+)
 
 
 def write_sentences(
@@ -58,7 +60,9 @@ def write_sentences(
             outcomes
             | "kept" >> beam.Filter(lambda outcome: outcome[0] == KEPT)
             | "sentences" >> beam.Values()
-            | "distinct" >> beam.Distinct()
+            | "by content" >> beam.Map(with_digest)
+            | "distinct" >> beam.CombinePerKey(max)
+            | "one of each" >> beam.Values()
             | "by hash" >> beam.Map(with_file, num_files)
             | "of a file" >> beam.GroupByKey()
             | "write" >> beam.Map(write_file, str(folder), num_files)
@@ -98,6 +102,15 @@ def outcomes_of(shard: int, spec: str, rules: Rules) -> Iterator[tuple[str, str]
     for document in open_source(spec).read_shard(shard):
         yield DOCUMENTS, ""
         yield from examine(document, rules)
+
+
+def with_digest(sentence: str) -> tuple[bytes, str]:
+    """A sentence and a key that is equal for its duplicates.
+
+    The largest of these is kept. It is among those with the fewest capitals and spaces.
+    """
+    key = duplicate_key(sentence).encode()
+    return hashlib.blake2b(key, digest_size=16).digest(), sentence
 
 
 def with_file(sentence: str, num_files: int) -> tuple[int, str]:

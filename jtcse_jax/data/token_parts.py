@@ -19,6 +19,7 @@ import numpy as np
 import tokenizers
 
 from jtcse_jax.data.sources import Source
+from jtcse_jax.data.unknown import UnknownCounter
 from jtcse_jax.runtime.locks import lock_byte
 
 TOKENS, LENGTHS, COUNTS = "tokens.bin", "lengths.bin", "counts.json"
@@ -147,7 +148,8 @@ class TokenParts:
         return counts if whole else None
 
     def _write(self, number: int, folder: Path, advance: Callable[[int], None]) -> dict[str, int]:
-        sentences = num_tokens = truncated = 0
+        sentences = num_tokens = truncated = characters = unknown = 0
+        counter = UnknownCounter(self._backend)
         assert self._backend.truncation is not None  # `truncating_backend` has set it
         max_len = self._backend.truncation["max_length"]
         with open(folder / TOKENS, "wb") as token_file, open(folder / LENGTHS, "wb") as length_file:
@@ -159,6 +161,8 @@ class TokenParts:
                 token_file.write(flat.data)
                 length_file.write(np.fromiter(map(len, ids), "<u2", len(ids)).data)
                 sentences += len(ids)
+                characters += sum(map(len, block))
+                unknown += int(counter.count(block, ids).sum())
                 num_tokens += len(flat)
                 # Only a sentence of max_len tokens can have been cut; the check is slow.
                 truncated += sum(
@@ -171,6 +175,8 @@ class TokenParts:
             "tokens": num_tokens,
             "blank": self._source.blank,
             "truncated": truncated,
+            "characters": characters,
+            "unknown": unknown,
         }
 
 

@@ -24,7 +24,8 @@ from jtcse_jax.user_path import user_path
 
 _META, _STARTS = "meta.json", "starts.bin"
 _FILES = (_META, _STARTS, LENGTHS, TOKENS)
-_FORMAT = 2
+_FORMAT = 3
+_COUNTED = ("blank", "truncated", "characters", "unknown")  # besides sentences and tokens
 _STRIDE = 64  # the start of every 64th sentence is stored; the rest are computed from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
 
@@ -45,7 +46,8 @@ class TokenCache:
         max_len: longest sentence allowed, in tokens; longer ones were truncated.
         vocab_size: an upper bound of all ids of the tokenizer.
         stats: `source` (its spec), `sentences`, `blank` (lines skipped), `truncated`
-            (sentences cut to max_len), `mean_length` (in tokens).
+            (sentences cut to max_len), `characters`, `unknown` (characters that the tokenizer
+            does not know), `mean_length` (in tokens).
     """
 
     def __init__(self, folder: Path | str):
@@ -235,7 +237,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
     stats, vocab_size, tokens = meta["stats"], meta["vocab_size"], meta["tokens"]
     sentences = stats["sentences"]
     counts = [meta[name] for name in ("tokens", "views", "pad_id", "max_len", "vocab_size")]
-    counts += [stats[name] for name in ("sentences", "blank", "truncated")]
+    counts += [stats[name] for name in ("sentences", *_COUNTED)]
     return (
         all(type(count) is int and count >= 0 for count in counts)
         and meta["pad_id"] < vocab_size <= 2**31
@@ -245,6 +247,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and 1 <= meta["max_len"] <= _LONGEST
         and 0 < tokens <= sentences * meta["max_len"]
         and stats["truncated"] <= sentences
+        and stats["unknown"] <= stats["characters"]
         and stats["mean_length"] == tokens / sentences
         and isinstance(stats["source"], str)
     )
@@ -264,8 +267,7 @@ def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder:
         "stats": {
             "source": source.spec,
             "sentences": counts["sentences"],
-            "blank": counts["blank"],
-            "truncated": counts["truncated"],
+            **{name: counts[name] for name in _COUNTED},
             "mean_length": counts["tokens"] / counts["sentences"],
         },
     }

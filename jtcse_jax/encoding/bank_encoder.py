@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jtcse_jax.batch import Batch
 from jtcse_jax.data.packing import fill, pack, usual_row_length
 from jtcse_jax.data.tokens import truncating_backend
+from jtcse_jax.data.unknown import UnknownCounter
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.runtime import sharding
@@ -37,6 +38,7 @@ class Encoded(NamedTuple):
 
     vectors: np.ndarray  #: [n, D] float32, the sum of the towers' vectors, not scaled
     cut: np.ndarray  #: [n] bool, True if a sentence was longer than `serving_length`
+    unknown: np.ndarray  #: [n] int64, characters that the tokenizer does not know
 
 
 class Call(NamedTuple):
@@ -44,6 +46,14 @@ class Call(NamedTuple):
 
     sentences: np.ndarray  #: [m] indices of the sentences
     batch: Batch  #: on the devices; `order` has the m sentences first, `mask` is True for them
+
+
+class Placed(NamedTuple):
+    """Sentences that are ready for the model."""
+
+    cut: np.ndarray  #: as in `Encoded`
+    unknown: np.ndarray  #: as in `Encoded`
+    calls: list[Call]
 
 
 class BankEncoder:
@@ -89,6 +99,7 @@ class BankEncoder:
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
             # An empty sentence would have no token, and no sentence would have a [CLS].
             raise UserError("The tokenizer adds no special tokens: use this model's tokenizer.")
+        self._unknown = UnknownCounter(self._tokenizer)
         platform = self.mesh.devices.flat[0].platform
         self.row_lengths = (SHORT_ROW,)
         if serving_length > SHORT_ROW:
@@ -130,33 +141,33 @@ class BankEncoder:
         No sentence may be longer than `serving_length`. `done` as in `encode`.
         """
 
-        def place_tokens(part: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Call]]:
-            return np.zeros(len(part), bool), list(self._calls(part))
+        def place_tokens(part: Sequence[np.ndarray]) -> Placed:
+            nothing = np.zeros(len(part), np.int64)
+            return Placed(nothing.astype(bool), nothing, list(self._calls(part)))
 
         return self._encode(place_tokens, tokens, done).vectors
 
-    def place(self, sentences: Sequence[str]) -> tuple[np.ndarray, list[Call]]:
-        """Returns [n] which sentences were cut, and the model's calls.
-
-        Raises the errors of `encode`.
-        """
+    def place(self, sentences: Sequence[str]) -> Placed:
+        """Tokenises and packs sentences. Raises the errors of `encode`."""
         try:
             encoded = self._tokenizer.encode_batch_fast(sentences)
         except TypeError as error:  # half a surrogate pair; the tokenizer does not say which string
             raise UserError(f"A sentence is not valid Unicode text ({error}).") from error
-        tokens = [np.array(encoding.ids, np.int32) for encoding in encoded]
+        ids = [encoding.ids for encoding in encoded]
         cut = np.array([bool(encoding.overflowing) for encoding in encoded], bool)
-        return cut, list(self._calls(tokens))
+        unknown = self._unknown.count(sentences, ids)
+        return Placed(cut, unknown, list(self._calls([np.array(one, np.int32) for one in ids])))
 
     def _encode(
         self,
-        place: Callable[[Sequence[Any]], tuple[np.ndarray, list[Call]]],
+        place: Callable[[Sequence[Any]], Placed],
         sentences: Sequence[Any],
         done: Callable[[int], None],
     ) -> Encoded:
         size = PART * sharding.row_shards(self.mesh)
         parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
-        encoded = [Encoded(np.empty((0, self.width), np.float32), np.empty(0, bool))]
+        vectors = np.empty((0, self.width), np.float32)
+        encoded = [Encoded(vectors, np.empty(0, bool), np.empty(0, np.int64))]
         with closing(map_ahead(place, parts, AHEAD)) as placed:
             # The calls of a part are dispatched before the results of an earlier one are awaited.
             for running, _ in pairwise(chain(map(self._start, placed), [None])):
@@ -164,12 +175,12 @@ class BankEncoder:
                 encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
-    def _start(self, part: tuple[np.ndarray, list[Call]]) -> "_Running":
+    def _start(self, part: Placed) -> "_Running":
         """Dispatches all calls of the model for some sentences, without waiting for the results."""
-        cut, calls = part
-        return _Running(
-            cut, [(call, embed(self.bank, self.mesh, self.params, call.batch)) for call in calls]
-        )
+        calls = [
+            (call, embed(self.bank, self.mesh, self.params, call.batch)) for call in part.calls
+        ]
+        return _Running(part.cut, part.unknown, calls)
 
     def _calls(self, tokens: Sequence[np.ndarray]) -> Iterator[Call]:
         """Packs the sentences of each row length separately."""
@@ -227,13 +238,14 @@ class BankEncoder:
         for call, embedded in running.calls:
             vectors[call.sentences] = np.asarray(embedded)[: len(call.sentences)]
             done(len(call.sentences))
-        return Encoded(vectors, running.cut)
+        return Encoded(vectors, running.cut, running.unknown)
 
 
 class _Running(NamedTuple):
     """Sentences that the devices are encoding."""
 
     cut: np.ndarray  # as in Encoded
+    unknown: np.ndarray  # as in Encoded
     calls: list[tuple[Call, Array]]  # each call with its vectors
 
 

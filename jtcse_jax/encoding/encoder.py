@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jtcse_jax.data.unknown import warn_of_unknown
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.index import make_index
 from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
@@ -43,6 +44,8 @@ class SentenceEncoder(MtebEncoder):
     Attributes:
       width: size of a vector (D).
       truncated: number of sentences cut at the serving length so far, over all calls.
+      characters: number of characters of all sentences so far.
+      unknown: number of these that a bank's tokenizer does not know.
     """
 
     def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
@@ -50,7 +53,7 @@ class SentenceEncoder(MtebEncoder):
         self.banks = tuple(banks)
         self.weights = tuple(weights or [1.0] * len(self.banks))
         self.width = self.banks[0].width
-        self.truncated = 0
+        self.truncated = self.characters = self.unknown = 0
         self._index = None
         self._sentences: list[str] = []
 
@@ -145,8 +148,8 @@ class SentenceEncoder(MtebEncoder):
         """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
         No sentences give [0, D]. The empty sentence "" is allowed; its vector is that of the
-        special tokens. Sentences longer than the serving length are cut and counted in `truncated`;
-        each call warns once.
+        special tokens. Sentences longer than the serving length are cut and counted in `truncated`,
+        characters that a tokenizer does not know in `unknown`; each call warns once.
 
         Args:
           sentences: a string, a list, or any iterable, which is read block by block.
@@ -172,7 +175,7 @@ class SentenceEncoder(MtebEncoder):
         sentences = [sentences] if single else sentences
         convert = _converter(output)
         width = check_width(truncate_dim, self.width)
-        before = self.truncated
+        before = self.truncated, self.unknown, self.characters
         vectors = [np.empty((0, width), np.float32)]
         count = len(sentences) if isinstance(sentences, Sized) else None
         with progress_bar(count, show_progress_bar) as progress:
@@ -184,7 +187,7 @@ class SentenceEncoder(MtebEncoder):
                     done=partial(progress.advance, progress.task_ids[0]),
                 )
                 vectors.append(encoded)
-        warn_of_truncation(self.truncated - before, self)
+        warn_of_losses(self, *before)
         whole = np.concatenate(vectors)
         return convert(whole[0] if single else whole)
 
@@ -196,17 +199,21 @@ class SentenceEncoder(MtebEncoder):
         truncate_dim: int | None = None,
         done: Callable[[float], None] = lambda count: None,
     ) -> np.ndarray:
-        """As `encode`, for one block of strings; cut sentences are counted without a warning.
+        """As `encode`, for one block of strings; what is lost is counted without a warning.
 
         `done` is called repeatedly with the number of newly finished sentences.
         """
         total = np.zeros((len(sentences), self.width), np.float32)
         cut = np.zeros(len(sentences), bool)
+        unknown = np.zeros(len(sentences), np.int64)
         for bank, weight in zip(self.banks, self.weights, strict=True):
             encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)))
             total += np.float32(weight) * encoded.vectors
             cut |= encoded.cut
+            unknown = np.maximum(unknown, encoded.unknown)
         self.truncated += int(cut.sum())
+        self.characters += sum(map(len, sentences))
+        self.unknown += int(unknown.sum())
         total = total[:, : check_width(truncate_dim, self.width)]
         if normalize_embeddings:
             total = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
@@ -298,11 +305,15 @@ def check_width(truncate_dim: int | None, width: int) -> int:
     return truncate_dim
 
 
-def warn_of_truncation(count: int, encoder: SentenceEncoder) -> None:
-    """Warns that `count` sentences were cut, if there are any, and names the limit."""
-    if count:
+def warn_of_losses(
+    encoder: SentenceEncoder, truncated: int = 0, unknown: int = 0, characters: int = 0
+) -> None:
+    """Warns of cut sentences and unknown characters since the encoder had the given counts."""
+    if cut := encoder.truncated - truncated:
         limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
-        logger.warning("%s sentences cut at %s tokens.", f"{count:,}", limits)
+        logger.warning("%s sentences cut at %s tokens.", f"{cut:,}", limits)
+    characters = encoder.characters - characters
+    warn_of_unknown("sentences", encoder.unknown - unknown, characters)
 
 
 def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[str]]:

@@ -41,9 +41,15 @@ class Model(NamedTuple):
         return self.encoder.encode(sentences, normalize_embeddings=self.normalize)
 
     @property
-    def cut_sentences(self) -> int | None:
-        """Number of sentences cut at the serving length; None for a foreign encoder."""
-        return None if isinstance(self.encoder, ForeignEncoder) else self.encoder.truncated
+    def losses(self) -> dict[str, int]:
+        """Cut sentences, unknown characters and all characters so far; {} if not counted."""
+        if isinstance(self.encoder, ForeignEncoder):
+            return {}
+        return {
+            "cut_sentences": self.encoder.truncated,
+            "unknown_characters": self.encoder.unknown,
+            "characters": self.encoder.characters,
+        }
 
 
 def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:

@@ -1,5 +1,6 @@
 """The tokenizer of a Hugging Face folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.store.hf_files import find_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_SETTINGS = "tokenizer_config.json"
 
 
 def find_tokenizer(name: str) -> Any:
@@ -47,6 +49,12 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         raise
     except Exception as error:  # tokenizers raises a plain Exception, even for a full disk
         raise OSError(str(error)) from error
+    path = Path(folder) / _SETTINGS
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # The class has a new name in transformers 5, which version 4 does not know; both know the old.
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:

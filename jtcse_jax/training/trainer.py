@@ -17,6 +17,7 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
+from jtcse_jax.data.unknown import percentage, warn_of_unknown
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.models.towers import Bank, Params
@@ -216,8 +217,10 @@ def tokenize_text(config: Config, source: Source, tokenizers: list[Any]) -> list
     say(
         f"text {data.source}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
         f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
-        "skipped"
+        f"skipped, {percentage(stats['unknown'], stats['characters'])} of the characters unknown"
     )
+    if is_primary():
+        warn_of_unknown(stats["source"], stats["unknown"], stats["characters"])
     return caches
 
 

@@ -111,6 +111,17 @@ def test_cut_sentences_are_counted_for_each_suite(command, run, tmp_path, capsys
         assert " ".join(table.split()).count(line) == 2
 
 
+def test_unknown_characters_are_counted_for_each_suite(command, run, tmp_path, capsys):
+    (tmp_path / "own.tsv").write_text("the ก\tthe cat\t1\nthe cat\tค\t2\na\tthe river\t3\n")
+    command(evaluate, "--model", run, "--sts", tmp_path / "own.tsv")
+    table, brace, rest = capsys.readouterr().out.partition("\n{\n")
+    result = json.loads(brace + rest)["sts"]
+    texts = {"the ก", "the cat", "ค", "a", "the river"}
+    assert result["unknown_characters"] == 2
+    assert result["characters"] == sum(map(len, texts))
+    assert "[UNK] to the tokenizer: 8.70 %" in " ".join(table.split())
+
+
 def test_subsets_stand_beside_the_whole(evaluated, run):
     sts, result = evaluated
     subsets = result["sts"]["subsets"]

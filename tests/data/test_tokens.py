@@ -76,6 +76,8 @@ def test_tokens_are_those_of_the_tokenizer(source, tokenizer, caches, max_len, b
         "sentences": 4,
         "blank": 2,
         "truncated": sum(length > max_len for length in whole),
+        "characters": sum(map(len, SENTENCES)),
+        "unknown": 0,
         "mean_length": pytest.approx(sum(min(length, max_len) for length in whole) / 4),
     }
     assert (cache.views, cache.pad_id, cache.max_len) == (1, 0, max_len)
@@ -86,6 +88,12 @@ def test_a_sentence_of_just_max_len_is_not_counted_as_truncated(source, tokenize
     longest = max(len(tokenizer(sentence)["input_ids"]) for sentence in SENTENCES)
     assert tokenize(source, tokenizer, longest, caches).stats["truncated"] == 0
     assert tokenize(source, tokenizer, longest - 1, caches).stats["truncated"] == 1
+
+
+def test_characters_of_unknown_words_are_counted(tmp_path, tokenizer, caches):
+    (tmp_path / "text.txt").write_text("a cat ran\nthe dog\nzebras\n")
+    stats = tokenize(open_source(str(tmp_path / "text.txt")), tokenizer, 16, caches).stats
+    assert (stats["unknown"], stats["characters"]) == (len("ran" + "zebras"), 9 + 7 + 6)
 
 
 def test_pairs_keep_their_views_side_by_side(tmp_path, tokenizer, caches):
@@ -187,6 +195,8 @@ WRONG = {
     "sentences": (4.0, 0, -4, None),
     "blank": (-1, 2.0, "2", None),
     "truncated": (-1, 5, "x", None),
+    "characters": (-1, 1.5, None),
+    "unknown": (-1, 10**6, "x", None),
     "mean_length": (math.nan, math.inf, "x", 1.0, None),
 }
 
@@ -352,7 +362,8 @@ def test_opening_a_cache_reads_neither_its_tokens_nor_all_its_lengths(tmp_path):
         file.seek(-2 * length, os.SEEK_END)
         file.write(np.arange(length, dtype=np.uint16).tobytes())
     meta = {"dtype": "<u2", "tokens": count * length, "views": 1, "pad_id": 0, "max_len": length}
-    stats = {"source": "", "sentences": count, "blank": 0, "truncated": 0, "mean_length": length}
+    stats = {"source": "", "sentences": count, "mean_length": length}
+    stats |= {"blank": 0, "truncated": 0, "characters": 0, "unknown": 0}
     meta |= {"vocab_size": length, "stats": stats}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     tracemalloc.start()

@@ -115,7 +115,7 @@ def test_no_thread_is_left_when_the_devices_fail(model, monkeypatch):
 def test_full_calls_return_four_vectors_per_row_if_that_is_enough(model, words, per_row):
     """Rows have 16 slots; sentences of 15 tokens need 4 of them, those of 3 tokens all."""
     bank = BankEncoder.of(model)
-    _, calls = bank.place([" ".join(["cat"] * words)] * 1200)
+    _, _, calls = bank.place([" ".join(["cat"] * words)] * 1200)
     full = [call for call in calls if call.batch.tokens.size == 8 * bank.call_tokens]
     assert full
     for call in full:
@@ -149,7 +149,7 @@ def test_only_sentences_beyond_64_tokens_lie_in_long_rows(model):
     random = np.random.default_rng(0)
     order = random.permutation(len(words))
     sentences = [" ".join(["cat"] * words[number]) for number in order]
-    cut, calls = bank.place(sentences)
+    cut, _, calls = bank.place(sentences)
     assert cut.tolist() == [words[number] > 150 for number in order]
     seen = []
     for call in calls:

@@ -99,6 +99,27 @@ def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
     assert embed.truncated == 4
 
 
+def test_unknown_characters_are_counted_and_warned_of_above_1_percent(model, caplog):
+    embed = SentenceEncoder.of(model)
+    known = "the cat " * 5
+    embed.encode([known] * 9 + ["cat ก"])  # one character of 365
+    assert (embed.unknown, embed.characters) == (1, 9 * 40 + 5)
+    assert not [record for record in caplog.records if "[UNK]" in record.message]
+    embed.encode(["กขค the", known, "จฉ"])  # 5 of 49
+    assert embed.unknown == 6
+    warned = [record.message for record in caplog.records if "[UNK]" in record.message]
+    assert len(warned) == 1 and "10.20 %" in warned[0]
+
+
+def test_ensemble_counts_what_any_member_does_not_know(model):
+    other = dataclasses.replace(
+        tiny_model(1), tokenizer=BertTokenizer(vocab={entry: n for n, entry in enumerate(SPECIAL)})
+    )
+    mix = SentenceEncoder.of((Member(0.5, model), Member(0.5, other)))
+    mix.encode(["the cat", "ก"])
+    assert (mix.unknown, mix.characters) == (len("thecatก"), 8)
+
+
 def test_ensemble_is_the_weighted_sum_of_raw_vectors(model):
     """The second member has its own words, pooling and length."""
     second = tiny_model(1, pooling="mean", serving_length=9)

@@ -1,14 +1,21 @@
 """Tokenizers in Hugging Face folders."""
 
+import dataclasses
 import json
 
 import pytest
 from hf_tensors import ARCHITECTURE, CONFIG, VOCAB, bert_tensors, save
+from tiny_models import SHAPE
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.errors import UserError
+from jtcse_jax.models.towers import Bank
 from jtcse_jax.store import hf_tokenizer, hf_weights
+from jtcse_jax.store.exported import export
+from jtcse_jax.store.saved_model import SavedModel
 
 
 def small_tokenizer(size=10):
@@ -29,6 +36,33 @@ def test_tokenizer_is_written_and_loaded(tmp_path):
     assert tokenizer.is_fast
     assert tokenizer("word1 word4 unheard")["input_ids"] == [6, 9, 1]
     assert tokenizer.pad_token_id == 0
+
+
+@pytest.mark.parametrize("num_towers", [1, 2])
+def test_trained_tokenizer_has_the_same_ids_in_an_exported_folder(tmp_path, num_towers):
+    library = pytest.importorskip("sentence_transformers", reason="opens the exported folder")
+    clauses = "เด็กผู้หญิงกำลังอ่านหนังสืออยู่ใต้ต้นไม้ใหญ่", "ราคาน้ำมันในตลาดโลกปรับตัวสูงขึ้นอีกครั้ง"
+    (tmp_path / "text.txt").write_text("\n".join(clauses * 9), encoding="utf-8")
+    tokenizer = train_tokenizer(open_source(str(tmp_path / "text.txt")), 300)
+    sentences = [clauses[0] * 3 + clauses[1], f"a Ω{clauses[1]}"]
+    ids = tokenizer(sentences)["input_ids"]
+
+    bank = Bank(
+        dataclasses.replace(SHAPE, vocab_size=len(tokenizer), max_positions=256), num_towers
+    )
+    export(SavedModel(bank, bank.init(0), tokenizer, 256, "tiny"), tmp_path / "model")
+    towers = [tmp_path / "model"]
+    if num_towers > 1:
+        towers = [tmp_path / "model" / f"tower_{number}" for number in range(num_towers)]
+    for tower in towers:
+        assert AutoTokenizer.from_pretrained(tower)(sentences)["input_ids"] == ids
+        # The only name of the class that both transformers 4 and 5 know.
+        settings = json.loads((tower / "tokenizer_config.json").read_text())
+        assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    opened = library.SentenceTransformer(
+        str(tmp_path / "model"), device="cpu", trust_remote_code=num_towers > 1
+    )
+    assert opened.tokenizer(sentences)["input_ids"] == ids
 
 
 def test_folders_without_a_tokenizer(tmp_path):
