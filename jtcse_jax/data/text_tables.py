@@ -156,7 +156,7 @@ class Json(Table):
                     text += decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
                     raise UserError(
-                        f"{self.path}: not UTF-8 text after record {count}; convert it to UTF-8"
+                        f"{self.path} is not UTF-8 text after record {count}; convert it to UTF-8"
                     ) from error
                 position = 0
                 while True:
