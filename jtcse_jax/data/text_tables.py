@@ -28,6 +28,9 @@ class Delimited(Table):
     Between commas and semicolons cells may be quoted, as in CSV, and then contain line breaks.
     Between tabs a quote is a character like any other, unless every line with quotes is as a CSV
     writer makes it. The first line has the names, but `records` also reads files without a header.
+
+    Attributes:
+        delimiter: what stands between the cells.
     """
 
     def __init__(self, path: Path):
@@ -35,18 +38,18 @@ class Delimited(Table):
         lines = text_files.decoded_lines(path, text_files.WHOLE)
         first = next((line for _, line in lines if line.strip()), "")
         if text_files.holds_pairs(path) or "\t" in first:
-            self._delimiter = "\t"
+            self.delimiter = "\t"
         else:
-            self._delimiter = "||" if "||" in first else max(",;", key=first.count)
+            self.delimiter = "||" if "||" in first else max(",;", key=first.count)
         header = next((cells for _, cells in self.records() if cells), [])
         self.names = [name.strip() for name in header]
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """The line number and the cells of each record, none for a blank line."""
-        if self._delimiter in ",;":
+        if self.delimiter in ",;":
             yield from self._csv_records()
             return
-        unquote = self._delimiter == "\t" and self._is_quoted
+        unquote = self.delimiter == "\t" and self._is_quoted
         for number, line in text_files.decoded_lines(self.path, text_files.WHOLE):
             line = line.rstrip("\r\n")
             if not line.strip():
@@ -54,7 +57,7 @@ class Delimited(Table):
             elif unquote and '"' in line:
                 yield number, next(csv.reader([line], delimiter="\t"))
             else:
-                yield number, line.split(self._delimiter)
+                yield number, line.split(self.delimiter)
 
     def rows(self, part: range, names: Sequence[str]) -> Iterator[tuple[int, Cells]]:
         columns = [self.names.index(name) for name in names]
@@ -76,7 +79,7 @@ class Delimited(Table):
     def _csv_records(self) -> Iterator[tuple[int, list[str]]]:
         lines = text_files.decoded_lines(self.path, text_files.WHOLE)
         csv.field_size_limit(LONGEST_LINE)
-        reader = csv.reader((line for _, line in lines), delimiter=self._delimiter, strict=True)
+        reader = csv.reader((line for _, line in lines), delimiter=self.delimiter, strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, cells if any(map(str.strip, cells)) else []
