@@ -41,6 +41,8 @@ from jtcse_jax.user_path import user_path
 
 _NAMED = re.compile(r"(?P<name>.+):(?P<split>[^:\[\]]+(\[[^\[\]]*\])?):(?P<field>[^:]+)")
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can escape one; it has no UTF-8
+
 _TFDS_COMMAND = "pip install tensorflow-datasets importlib_resources"
 
 _SHARD_RECORDS = 2**18  # tokenised in seconds: a killed run loses no more than that
@@ -163,20 +165,26 @@ def _open_tables(
 
 def _table_sentences(table: Table, part: range, columns: Sequence[str]) -> Iterator[str]:
     for number, cells in table.rows(part, columns):
-        yield from _sentences(cells, columns, lambda: table.place(part, number))  # noqa: B023
-
-
-def _sentences(cells: Cells, columns: Sequence[str], place: Callable[[], str]) -> Iterable[str]:
-    """The sentences of a record; one empty string if any of them is empty."""
-    for cell, column in zip(cells, columns, strict=False):  # a blank line has one cell
-        if not isinstance(cell, str | None):
-            raise UserError(f"{place()}: {column} is not text; name a column of text")
-        if not cell or not cell.strip():
-            return ("",)
         try:
-            cell.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{place()}: {column} holds half a surrogate pair") from error
+            yield from _sentences(cells)
+        except ValueError as error:
+            raise UserError(f"{table.place(part, number)}: {error}") from error
+
+
+def _sentences(cells: Cells) -> Sequence[str]:
+    """The sentences of a record; one empty string if any of them is empty.
+
+    Raises ValueError for a cell that is not text.
+    """
+    for cell in cells:
+        if cell is None:
+            return ("",)
+        if not isinstance(cell, str):
+            raise ValueError(f"{cell!r:.50} is not text; name a column of text")
+        if not cell.isascii() and _HALF_PAIR.search(cell):
+            raise ValueError("half a surrogate pair is not text; correct it")
+        if not cell or cell.isspace():
+            return ("",)
     return cells
 
 
@@ -260,7 +268,10 @@ def _open_hub(spec: str) -> Source:
         records = dataset.select(part)
         rows = zip(*(records[name] for name in columns), strict=True)
         for number, cells in zip(part, rows, strict=True):
-            yield from _sentences(cells, columns, lambda: f"{spec}: record {number}")  # noqa: B023
+            try:
+                yield from _sentences(cells)
+            except ValueError as error:
+                raise UserError(f"{spec}: record {number}: {error}") from error
 
     identity = [name, split, field, len(dataset), dataset._fingerprint]
     shards = [partial(lines, part) for part in runs(len(dataset), _SHARD_RECORDS)]
