@@ -42,6 +42,15 @@ def test_every_stage_starts_from_those_before_it(tmp_path):
         assert (config.data.dev is None) == (name == "language")
 
 
+def test_columns_belong_to_the_source_of_the_pipeline(tmp_path):
+    pipeline = make_pipeline(tmp_path, columns=("text",))
+    data = dataclasses.replace(pipeline.stages["twin"].data, source="own.txt")
+    own = dataclasses.replace(pipeline.stages["twin"], data=data)
+    configs = stage_configs(dataclasses.replace(pipeline, stages=pipeline.stages | {"twin": own}))
+    assert configs["language"].data.columns == ("text",)
+    assert (configs["twin"].data.source, configs["twin"].data.columns) == ("own.txt", ())
+
+
 def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
     pipeline = make_pipeline(tmp_path)
     first = dataclasses.replace(pipeline.stages["language"].model, pooling="mean")
