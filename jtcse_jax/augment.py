@@ -17,7 +17,8 @@ import tyro
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.pair_file import PairFile
-from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.sources import Source
+from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.errors import UserError, one_line_errors
 
 _WORDS_WINDOW = 8192  # sentences between two writes
@@ -26,11 +27,9 @@ _SECONDS = 10  # between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(TextArguments):
     """The arguments of both subcommands."""
 
-    input: str
-    """Sentences, one per line: a file or glob (plain, .gz or .xz), tfds:..., hub:..., or stdlib."""
     output: str
     """The .tsv file to write; it must not exist. Until it is complete it is OUTPUT.partial."""
 
@@ -57,14 +56,14 @@ class BackTranslate(Arguments):
 
     pivot: str | None = None
     """The pivot language, such as fr; not needed with both --forward and --backward."""
-    source: str = "en"
+    language: str = "en"
     """Language of the sentences."""
     forward: str | None = None
-    """Model from SOURCE to PIVOT, a folder or hub name; by default
-    Helsinki-NLP/opus-mt-SOURCE-PIVOT."""
+    """Model from LANGUAGE to PIVOT, a folder or hub name; by default
+    Helsinki-NLP/opus-mt-LANGUAGE-PIVOT."""
     backward: str | None = None
-    """Model from PIVOT to SOURCE, a folder or hub name; by default
-    Helsinki-NLP/opus-mt-PIVOT-SOURCE."""
+    """Model from PIVOT to LANGUAGE, a folder or hub name; by default
+    Helsinki-NLP/opus-mt-PIVOT-LANGUAGE."""
     forward_prefix: str = ""
     """Token that names the target language to a --forward model with several, such as
     >>cmn_Hans<<."""
@@ -154,19 +153,17 @@ def make_translated(arguments: BackTranslate) -> None:
 
 
 def _model_names(arguments: BackTranslate) -> tuple[str, str]:
-    source, pivot = arguments.source, arguments.pivot
+    language, pivot = arguments.language, arguments.pivot
     if pivot is None and not (arguments.forward and arguments.backward):
         raise UserError("give --pivot LANGUAGE, or both models: --forward and --backward.")
     return (
-        arguments.forward or f"Helsinki-NLP/opus-mt-{source}-{pivot}",
-        arguments.backward or f"Helsinki-NLP/opus-mt-{pivot}-{source}",
+        arguments.forward or f"Helsinki-NLP/opus-mt-{language}-{pivot}",
+        arguments.backward or f"Helsinki-NLP/opus-mt-{pivot}-{language}",
     )
 
 
 def _open(arguments: Arguments) -> Source:
-    source = open_source(arguments.input)
-    if source.views > 1:
-        raise UserError(f"--input {arguments.input} has two sentences a line; give one a line.")
+    source = arguments.open_sentences()
     if not arguments.output.endswith(".tsv"):
         raise UserError(
             f"--output {arguments.output}: give a name that ends in .tsv; the trainer recognises "
@@ -211,7 +208,7 @@ def _progress(done: int, total: int, rate: float) -> str:
 
 
 def _say_result(arguments: Arguments, source: Source, pairs: PairFile) -> None:
-    blank = f"; {source.blank:,} blank lines skipped" * (source.blank > 0)
+    blank = f"; {source.blank:,} blank lines or records skipped" * (source.blank > 0)
     equal = f"{pairs.unchanged:,} with two equal sentences"
     _say(f"{arguments.output}: {pairs.pairs:,} pairs, {equal}{blank}")
 

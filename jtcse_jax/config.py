@@ -78,8 +78,12 @@ class DataConfig:
 
     source: str = ""
     """Training text: a file or glob with one sentence per line (plain, .gz, .xz), a .tsv of pairs
-    (two views of a sentence), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, or stdlib (the English
-    text of Python's own documentation)."""
+    (two views of a sentence), a table (see `columns`), tfds:NAME:SPLIT:FIELD,
+    hub:NAME:SPLIT:FIELD (also of a folder that `datasets` saved), or stdlib (the English text of
+    Python's own documentation). `-` and other pipes are copied to a temporary file."""
+    columns: tuple[str, ...] = ()
+    """Columns of the table in `source`, a .csv, .tsv with a header, .jsonl, .json, .parquet or
+    .arrow: one of sentences, or two of pairs. Empty for text without columns."""
     pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
     """The two views of an item. same: the sentence twice (dropout makes them differ), or the pair
     in a .tsv; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
@@ -109,8 +113,9 @@ class DataConfig:
     slots: int | None = None
     """Largest number of sentence views in a row (C); by default one per ten tokens."""
     dev: str | None = None
-    """Development set: a file of lines sentence1<TAB>sentence2<TAB>score, an STS-B file or folder,
-    or `builtin`. Without one no best step is selected, and the newest is kept."""
+    """Development set: scored pairs in a file, as lines sentence1<TAB>sentence2<TAB>score or in any
+    other form that `evaluate --sts` reads; an STS-B folder; or `builtin`. Without one no best step
+    is selected, and the newest is kept."""
     cache_dir: str = "~/.cache/jtcse_jax"
     """Folder for tokenised text."""
     timeout: float = 600

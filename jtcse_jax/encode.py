@@ -9,7 +9,8 @@ from functools import partial
 import tyro
 from rich.progress import Progress
 
-from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.sources import Source
+from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.unknown import percentage
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_losses
 from jtcse_jax.encoding.progress import progress_bar
@@ -22,7 +23,7 @@ from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EncoderArguments):
+class Arguments(EncoderArguments, TextArguments):
     """Encodes sentences into a .npy file of float32 vectors: row n is line n.
 
     Memory use does not grow with the text. If the command is killed, the same command resumes. A
@@ -30,8 +31,6 @@ class Arguments(EncoderArguments):
     folder, the processes share the work.
     """
 
-    input: str
-    """Sentences, one per line: a file or glob (plain, .gz or .xz)."""
     output: str
     """The .npy file to write; it must not exist. Until it is complete it is OUTPUT.partial."""
     normalize: bool = False
@@ -52,8 +51,13 @@ def encode(arguments: Arguments) -> None:
     check_output(output)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: give at least 1.")
-    text = open_source(arguments.input)
-    rows = _count(arguments.input, text)
+    if output.suffix not in ("", ".npy"):
+        raise UserError(
+            f"--output {output}: vectors are written as a .npy file, so give a name that ends in "
+            ".npy (numpy.load reads it, and numpy.savetxt writes it as text)."
+        )
+    text = arguments.open_sentences()
+    rows = _count(arguments, text)
     members = arguments.load_members()
     print(f"model: {ensemble.source(members)}", file=sys.stderr)
     encoder = SentenceEncoder.of(members)
@@ -83,16 +87,10 @@ def encode(arguments: Arguments) -> None:
     )
 
 
-def _count(name: str, text: Source) -> int:
+def _count(arguments: Arguments, text: Source) -> int:
     """Counts the sentences. It reads the whole text: an error at its end would come after days."""
-    if text.views > 1:
-        raise UserError(f"--input {name} has two sentences a line; give one a line.")
     count = sum(1 for _ in text.read())
-    if text.blank:
-        raise UserError(
-            f"--input {name} has {text.blank} blank lines, so that row n of the output would not "
-            "be line n: remove them."
-        )
+    arguments.check_numbers(text)
     return count
 
 

@@ -45,7 +45,8 @@ class Arguments(EncoderArguments):
     """The suite to score; by default all suites whose data is given."""
     sts: str | None = None
     """Folder of STS12-16, STS-B and SICK-R in SentEval's layout (STS12-en-test, ...), or a file of
-    lines `sentence1<TAB>sentence2<TAB>score`."""
+    scored pairs: lines `sentence1<TAB>sentence2<TAB>score`, or a table (.csv, .tsv, .jsonl, .json,
+    .parquet) with columns of such names."""
     transfer: str | None = None
     """Folder of MR, CR, SUBJ, MPQA, SST2, TREC and MRPC in SentEval's layout (CR, MPQA, ...)."""
     dev: str | None = None

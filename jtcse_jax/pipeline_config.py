@@ -27,8 +27,10 @@ class Pipeline:
     """Training runs by name, in order. In model.towers and objective.teacher, the name of an
     earlier stage (or NAME#K, its tower K) is the model that it trained; a teacher may be a sum of
     stages (`tower_a#0 + tower_b`). The `workdir` of a stage is not used."""
-    source: str = ""
+    source: Annotated[str, tyro.conf.arg(aliases=("--input",))] = ""
     """Text of every stage that has no data.source."""
+    columns: tuple[str, ...] = ()
+    """Columns of `source` if it is a table, as in data.columns."""
     dev: str | None = None
     """Development set of every stage that has no data.dev, except mlm. A stage with `dev = ""` is
     not scored in training, and its last step is its model."""

@@ -11,6 +11,7 @@ import tyro
 from jtcse_jax.data import beam_corpus
 from jtcse_jax.data.cleaning import KEPT, Rules
 from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.tokens import (
     TokenCache,
     cache_folder,
@@ -29,13 +30,11 @@ _LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(TextArguments):
     """Makes the token cache of a text; without it, training makes one itself. If the command is
     killed, the same command resumes. Started at the same time on several hosts that share the cache
     folder, the processes share the work."""
 
-    source: str
-    """The text, as in data.source."""
     tokenizer: str
     """Folder or hub name of a model or of its tokenizer, as in model.towers or model.tokenizer."""
     max_len: int = 64
@@ -45,14 +44,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """Makes a corpus from documents with Apache Beam: splits them into sentences, cleans these,
+class Corpus(TextArguments):
+    """Makes a corpus from documents with Apache Beam: reads a document (or a paragraph) per line
+    or record of the text, splits them into sentences, cleans these,
     drops duplicates and tokenises the rest. Train on it with --data.source 'OUTPUT/*.txt'
     --data.cache-dir OUTPUT/cache. If the command stops after the text is complete, the same command
     resumes there, and does not make finished parts of the tokens again."""
 
-    input: str
-    """Documents, one per line (or one paragraph per line), in any form that data.source takes."""
     output: str
     """The folder to make; until the text is complete it is OUTPUT.partial."""
     tokenizer: str | None = None
@@ -70,7 +68,7 @@ class Corpus:
 
 def make_tokens(arguments: Tokens) -> None:
     """Makes the cache, or this process's share of it. Raises the errors of `tokenize`."""
-    source = open_source(arguments.source)
+    source = open_source(arguments.input, arguments.columns)
     tokenizer = find_tokenizer(arguments.tokenizer)
     _say_stats(tokenize(source, tokenizer, arguments.max_len, arguments.cache_dir))
 
@@ -82,9 +80,7 @@ def make_corpus(arguments: Corpus) -> None:
     """
     if arguments.files < 1:
         raise UserError(f"--files {arguments.files}: give at least 1.")
-    documents = open_source(arguments.input)
-    if documents.views > 1:
-        raise UserError(f"--input {arguments.input} has two sentences a line; give documents.")
+    documents = arguments.open_sentences()
     tokenizer = find_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     output = user_path(arguments.output).absolute()
     settings = {

@@ -1,5 +1,6 @@
 """`python -m jtcse_jax.search --model PATH --input FILE --query TEXT`: prints similar sentences."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.text_arguments import TextArguments
+from jtcse_jax.data.text_files import STDIN
 from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.runtime.compilation import keep_compiled
@@ -19,14 +21,13 @@ from jtcse_jax.store.ensemble import EncoderArguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EncoderArguments):
+class Arguments(EncoderArguments, TextArguments):
     """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
 
-    Without --query, it reads queries from standard input, one per line.
+    Without --query, it reads queries from standard input, one per line. All sentences are kept in
+    memory.
     """
 
-    input: str
-    """Sentences, one per line: a file or glob (plain, .gz or .xz). All are kept in memory."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to search for; may be given several times."""
     top_k: int = 5
@@ -35,25 +36,30 @@ class Arguments(EncoderArguments):
     """Smallest cosine printed; by default no limit."""
     backend: Literal["exact", "faiss"] = "exact"
     """exact, or faiss, which needs the package faiss-cpu."""
+    json: bool = False
+    """Print a JSON object per query, on one line, instead of a table."""
 
 
 def search(arguments: Arguments) -> None:
-    """Prints a table for each query. Raises the errors of the readers of the model and the text."""
+    """Prints the hits of each query. Raises the errors of the readers of model and text."""
     if arguments.top_k < 1:
         raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
-    source = open_source(arguments.input)
-    if source.views > 1:
-        raise UserError(f"--input {arguments.input} has two sentences a line; give one a line.")
+    if arguments.input == STDIN and not arguments.query:
+        raise UserError("--input -: standard input is the text; give the queries with --query.")
+    source = arguments.open_sentences()
     sentences = list(source.read())
-    if source.blank:
-        raise UserError(
-            f"--input {arguments.input} has {source.blank} blank lines, so that the printed "
-            "numbers would not be line numbers: remove them."
-        )
+    arguments.check_numbers(source)
     encoder = SentenceEncoder.of(arguments.load_members())
     encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
+    print_one = print_json if arguments.json else print_hits
     for query in arguments.query or _lines_of_stdin():
-        print_hits(query, encoder.search(query, arguments.top_k, arguments.threshold))
+        print_one(query, encoder.search(query, arguments.top_k, arguments.threshold))
+
+
+def print_json(query: str, hits: list[Hit]) -> None:
+    """Prints a line of JSON: the query and its hits with the numbers that `print_hits` shows."""
+    found = [{"cosine": hit.score, "line": hit.index + 1, "sentence": hit.sentence} for hit in hits]
+    print(json.dumps({"query": query, "hits": found}, ensure_ascii=False), flush=True)
 
 
 def print_hits(query: str, hits: list[Hit]) -> None:

@@ -54,7 +54,7 @@ def write_sentences(
             pipeline
             | "shards" >> beam.Create(range(source.num_shards))
             | "spread" >> beam.Reshuffle()
-            | "read, split, clean" >> beam.FlatMap(outcomes_of, source.spec, rules)
+            | "read, split, clean" >> beam.FlatMap(outcomes_of, source.spec, source.columns, rules)
         )
         written = (
             outcomes
@@ -97,9 +97,11 @@ def make_parts(source: Source, parts: TokenParts, beam_options: Sequence[str]) -
         )
 
 
-def outcomes_of(shard: int, spec: str, rules: Rules) -> Iterator[tuple[str, str]]:
+def outcomes_of(
+    shard: int, spec: str, columns: Sequence[str], rules: Rules
+) -> Iterator[tuple[str, str]]:
     """The outcomes (`examine`) of every document of a shard, and one count per document."""
-    for document in open_source(spec).read_shard(shard):
+    for document in open_source(spec, columns).read_shard(shard):
         yield DOCUMENTS, ""
         yield from examine(document, rules)
 

@@ -28,9 +28,9 @@ class LongLineError(ValueError):
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
     """The bytes of a file, decompressed if it is a .gz or .xz file."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")
-    if path.suffix == ".xz":
+    if path.suffix.lower() == ".xz":
         return io.BufferedReader(_XzFile(path), _BLOCK)
     return open(path, "rb")
 

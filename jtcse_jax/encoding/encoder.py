@@ -235,8 +235,14 @@ class SentenceEncoder(MtebEncoder):
           batch_size: as in `encode`.
           show_progress_bar: as in `encode`.
         Raises:
-          UserError: as in `encode`, and for an unknown backend or one that is not installed.
+          UserError: as in `encode`; for a string, which may be meant as a file's name; and for an
+            unknown backend or one that is not installed.
         """
+        if isinstance(sentences, str):
+            raise UserError(
+                f"build_index({sentences!r}): give the sentences as a list; those of a file are "
+                "open(name).read().splitlines()."
+            )
         self._index = make_index(backend, self.width)
         self._sentences = []
         self.add_to_index(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)

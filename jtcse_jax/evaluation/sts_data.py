@@ -1,13 +1,16 @@
 """Reads sentence pairs with human similarity scores: STS test sets, own files, the built-in set."""
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jtcse_jax.data import text_files
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.scored_pairs import is_number, read_rows
 from jtcse_jax.user_path import user_path
 
 # The subsets are listed, not searched for: a missing or an extra file (SMT of STS13, which has
@@ -20,6 +23,7 @@ SUBSETS = {
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
 SPLITS = ("train", "dev", "test")
+_SEMEVAL = "STS.input."
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +79,9 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
         else:
             parts = {subset: _read_semeval(*both) for subset, both in subsets.items()}
             tasks.append(StsTask(name, parts))
-    for name, file, read in (("STS-B", benchmark, load_pairs), ("SICK-R", sick, _read_sick)):
+    for name, file in (("STS-B", benchmark), ("SICK-R", sick)):
         if file.is_file():
-            tasks.append(StsTask(name, {"test": read(file)}))
+            tasks.append(StsTask(name, {"test": load_pairs(file)}))
         else:
             missing[name] = _absent([file])
     if not tasks:
@@ -90,13 +94,13 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
 def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
     """Returns the scored pairs of a file, or of the `split` of an STS-Benchmark folder.
 
-    A file has either three columns, `s1<TAB>s2<TAB>score`, or STS-Benchmark's seven to nine (score
-    in the fifth, sentences in the sixth and seventh; no quoting); its first line decides which.
-    Blank lines are skipped. A folder is searched for `sts-train.csv`, `sts-dev.csv` or
-    `sts-test.csv`, also under `STSBenchmark/` and `stsbenchmark/`.
+    A file has one of the layouts of `scored_pairs`; `STS.input.NAME.txt` of SemEval has its scores
+    beside it in `STS.gs.NAME.txt`. Blank lines are skipped. A folder is searched for the files
+    `sts-train.csv`, `sts-dev.csv` or `sts-test.csv`, also in `STSBenchmark/` and `stsbenchmark/`.
 
-    Raises `UserError` for a missing or empty file, a malformed line (by file and line), an unknown
-    split, and for pairs that all have the same score, because they cannot be ranked.
+    Raises `UserError` for a missing or empty file, unknown columns, a malformed line (by file and
+    line), an unknown split, and for pairs that all have the same score, because they cannot be
+    ranked.
     """
     path = user_path(path)
     if split not in SPLITS:
@@ -106,36 +110,19 @@ def load_pairs(path: str | Path, split: str = "dev") -> Pairs:
         if found is None:
             raise UserError(f"{path}: no sts-{split}.csv in this folder; name the file itself")
         path = found
-    first, second, gold = [], [], []
-    columns = None
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        fields = line.split("\t")
-        if columns is None:
-            columns = range(3, 4) if len(fields) == 3 else range(7, 10)
-        if len(fields) not in columns:
-            raise UserError(
-                f"{path}:{number}: {len(fields)} tab-separated columns; write "
-                "s1<TAB>s2<TAB>score on every line, or use an STS-Benchmark file (7 to 9 columns)"
-            )
-        if len(fields) == 3:
-            one, two, score = fields
-        else:
-            score, one, two = fields[4:7]
-        first.append(_sentence(one, path, number))
-        second.append(_sentence(two, path, number))
-        gold.append(_score(score, path, number))
-    if len(gold) < 2:
+    if path.name.startswith(_SEMEVAL):
+        return _read_semeval(path, path.with_name("STS.gs." + path.name.removeprefix(_SEMEVAL)))
+    pairs = _pairs(read_rows(path))
+    if len(pairs) < 2:
         raise UserError(
-            f"{path}: {len(gold)} sentence pairs; write two or more s1<TAB>s2<TAB>score lines"
+            f"{path}: {len(pairs)} sentence pairs; write two or more s1<TAB>s2<TAB>score lines"
         )
-    if len(set(gold)) == 1:
+    if len(set(pairs.gold)) == 1:
         raise UserError(
-            f"{path}: every pair has the score {gold[0]:g}; "
+            f"{path}: every pair has the score {pairs.gold[0]:g}; "
             "give pairs of different similarity to rank"
         )
-    return Pairs(first, second, np.array(gold))
+    return pairs
 
 
 def builtin_dev() -> Pairs:
@@ -178,81 +165,49 @@ def _benchmark_file(folder: Path, split: str) -> Path | None:
 
 
 def _read_semeval(input_file: Path, gold_file: Path) -> Pairs:
+    if not gold_file.is_file():
+        raise UserError(f"{input_file}: its scores {gold_file.name} are not beside it; copy them")
     inputs, golds = _lines(input_file), _lines(gold_file)
     if len(inputs) != len(golds):
         raise UserError(
             f"{input_file}: {len(inputs)} pairs but {len(golds)} scores in {gold_file.name}; "
             "fetch both files again"
         )
-    first, second, gold = [], [], []
+    rows = []
     for number, (line, score) in enumerate(zip(inputs, golds, strict=True), start=1):
         if not score.strip():
             continue
         fields = line.split("\t")  # the raw files of 2016 have their sources in further columns
         if len(fields) < 2:
             raise UserError(f"{input_file}:{number}: one column; write a tab-separated pair")
-        first.append(_sentence(fields[0], input_file, number))
-        second.append(_sentence(fields[1], input_file, number))
-        gold.append(_score(score, gold_file, number))
-    if len(gold) < 2:
-        raise UserError(f"{gold_file}: {len(gold)} scores, two are needed; fetch the file again")
-    return Pairs(first, second, np.array(gold))
-
-
-def _read_sick(path: Path) -> Pairs:
-    header, *lines = _lines(path) or [""]
-    names = header.split("\t")
-    wanted = ("sentence_A", "sentence_B", "relatedness_score")
-    if not set(wanted) <= set(names):
-        raise UserError(f"{path}:1: the header must name {', '.join(wanted)}; fetch it again")
-    first, second, gold = [], [], []
-    for number, line in enumerate(lines, start=2):
-        fields = line.split("\t")
-        if len(fields) != len(names):
-            raise UserError(f"{path}:{number}: {len(fields)} columns, the header has {len(names)}")
-        row = dict(zip(names, fields, strict=True))
-        first.append(_sentence(row["sentence_A"], path, number))
-        second.append(_sentence(row["sentence_B"], path, number))
-        gold.append(_score(row["relatedness_score"], path, number))
-    if len(gold) < 2:
-        raise UserError(f"{path}: {len(gold)} pairs, two are needed; fetch the file again")
-    return Pairs(first, second, np.array(gold))
+        gold = _score(score, f"{gold_file}:{number}")
+        rows.append((f"{input_file}:{number}", *fields[:2], gold))
+    if len(rows) < 2:
+        raise UserError(f"{gold_file}: {len(rows)} scores, two are needed; fetch the file again")
+    return _pairs(rows)
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    # Only line feeds end a line: str.splitlines would also split at U+2028 or U+0085 in a tweet.
-    # (Stripping the fields removes a carriage return before a line feed.)
-    raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if raw[-1] == b"":
-        raw.pop()
-    lines = []
-    for number, line in enumerate(raw, start=1):
-        try:
-            lines.append(line.decode())
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from None
-    return lines
+    return [line for _, line in text_files.decoded_lines(path, text_files.WHOLE)]
 
 
-def _sentence(text: str, path: Path, number: int) -> str:
-    text = text.strip()
-    if not text:
-        raise UserError(f"{path}:{number}: a sentence is empty; fill it in or remove the line")
-    return text
+def _pairs(rows: Iterable[tuple[str, Any, Any, Any]]) -> Pairs:
+    """The pairs of rows (place, sentence, sentence, score). Raises UserError for bad cells."""
+    first, second, gold = [], [], []
+    for place, one, two, score in rows:
+        first.append(_sentence(one, place))
+        second.append(_sentence(two, place))
+        gold.append(_score(score, place))
+    return Pairs(first, second, np.array(gold))
 
 
-def _score(text: str, path: Path, number: int) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(
-            f"{path}:{number}: the score {text.strip()!r} is not a number; "
-            "write a number, and no header line"
-        )
-    return score
+def _sentence(cell: Any, place: str) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        raise UserError(f"{place}: a sentence is empty; fill it in or remove the line")
+    return cell.strip()
+
+
+def _score(cell: Any, place: str) -> float:
+    if not is_number(cell):
+        raise UserError(f"{place}: the score {str(cell).strip()!r} is not a number; correct it")
+    return float(cell)

@@ -105,6 +105,7 @@ def stage_configs(pipeline: Pipeline) -> dict[str, Config]:
         data = dataclasses.replace(
             config.data,
             source=config.data.source or pipeline.source,
+            columns=config.data.columns if config.data.source else pipeline.columns,
             dev=_dev(pipeline, config),
             cache_dir=pipeline.cache_dir or config.data.cache_dir,
         )
@@ -165,7 +166,7 @@ def _check_inputs(name: str, config: Config) -> None:
     try:
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
-        views = open_source(config.data.source).views
+        views = open_source(config.data.source, config.data.columns).views
         if views == 2 and config.data.pairs in ("adjacent", "repeat"):
             raise UserError(
                 f'data.pairs = "{config.data.pairs}" is for single sentences, but '

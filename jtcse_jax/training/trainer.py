@@ -77,7 +77,7 @@ def train(config: Config, *, devices: list[sharding.Device] | None = None) -> No
     if config.eval_layers and not config.data.dev:
         raise UserError("eval_layers = True needs dev sentences: set data.dev.")
     workdir = user_path(config.workdir)
-    source = open_source(config.data.source)
+    source = open_source(config.data.source, config.data.columns)
     dev = Development(config.data.dev) if config.data.dev else None
     mesh = sharding.make_mesh(config.tower_devices, config.fsdp_devices, devices=devices)
     with (
@@ -217,7 +217,8 @@ def tokenize_text(config: Config, source: Source, tokenizers: list[Any]) -> list
     say(
         f"text {data.source}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
         f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
-        f"skipped, {percentage(stats['unknown'], stats['characters'])} of the characters unknown"
+        "or records skipped, "
+        f"{percentage(stats['unknown'], stats['characters'])} of the characters unknown"
     )
     if is_primary():
         warn_of_unknown(stats["source"], stats["unknown"], stats["characters"])

@@ -110,7 +110,7 @@ def test_repeat_words_writes_pairs(command, text, output, tmp_path):
         assert second.split() == repeat_words(first.split(), 0.32, rng)
     equal = sum(first == second for first, second in pairs)
     assert 0 < equal < 100
-    assert f"160 pairs, {equal} with two equal sentences; 2 blank lines skipped" in said
+    assert f"160 pairs, {equal} with two equal sentences; 2 blank lines or records skipped" in said
     command("repeat-words", "--input", text, "--output", tmp_path / "2.tsv", "--seed", 43)
     assert (tmp_path / "2.tsv").read_text() != output.read_text()
     command("repeat-words", "--input", text, "--output", tmp_path / "3.tsv", "--rate", 0.9)
@@ -333,10 +333,10 @@ def test_texts_that_were_cut_are_said(command, marian, text, output):
 
 def test_models_are_named_by_the_languages():
     names = augment._model_names(
-        augment.BackTranslate(input="", output="", source="en", pivot="ru", forward="mine")
+        augment.BackTranslate(input="", output="", language="en", pivot="ru", forward="mine")
     )
     assert names == ("mine", "Helsinki-NLP/opus-mt-ru-en")
-    arguments = augment.BackTranslate(input="", output="", source="de", pivot="fr")
+    arguments = augment.BackTranslate(input="", output="", language="de", pivot="fr")
     assert augment._model_names(arguments)[0] == "Helsinki-NLP/opus-mt-de-fr"
 
 

@@ -246,6 +246,7 @@ def test_json_holds_every_field(file):
         "optimizer": OptimizerConfig,
     }
     written["model"]["towers"] = tuple(written["model"]["towers"])
+    written["data"]["columns"] = tuple(written["data"]["columns"])
     written["model"]["cross"] = Cross(**written["model"]["cross"])
     written["model"]["scratch"] = Architecture(**written["model"]["scratch"])
     parts = {name: kind(**written[name]) for name, kind in kinds.items()}

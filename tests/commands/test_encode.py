@@ -194,6 +194,30 @@ def test_memory_holds_one_block_whatever_the_size(folder, tmp_path, monkeypatch)
     assert peaks[0] < vectors.nbytes / 4
 
 
+def test_a_column_of_a_table_is_encoded(folder, tmp_path):
+    rows = [{"id": i, "text": sentence} for i, sentence in enumerate(SENTENCES)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(folder, tmp_path / "lines.npy")
+    run(folder, tmp_path / "table.npy", text=tmp_path / "text.jsonl", columns=("text",))
+    assert (tmp_path / "lines.npy").read_bytes() == (tmp_path / "table.npy").read_bytes()
+
+
+def test_vectors_are_not_written_under_the_name_of_another_format(folder, tmp_path):
+    with pytest.raises(UserError, match="v.csv: .* ends in .npy"):
+        run(folder, tmp_path / "v.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_standard_input_is_encoded(folder, tmp_path, name):
+    run(folder, tmp_path / "file.npy", text="text.txt")
+    command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
+    command += ["--source", name, "--output", str(tmp_path / "pipe.npy"), "--batch-size", "8"]
+    text = (folder / "text.txt").read_bytes()
+    subprocess.run(command, cwd=ROOT, env=os.environ, input=text, check=True)
+    assert (tmp_path / "pipe.npy").read_bytes() == (tmp_path / "file.npy").read_bytes()
+
+
 def test_errors_of_the_text_come_before_the_model_is_read(folder, tmp_path):
     (tmp_path / "latin").write_bytes(b"one\n" * 70 + b"caf\xe9\n")
     (tmp_path / "holes").write_text("one\n\ntwo\n \n")

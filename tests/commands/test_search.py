@@ -1,6 +1,7 @@
 """`jtcse_jax.search` prints what `SentenceEncoder.search` finds."""
 
 import io
+import json
 import re
 import sys
 
@@ -55,6 +56,21 @@ def test_every_query_has_its_table(command, folder):
 def test_sentences_are_printed_as_they_are(command):
     ((cosine, number, sentence),) = shown(command("--query", "see [/old] river", "--top-k", "1"))
     assert (cosine, number, sentence) == (1.0, 21, "see [/old] river")
+
+
+def test_json_has_what_the_tables_show(command):
+    queries = ("--query", "the cat", "--query", "dog ünd", "--top-k", "2")
+    objects = [json.loads(line) for line in command(*queries, "--json").splitlines()]
+    assert [one["query"] for one in objects] == ["the cat", "dog ünd"]
+    hits = [hit for one in objects for hit in one["hits"]]
+    rows = [(round(hit["cosine"], 4), hit["line"], hit["sentence"]) for hit in hits]
+    assert rows == shown(command(*queries))
+
+
+def test_standard_input_is_either_the_text_or_the_queries(command, capsys):
+    with pytest.raises(SystemExit):
+        command("--input", "-")
+    assert "--input -: standard input is the text" in capsys.readouterr().err
 
 
 def test_queries_come_from_standard_input(command, monkeypatch):

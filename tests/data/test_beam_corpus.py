@@ -104,6 +104,14 @@ def test_the_text_is_that_of_plain_python_and_its_counts_add_up(documents, corpu
     assert sorted(path.name for path in folder.parent.iterdir()) == ["corpus", "documents"]
 
 
+def test_documents_may_be_a_column(documents, corpus, tmp_path):
+    table = tmp_path / "documents.jsonl"
+    lines = open_source(documents).read()
+    table.write_text("".join(json.dumps({"id": 1, "text": line}) + "\n" for line in lines))
+    folder = corpus("--source", table, "--columns", "text")
+    assert text_of(folder) == expected_sentences(documents)
+
+
 def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, capsys, monkeypatch):
     make_all = TokenParts.make_all
 

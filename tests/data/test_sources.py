@@ -296,7 +296,7 @@ def test_hub_data_that_cannot_be_read_is_refused(hub):
     for spec, problem in {
         "hub:gone:train:text": "hub:gone:train:text: Couldn't find it$",
         "hub:corpus:train:body": "there is no field body; it has label, text",
-        "hub:corpus:train:label": "label of record 0 is not text",
+        "hub:corpus:train:label": "record 0: 1 is not text",
     }.items():
         with pytest.raises(UserError, match=problem):
             read(spec)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from processes import ROOT
 from tiny_models import SUBSETS, write_senteval
@@ -72,16 +73,16 @@ def test_load_sts_takes_a_file_of_the_users_own(tmp_path):
         ("STS12-en-test/STS.gs.MSRvid.txt", "\n\n\n", r"gs.MSRvid.txt: 0 scores, two are needed"),
         ("STS12-en-test/STS.input.MSRvid.txt", "a\tb\nc\td\ne\n", r"MSRvid.txt:3: one column"),
         ("STS12-en-test/STS.input.MSRvid.txt", "\tb\nc\td\ne\tf\n", r"MSRvid.txt:1: a sentence is"),
-        ("../SICK/SICK_test_annotated.txt", "a\tb\n", r"annotated.txt:1: the header must name"),
+        ("../SICK/SICK_test_annotated.txt", "a\tb\n", r"annotated.txt:1: 2 columns"),
         (
             "../SICK/SICK_test_annotated.txt",
             "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\n",
-            r"annotated.txt:2: 3 columns, the header has 4",
+            r"annotated.txt:2: 3 columns, but the header has 4",
         ),
         (
             "../SICK/SICK_test_annotated.txt",
             "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n",
-            r"annotated.txt: 0 pairs, two are needed",
+            r"annotated.txt: 0 sentence pairs; write two",
         ),
     ],
 )
@@ -100,6 +101,83 @@ def test_load_pairs_reads_own_files(tmp_path):
     assert pairs.first == ["one\u2028two", '"a']
     assert pairs.second == ["three", "b"]
     assert pairs.gold.tolist() == [5.0, -0.5] and len(pairs) == 2
+
+
+PAIRS = [('One, a "b".', "two", 4.25), ("Three", "It's 4", 0.0), ("five", '"six"', 2.0)]
+NAMED = pd.DataFrame(PAIRS, columns=["sentence1", "sentence2", "score"])
+STSB = NAMED[["score", "sentence1", "sentence2"]]
+LAYOUTS = {
+    "header.tsv": lambda path: path.write_text(lines(NAMED, header=True)),
+    "kor.tsv": lambda path: path.write_text(lines(before(STSB, 4, "genre id"), header=True)),
+    "glue.tsv": lambda path: path.write_text(lines(before(NAMED, 7, "source"), header=True)),
+    "sick.txt": lambda path: path.write_text(
+        lines(
+            before(NAMED, 1, "pair_ID")
+            .set_axis(["pair_ID", "sentence_A", "sentence_B", "relatedness_score"], axis=1)
+            .assign(entailment_label="NEUTRAL"),
+            header=True,
+        )
+    ),
+    "cnsd.txt": lambda path: path.write_text(lines(before(NAMED, 1, "id"), "||")),
+    "stsb.csv": lambda path: path.write_text(lines(before(STSB, 4, "genre"))),
+    "stsb.txt": lambda path: path.write_text(lines(before(STSB, 4, "genre"), "||")),
+    "pandas.csv": lambda path: NAMED.to_csv(path),
+    "pandas.tsv": lambda path: NAMED.to_csv(path, sep="\t"),
+    "plain.csv": lambda path: NAMED.to_csv(path, index=False, header=False),
+    "excel.csv": lambda path: NAMED.to_csv(path, sep=";", index=False, encoding="utf-8-sig"),
+    "quoted.tsv": lambda path: NAMED.to_csv(path, sep="\t", index=False, header=False),
+    "jsts.jsonl": lambda path: NAMED.rename(columns={"score": "label"}).to_json(
+        path, orient="records", lines=True
+    ),
+    "sts17.json": lambda path: NAMED.assign(lang="en-en").to_json(path, orient="records"),
+    "mteb.parquet": lambda path: NAMED.assign(label=1).to_parquet(path),
+}
+
+
+def lines(frame, delimiter="\t", header=False):
+    rows = [list(frame.columns)] * header + frame.values.tolist()
+    return "".join(delimiter.join(map(str, row)) + "\n" for row in rows)
+
+
+def before(frame, count, name):
+    """The frame after more columns of text."""
+    more = {f"{name}{i}": f"{name}.{i}" for i in range(count)}
+    return pd.concat([pd.DataFrame(more, index=frame.index), frame], axis=1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_load_pairs_finds_the_columns(tmp_path, name):
+    LAYOUTS[name](tmp_path / name)
+    pairs = load_pairs(tmp_path / name)
+    assert list(zip(pairs.first, pairs.second, pairs.gold, strict=True)) == PAIRS
+
+
+def test_load_pairs_finds_the_scores_of_a_semeval_file(tmp_path):
+    inputs = tmp_path / "STS.input.track5.en-en.txt"
+    inputs.write_text("a\tb\nc\td\ne\tf\n")
+    with pytest.raises(UserError, match="STS.gs.track5.en-en.txt are not beside it"):
+        load_pairs(inputs)
+    (tmp_path / "STS.gs.track5.en-en.txt").write_text("1\n\n3\n")
+    pairs = load_pairs(inputs)
+    assert (pairs.first, pairs.gold.tolist()) == (["a", "e"], [1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "sentence1 sentence2",
+        "sentence1 sentence2 score similarity",
+        "sentence1 sentence2 sentence_1 score",
+        "sentence1 sentence2 question1 question2 score",
+        "premise hypothesis label",
+        "one two three",
+    ],
+)
+def test_load_pairs_lists_the_columns_it_cannot_tell_apart(tmp_path, columns):
+    names = columns.split()
+    pd.DataFrame([["a"] * len(names)] * 2, columns=names).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match=f"a.csv.*{', '.join(names)}.*sentence1"):
+        load_pairs(tmp_path / "a.csv")
 
 
 def test_load_pairs_picks_the_split_of_an_sts_benchmark_folder(tmp_path):
@@ -122,15 +200,15 @@ def test_load_pairs_picks_the_split_of_an_sts_benchmark_folder(tmp_path):
         (b"", "0 sentence pairs; write two"),
         (b"\n\n", "0 sentence pairs; write two"),
         (b"a\tb\t1\n", "1 sentence pairs; write two"),
-        (b"a\tb\n", ":1: 2 tab-separated columns"),
-        (b"a\tb\t1\n\na b c\n", ":3: 1 tab-separated columns"),
-        (b"a\tb\t1\n" + b"x\t" * 4 + b"2\ta\tb\n", ":2: 7 tab-separated columns"),
-        (b"s1\ts2\tscore\na\tb\t1\n", ":1: the score 'score' is not a number.*header"),
+        (b"a\tb\n", ":1: 2 columns"),
+        (b"a\tb\t1\n\na b c\n", ":3: 1 columns"),
+        (b"a\tb\t1\n" + b"x\t" * 4 + b"2\ta\tb\n", ":2: 7 columns"),
+        (b"one\ttwo\tscore\na\tb\t1\n", ":1: the score 'score' is not a number.*one, two, score"),
         (b"a\tb\t1\nc\td\tnan\n", ":2: the score 'nan' is not a number"),
         (b"a\tb\t1\nc\td\t\n", ":2: the score '' is not a number"),
         (b"a\tb\t1\n \td\t2\n", ":2: a sentence is empty"),
         (b"a\tb\t1\nc\t\t2\n", ":2: a sentence is empty"),
-        (b"a\tb\t1\nc\xff\td\t2\n", ":2: not UTF-8"),
+        (b"a\tb\t1\nc\xff\td\t2\n", ":2: byte 2 of the line is not UTF-8"),
         (b"a\tb\t3\nc\td\t3.0\n", "every pair has the score 3"),
     ],
 )

@@ -57,6 +57,15 @@ def test_a_teacher_can_be_a_sum_and_a_stage_without_a_dev_set(tmp_path):
     assert configs["twin"].data.dev is None and configs["student"].data.dev is not None
 
 
+def test_columns_belong_to_the_source_of_the_pipeline(tmp_path):
+    pipeline = make_pipeline(tmp_path, columns=("text",))
+    data = dataclasses.replace(pipeline.stages["twin"].data, source="own.txt")
+    own = dataclasses.replace(pipeline.stages["twin"], data=data)
+    configs = stage_configs(dataclasses.replace(pipeline, stages=pipeline.stages | {"twin": own}))
+    assert configs["language"].data.columns == ("text",)
+    assert (configs["twin"].data.source, configs["twin"].data.columns) == ("own.txt", ())
+
+
 def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
     pipeline = make_pipeline(tmp_path)
     first = dataclasses.replace(pipeline.stages["language"].model, pooling="mean")

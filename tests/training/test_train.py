@@ -1,5 +1,6 @@
 """Whole runs: resuming, choosing a step, devices, and what goes wrong."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -81,6 +82,25 @@ def test_resumed_run_is_bit_identical(finished, tmp_path):
     assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) == 0
     steps = [line["step"] for line in read_metrics(config) if "loss" in line]
     assert steps == [2, 4, 6, 8, 10]
+
+
+def test_pairs_of_a_table_train_as_those_of_lines(tmp_path):
+    base = tiny_config(tmp_path, max_steps=2)
+    sentences = open(base.data.source).read().splitlines()
+    pairs = list(zip(sentences, reversed(sentences), strict=True))
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "a", "b"), *((i, *p) for i, p in enumerate(pairs))])
+    for suffix, columns in (("tsv", ()), ("csv", ("a", "b"))):
+        data = {"source": str(tmp_path / f"pairs.{suffix}"), "columns": columns}
+        train(
+            dataclasses.replace(
+                base,
+                workdir=str(tmp_path / suffix),
+                data=dataclasses.replace(base.data, **data),
+            )
+        )
+    assert largest_difference(saved_params(tmp_path / "tsv"), saved_params(tmp_path / "csv")) == 0
 
 
 def test_run_in_micro_batches_is_the_same_where_nothing_is_drawn(tmp_path, capsys):
