@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -29,6 +30,12 @@ def check_fields(section: str, fields: object) -> None:
         # Rejects infinity, NaN and integers too large for a float.
         if isinstance(value, int | float) and not abs(value) < 1e300:
             raise UserError(f"{section}{name} = {reprlib.repr(value)}: must be a finite number.")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError if a field has none of the names of a registry."""
+    if value not in choices:
+        raise UserError(f"{name} = {reprlib.repr(value)}: choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ A file in `configs/` binds the name `config` to a `Config`. The command line can
 from dataclasses import dataclass
 from typing import Literal
 
-from jtcse_jax.architecture import Architecture, Cross, check_fields
+from jtcse_jax.architecture import Architecture, Cross, check_choice, check_fields
 from jtcse_jax.errors import UserError
 from jtcse_jax.traits import TRAITS, Traits
 
@@ -156,7 +156,7 @@ class DataConfig:
 class ObjectiveConfig:
     """The loss."""
 
-    name: Literal["simcse", "tncse", "jtcse", "distill", "mlm"] = "jtcse"
+    name: str = "jtcse"
     """simcse: each tower on its own; tncse: two or more towers without cross-attention; jtcse: two
     or more with it; distill: learn a teacher's embeddings; mlm: masked language modelling, from
     scratch or from trained towers."""
@@ -192,6 +192,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         check_fields("objective.", self)
+        check_choice("objective.name", self.name, TRAITS)
         for name in ("temperature", "student_temperature", "teacher_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")

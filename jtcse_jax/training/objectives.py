@@ -1,7 +1,7 @@
 """Objectives: what the bank computes for a batch, and the loss with its named terms.
 
 An objective is a `forward` and a `loss`. To add one, write both functions here and add a line to
-`OBJECTIVES`, a line to `TRAITS` in `traits.py` and its name to `config.ObjectiveConfig.name`.
+`OBJECTIVES` and a line to `TRAITS` in `traits.py`.
 """
 
 from collections.abc import Callable
