@@ -21,7 +21,9 @@ class ModelConfig:
     towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
     """Where each tower starts, one entry per tower: a Hugging Face folder or hub name, a workdir or
     exported folder of this project (NAME#K is its tower K), `package:NAME/FOLDER` (a folder of an
-    installed Python package), or `scratch` (random weights, in the shape of model.scratch)."""
+    installed Python package), or `scratch` (random weights, in the shape of model.scratch). A
+    Hugging Face model may be a BERT (also multilingual), RoBERTa, XLM-R, CamemBERT, DistilBERT,
+    MPNet, ELECTRA or ModernBERT."""
     scratch: Architecture = Architecture()
     """Shape of towers that start from scratch; ignored for all others."""
     tokenizer: str | None = None

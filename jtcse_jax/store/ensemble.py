@@ -46,9 +46,9 @@ class ModelArguments:
     """The arguments of every command that reads a model."""
 
     model: str
-    """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name,
-    `package:NAME/FOLDER` (a folder of an installed Python package), or the JSON file of an
-    ensemble."""
+    """A workdir, an exported folder, a Hugging Face folder or hub name (BERT, also multilingual,
+    RoBERTa, XLM-R, CamemBERT, DistilBERT, MPNet, ELECTRA, ModernBERT), `package:NAME/FOLDER` (a
+    folder of an installed Python package), or the JSON file of an ensemble."""
     step: int | None = None
     """Step of a workdir; by default the best by dev score, or the newest if no step has one."""
     pooling: Literal["cls", "mean"] | None = None

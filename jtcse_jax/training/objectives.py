@@ -15,7 +15,7 @@ from jax import Array
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models import mlm_head
-from jtcse_jax.models.bert import initializer
+from jtcse_jax.models.parts import initializer
 from jtcse_jax.models.towers import Bank, Params, TowerOutputs, neighbours, sum_towers
 from jtcse_jax.training import losses
 from jtcse_jax.training.masking import mask_tokens
@@ -174,7 +174,7 @@ def guesses(
     at_places = bank.hidden_states(towers, rows, key=dropout_key, places=masked.places)
 
     def tower(head: Params, embedding: Array, hidden: Array) -> dict[str, Array]:
-        scores = mlm_head.logits(head, embedding, hidden, eps=bank.architecture.layer_norm_eps)
+        scores = mlm_head.logits(head, embedding, hidden, bank.architecture)
         of_places = {
             "nll": losses.token_cross_entropy(scores, masked.targets),
             "right": (scores.argmax(axis=-1) == masked.targets) & masked.chosen,

@@ -1,18 +1,23 @@
 """A pretend suite, objective and family: each is its own code and its line in a registry."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from processes import ROOT
+from safetensors.numpy import load_file
 from tiny_models import tiny_model
 
 from jtcse_jax import traits
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.encoding.encoder import SentenceEncoder
-from jtcse_jax.store import exported
+from jtcse_jax.families import registry
+from jtcse_jax.families.bert import BERT
+from jtcse_jax.store import exported, hf_config
 from jtcse_jax.training import metrics, objectives, trainer
 
 from runs import tiny_config
@@ -82,3 +87,22 @@ def test_a_pretend_objective_trains(tmp_path, monkeypatch):
     lines = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     lengths = [line["length"] for line in lines if "length" in line]
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] < lengths[0]
+
+
+def test_a_pretend_family_is_written_and_loaded(tmp_path, monkeypatch):
+    names = dataclasses.replace(BERT.names, layers="blocks")
+    fields = BERT.fields | {"hidden_size": "width"}
+    pretend = dataclasses.replace(BERT, name="pretend", names=names, fields=fields)
+    monkeypatch.setitem(registry.FAMILIES, "pretend", pretend)
+    model = tiny_model(2)
+    architecture = dataclasses.replace(model.bank.architecture, family="pretend")
+    bank = dataclasses.replace(model.bank, architecture=architecture)
+    exported.export(dataclasses.replace(model, bank=bank), tmp_path / "model")
+    tower = tmp_path / "model" / "tower_1"
+    config = json.loads((tower / "config.json").read_text())
+    assert config["model_type"] == "pretend" and config["width"] == 16
+    assert "blocks.0.output.dense.weight" in load_file(tower / "model.safetensors")
+    assert hf_config.read_architecture(tower) == architecture
+    expected = SentenceEncoder.of(model).encode(["the old river"])
+    found = SentenceEncoder.load(tmp_path / "model").encode(["the old river"])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
