@@ -2,12 +2,16 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.families.registry import FAMILIES
+
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
 
 def check_fields(section: str, fields: object) -> None:
@@ -31,12 +35,19 @@ def check_fields(section: str, fields: object) -> None:
             raise UserError(f"{section}{name} = {reprlib.repr(value)}: must be a finite number.")
 
 
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError if a field has none of the names of a registry."""
+    if value not in choices:
+        raise UserError(f"{name} = {reprlib.repr(value)}: choose one of {', '.join(choices)}.")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The shape of one encoder, with the fields of a Hugging Face `config.json`."""
 
-    family: Literal["bert", "roberta"] = "bert"
-    """BERT, or RoBERTa (whose positions start at pad_token_id + 1)."""
+    family: str = "bert"
+    """bert, roberta (whose positions start at pad_token_id + 1), distilbert, mpnet, electra or
+    modernbert."""
     vocab_size: int = 30522
     """Rows of the token embedding, one per token of the vocabulary."""
     hidden_size: int = 768
@@ -48,16 +59,30 @@ class Architecture:
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
-    """Rows of the position embedding (for RoBERTa: longest sentence + pad_token_id + 1)."""
+    """Rows of the position embedding (roberta, mpnet: longest sentence + pad_token_id + 1);
+    modernbert: longest sentence."""
     type_vocab_size: int = 2
-    """Rows of the token-type embedding; sentences always use type 0."""
+    """bert, roberta, electra: rows of the token-type embedding; sentences always use type 0."""
     layer_norm_eps: float = 1e-12
     """Epsilon of every LayerNorm."""
     pad_token_id: int = 0
-    """Id of the padding token; for RoBERTa it also sets the first position."""
+    """Id of the padding token; for roberta and mpnet it also sets the first position."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward layer: exact GELU, two names of its tanh form, or ReLU."""
+    embedding_size: int = 128
+    """electra: width of the embeddings, projected to hidden_size if it differs."""
+    global_every: int = 3
+    """modernbert: every n-th layer, from the first, attends to whole sentences."""
+    local_window: int = 128
+    """modernbert: the other layers attend to tokens at most half this number away."""
+    global_rope_theta: float = 160000.0
+    """modernbert: base of the rotary positions in layers that attend to whole sentences."""
+    local_rope_theta: float = 10000.0
+    """modernbert: the same for the other layers."""
 
     def __post_init__(self):
         check_fields("model.scratch.", self)
+        check_choice("model.scratch.family", self.family, FAMILIES)
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), int(field.name != "pad_token_id")
             if field.type is int and value < least:
@@ -67,11 +92,30 @@ class Architecture:
                 f"model.scratch.num_heads = {self.num_heads} does not divide "
                 f"hidden_size = {self.hidden_size}: choose a divisor."
             )
+        if self.has("global_rope_theta") and self.hidden_size // self.num_heads % 2:
+            raise UserError(
+                f"model.scratch.hidden_size = {self.hidden_size}: rotary positions need an even "
+                f"number of channels in each of the {self.num_heads} heads."
+            )
+
+    def has(self, field: str) -> bool:
+        """Whether the family has this field; if not, its value has no effect."""
+        return field in FAMILIES[self.family].fields
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token embeddings."""
+        return self.embedding_size if self.has("embedding_size") else self.hidden_size
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """Whether attention scores have a bias by relative position."""
+        return FAMILIES[self.family].relative_bias
 
     @property
     def position_offset(self) -> int:
         """Index of the first position embedding that is used."""
-        return self.pad_token_id + 1 if self.family == "roberta" else 0
+        return self.pad_token_id + 1 if FAMILIES[self.family].positions_after_padding else 0
 
     @property
     def longest_sentence(self) -> int:

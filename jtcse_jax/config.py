@@ -7,7 +7,7 @@ A file in `configs/` binds the name `config` to a `Config`. The command line can
 from dataclasses import dataclass
 from typing import Literal
 
-from jtcse_jax.architecture import Architecture, Cross, check_fields
+from jtcse_jax.architecture import Architecture, Cross, check_choice, check_fields
 from jtcse_jax.errors import UserError
 from jtcse_jax.traits import TRAITS, Traits
 
@@ -21,7 +21,9 @@ class ModelConfig:
     towers: tuple[str, ...] = ("bert-base-uncased", "bert-base-uncased")
     """Where each tower starts, one entry per tower: a Hugging Face folder or hub name, a workdir or
     exported folder of this project (NAME#K is its tower K), `package:NAME/FOLDER` (a folder of an
-    installed Python package), or `scratch` (random weights, in the shape of model.scratch)."""
+    installed Python package), or `scratch` (random weights, in the shape of model.scratch). A
+    Hugging Face model may be a BERT (also multilingual), RoBERTa, XLM-R, CamemBERT, DistilBERT,
+    MPNet, ELECTRA or ModernBERT."""
     scratch: Architecture = Architecture()
     """Shape of towers that start from scratch; ignored for all others."""
     tokenizer: str | None = None
@@ -161,7 +163,7 @@ class DataConfig:
 class ObjectiveConfig:
     """The loss."""
 
-    name: Literal["simcse", "tncse", "jtcse", "distill", "mlm"] = "jtcse"
+    name: str = "jtcse"
     """simcse: each tower on its own; tncse: two or more towers without cross-attention; jtcse: two
     or more with it; distill: learn a teacher's embeddings; mlm: masked language modelling, from
     scratch or from trained towers."""
@@ -200,6 +202,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         check_fields("objective.", self)
+        check_choice("objective.name", self.name, TRAITS)
         for name in ("temperature", "student_temperature", "teacher_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")

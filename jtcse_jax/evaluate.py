@@ -5,9 +5,8 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import rich
@@ -16,24 +15,26 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from jtcse_jax.config_file import CONFIGS
 from jtcse_jax.data.unknown import percentage
 from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.evaluation.suites import Diagnostics, Model, Mteb, Sts, Transfer, load_model
+from jtcse_jax.evaluation.scored_model import Model, load_model
+from jtcse_jax.evaluation.suite import Scorer
+from jtcse_jax.evaluation.suites import SUITES
 from jtcse_jax.runtime.compilation import keep_compiled
 from jtcse_jax.runtime.environment import environment
 from jtcse_jax.runtime.files import check_replaceable, replace
 from jtcse_jax.store.ensemble import EncoderArguments
 from jtcse_jax.user_path import user_path
 
-SUITES = {"sts": Sts, "transfer": Transfer, "diagnostics": Diagnostics, "mteb": Mteb}
-ZERO_SHOT = CONFIGS / "zero_shot_tasks.yaml"
-
 logger = logging.getLogger(__name__)
 
 
+# Later bases come first in the help.
+_OPTIONS = tuple(suite.options for suite in reversed(SUITES.values()))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EncoderArguments):
+class Arguments(*_OPTIONS, EncoderArguments):
     """Scores a model and prints the protocol with each score.
 
     A model is anything that `--model` takes, or `sentence-transformers:NAME`. Separate several
@@ -41,27 +42,11 @@ class Arguments(EncoderArguments):
     and --max-len apply to --model only, --compute-dtype to all models of this project.
     """
 
-    suite: Literal["sts", "transfer", "mteb", "diagnostics", "all"] | None = None
-    """The suite to score; by default all suites whose data is given."""
-    sts: str | None = None
-    """Folder of STS12-16, STS-B and SICK-R in SentEval's layout (STS12-en-test, ...), or a file of
-    scored pairs: lines `sentence1<TAB>sentence2<TAB>score`, or a table (.csv, .tsv, .jsonl, .json,
-    .parquet) with columns of such names."""
-    transfer: str | None = None
-    """Folder of MR, CR, SUBJ, MPQA, SST2, TREC and MRPC in SentEval's layout (CR, MPQA, ...)."""
-    dev: str | None = None
-    """Pairs for the diagnostics: an STS-B folder, a file as for --sts, or `builtin`, the default of
-    --suite diagnostics."""
-    mteb: str | None = None
-    """File that lists MTEB's tasks; the default of --suite mteb is configs/zero_shot_tasks.yaml."""
-    mteb_tasks: tuple[str, ...] = ()
-    """Names of the tasks to run; by default all tasks of the list."""
-    mteb_results: str = "mteb_results"
-    """Folder for the results of finished MTEB tasks; a later start skips these tasks."""
+    suite: str | None = None
+    """The suite to score (sts, transfer, diagnostics or mteb), or `all`; by default all suites
+    whose data is given."""
     compare: tuple[str, ...] = ()
     """Models to compare with `--model`; their differences from it are printed."""
-    seed: int = 0
-    """Seed of the random folds, sentences, dropout views and bootstrap samples."""
     output: str | None = None
     """File for the JSON result, which is also printed."""
 
@@ -109,7 +94,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         if all("error" in result for result in results):
             raise UserError(results[0]["error"])
         whole = {"models": results, "methods": _methods(results)}
-        whole["differences"] = _differences(results, chosen, arguments)
+        whole["differences"] = _differences(results, chosen, arguments.seed)
     _write(path, whole)
     return whole
 
@@ -125,20 +110,20 @@ def print_tables(result: dict[str, Any]) -> None:
             line = "{model}: {towers} tower(s), {pooling} pooling, serving length {serving_length}"
             dtype = f", {member['compute_dtype']}" if "compute_dtype" in member else ""
             rich.print(Text(line.format(**member) + dtype))  # a path may look like markup
-    for suite, scorer in SUITES.items():
-        scored = [one for one in results if "protocol" in one.get(suite, {})]
+    for suite in SUITES.values():
+        scored = [one for one in results if "protocol" in one.get(suite.name, {})]
         if not scored:
             continue
-        protocol = scored[0][suite]["protocol"]
-        _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
-        _print_losses(suite, scored)
+        protocol = scored[0][suite.name]["protocol"]
+        _print(suite.name, _headlines(results, suite.name), protocol, digits=suite.digits)
+        _print_losses(suite.name, scored)
         for one in scored:
-            for said in one[suite].get("undefined", ()):
-                rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
-    if result.get("differences"):
-        rows = {method: [found["average"]] for method, found in result["differences"].items()}
-        reference = results[0]["method"]
-        _print("sts", rows, f"average minus that of {reference}, with its 95 % bootstrap interval")
+            for what in one[suite.name].get("undefined", ()):
+                rich.print(Text(f"{one['model']}: {what}: no correlation is defined; counted as 0"))
+        if suite.differences and result.get("differences"):
+            rows = {method: [found["average"]] for method, found in result["differences"].items()}
+            reference = f"average minus that of {results[0]['method']}"
+            _print(suite.name, rows, f"{reference}, with its 95 % bootstrap interval")
 
 
 def _print_losses(suite: str, results: list[dict[str, Any]]) -> None:
@@ -155,35 +140,26 @@ def _print_losses(suite: str, results: list[dict[str, Any]]) -> None:
         rich.print(Text(f"{title}: {', '.join(each) or 0}"))
 
 
-def _chosen_suites(arguments: Arguments) -> dict[str, Any]:
-    """Reads the data of the requested suites."""
+def _chosen_suites(arguments: Arguments) -> dict[str, Scorer]:
+    """The requested suites, with their data."""
     named = arguments.suite
-    data = {
-        "sts": arguments.sts,
-        "transfer": arguments.transfer,
-        "diagnostics": arguments.dev,
-        "mteb": arguments.mteb or (str(ZERO_SHOT) if arguments.mteb_tasks else None),
-    }
-    chosen = [suite for suite in data if data[suite]]
-    if named is not None:
-        other = [suite for suite in chosen if named not in ("all", suite)]
-        if other:
-            raise UserError(f"--suite {named}, but data for {other[0]}: leave one of them out.")
-        chosen = list(data) if named == "all" else [named]
-        data["diagnostics"] = data["diagnostics"] or "builtin"
-        data["mteb"] = data["mteb"] or str(ZERO_SHOT)
+    if named not in (None, "all", *SUITES):
+        raise UserError(f"--suite {named}: choose one of {', '.join(SUITES)}, all.")
+    data = {suite.name: suite.find_data(arguments) for suite in SUITES.values()}
+    given = [suite for suite, path in data.items() if path]
+    chosen = given if named is None else list(SUITES) if named == "all" else [named]
+    other = [suite for suite in given if suite not in chosen]
+    if other:
+        raise UserError(f"--suite {named}, but data for {other[0]}: leave one of them out.")
     if not chosen:
         raise UserError("There is nothing to score: give --sts FOLDER, or choose a --suite.")
+    paths = {}
     for suite in chosen:
-        if not data[suite]:
-            raise UserError(f"--suite {named} needs --{suite} FOLDER.")
-    make = {
-        "sts": Sts,
-        "transfer": partial(Transfer, seed=arguments.seed),
-        "diagnostics": partial(Diagnostics, seed=arguments.seed),
-        "mteb": partial(Mteb, names=arguments.mteb_tasks, folder=arguments.mteb_results),
-    }
-    return {suite: make[suite](data[suite]) for suite in chosen}
+        path = SUITES[suite].find_data(arguments, named=named is not None)
+        if path is None:
+            raise UserError(f"--suite {named} needs --{SUITES[suite].data} FOLDER.")
+        paths[suite] = path
+    return {suite: SUITES[suite].make(path, arguments) for suite, path in paths.items()}
 
 
 def _names(arguments: Arguments) -> list[tuple[str, str]]:
@@ -202,7 +178,7 @@ def _names(arguments: Arguments) -> list[tuple[str, str]]:
     return [(method, name) for method, models in names.items() for name in models]
 
 
-def _score(suite: str, scorer: Any, model: Model, *, alone: bool) -> dict[str, Any]:
+def _score(suite: str, scorer: Scorer, model: Model, *, alone: bool) -> dict[str, Any]:
     """A suite's result with its seconds; unless `alone`, an error becomes the result.
 
     For models of this project it includes the numbers of cut sentences and unknown characters.
@@ -252,12 +228,14 @@ def _methods(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(
-    results: Sequence[dict[str, Any]], chosen: dict[str, Any], arguments: Arguments
+    results: Sequence[dict[str, Any]], chosen: Mapping[str, Scorer], seed: int
 ) -> dict[str, Any]:
-    scored = [one["method"] for one in results if "protocol" in one.get("sts", {})]
-    if results[0]["method"] not in scored:
-        return {}
-    return chosen["sts"].differences(scored, arguments.seed)
+    for suite, scorer in chosen.items():
+        compared = SUITES[suite].differences
+        scored = [one["method"] for one in results if "protocol" in one.get(suite, {})]
+        if compared and results[0]["method"] in scored:
+            return compared.measure(scorer, scored, seed)
+    return {}
 
 
 def _print(

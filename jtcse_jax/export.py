@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import tyro
 
 from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.evaluation.sts_suite import read_scores
 from jtcse_jax.store import ensemble, exported, hub
-from jtcse_jax.store.card import Card, read_card, read_scores
+from jtcse_jax.store.card import Card, read_card
 from jtcse_jax.store.ensemble import ModelArguments
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.user_path import user_path

@@ -1,31 +1,36 @@
-"""One encoder, BERT or RoBERTa, written for one tower.
+"""The encoder of BERT, RoBERTa, DistilBERT, MPNet and ELECTRA, written for one tower.
 
-Devlin et al. 2019 (arXiv 1810.04805) and Liu et al. 2019 (arXiv 1907.11692): post-LayerNorm
-layers with exact GELU. Rows are packed: attention stays inside a sentence (`segments`), and the
-model does not know how rows were filled. Crossed layers exchange values with the neighbouring
-tower over the mapped axis "tower" (see `towers.py`, which binds it).
+Devlin et al. 2019 (arXiv 1810.04805) and its successors: post-LayerNorm layers. What a family adds
+or leaves out are fields of its architecture (`Architecture.has`). Rows are packed: attention stays
+inside a sentence (`segments`), and the model does not know how rows were filled. Crossed layers
+exchange values with the neighbouring tower over the mapped axis "tower" (see `towers.py`, which
+binds it).
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import PartitionSpec
 
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.models import lean
+from jtcse_jax.models.activations import activation
 from jtcse_jax.models.dropout import dropout, random_bits, site_key
+from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, exact, layer_norm, look_up
+from jtcse_jax.models.relative import BUCKETS, distance_buckets
 
-TOWER_AXIS = "tower"
-INITIAL_STDDEV = 0.02  # of kernels and embeddings, as in BERT
+FORBIDDEN = -1e30  # score of a pair that attention must not connect
 
 
 class Encoder(nnx.Module):
     """Embeddings, layers and pooler of one tower."""
+
+    feed_forward_products = 2  #: products with a matrix [hidden_size, intermediate_size] in a layer
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class Encoder(nnx.Module):
             Layer(architecture, dropout, attention_dropout, dtype, rngs)
             for _ in range(architecture.num_layers)
         )
+        relative = architecture.has_relative_bias
+        self.relative = embed(BUCKETS, architecture.num_heads, rngs) if relative else None
         # In float32: it reads only one vector per sentence, and the modulus loss uses its norm.
         self.pooler = dense(architecture.hidden_size, architecture.hidden_size, jnp.float32, rngs)
 
@@ -85,7 +92,7 @@ class Encoder(nnx.Module):
         num_layers = len(self.layers)
         interval = cross.interval(num_layers) if cross else None
         beside = cross is not None and interval is not None and cross.mode == "side"
-        allowed = same_sentence(segments, segments)
+        allowed = self.allowed(positions, segments)
         # [R, P, D], or [2, R, P, D] (plain first) if a crossed stream runs beside the plain one:
         # the weights are the same, and one product for both is faster than two.
         hidden = self.embeddings(tokens, positions, key=site_key(key, 0))
@@ -94,17 +101,41 @@ class Encoder(nnx.Module):
             if beside and number == interval:
                 hidden = jnp.stack([hidden, hidden])
             if places is not None and number == num_layers:
-                allowed = same_sentence(jnp.take_along_axis(segments, places, axis=1), segments)
+                allowed = self.allowed(positions, segments, places)
             exchange = cross.exchange if cross and interval and number % interval == 0 else None
             hidden = _run_layer(
                 *nnx.split(layer),
                 hidden,
-                allowed,
+                allowed(number),
                 site_key(key, number),
                 places if number == num_layers else None,
                 exchange=exchange,
             )
+            if number == num_layers:
+                hidden = self.finish(hidden)
             yield (hidden[0], hidden[1]) if hidden.ndim == 4 else (hidden, hidden)
+
+    def allowed(
+        self, positions: Array, segments: Array, places: Array | None = None
+    ) -> Callable[[int], Any]:
+        """What each layer, by its number from 1, must know of the pairs of queries and keys.
+
+        [R, 1, Q, P] bool, from `same_sentence`; with a relative bias [R, H, Q, P] float32 to add to
+        the scores, which is lowest between sentences. Queries are all positions, or `places`.
+        """
+        asking = segments if places is None else jnp.take_along_axis(segments, places, axis=1)
+        allowed = same_sentence(asking, segments)
+        if self.relative is not None:
+            from_ = positions if places is None else jnp.take_along_axis(positions, places, axis=1)
+            distances = positions[:, None, :] - from_[:, :, None]
+            buckets = distance_buckets(distances)
+            bias = jnp.moveaxis(look_up(self.relative, buckets), -1, 1)
+            allowed = jnp.where(allowed, bias, FORBIDDEN)
+        return lambda number: allowed
+
+    def finish(self, hidden: Array) -> Array:
+        """The encoder's output from the states after the last layer."""
+        return hidden
 
     def pool(self, sentence_vectors: Array) -> Array:
         """Pooler output tanh(W h + b), float32, of vectors [..., D]."""
@@ -112,27 +143,28 @@ class Encoder(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Sum of token, position and token-type embeddings, then LayerNorm and dropout."""
+    """Sum of token, position and token-type embeddings, then LayerNorm, dropout and projection."""
 
     def __init__(self, architecture: Architecture, dropout: float, dtype, rngs: nnx.Rngs):
         self.offset = architecture.position_offset
         self.dropout = dropout
         self.dtype = dtype
-        size = architecture.hidden_size
+        size, hidden_size = architecture.embedding_width, architecture.hidden_size
         self.word = embed(architecture.vocab_size, size, rngs)
         self.position = embed(architecture.max_positions, size, rngs)
-        self.token_type = embed(architecture.type_vocab_size, size, rngs)
-        self.norm = layer_norm(architecture, jnp.float32, rngs)
+        types, has_types = architecture.type_vocab_size, architecture.has("type_vocab_size")
+        self.token_type = embed(types, size, rngs) if has_types else None
+        self.norm = layer_norm(architecture, jnp.float32, rngs, size=size)
+        self.project = dense(size, hidden_size, dtype, rngs) if size != hidden_size else None
 
     def __call__(self, tokens: Array, positions: Array, *, key: Array | None) -> Array:
         """Hidden states [R, P, D] in the compute dtype, from [R, P] int32."""
-        summed = (
-            look_up(self.word, tokens)
-            + look_up(self.position, positions + self.offset)
-            + self.token_type.embedding[0]
-        )
+        summed = look_up(self.word, tokens) + look_up(self.position, positions + self.offset)
+        if self.token_type is not None:
+            summed += self.token_type.embedding[0]
         (bits,) = random_bits(key, 1, summed.shape)
-        return dropout(self.norm(summed).astype(self.dtype), self.dropout, bits)
+        hidden = dropout(self.norm(summed).astype(self.dtype), self.dropout, bits)
+        return hidden if self.project is None else self.project(hidden)
 
 
 class Layer(nnx.Module):
@@ -153,6 +185,7 @@ class Layer(nnx.Module):
         self.intermediate = dense(size, inner, dtype, rngs)
         self.output = dense(inner, size, dtype, rngs)
         self.output_norm = layer_norm(architecture, dtype, rngs)
+        self.activation = activation(architecture.activation)
 
     def __call__(
         self,
@@ -165,7 +198,7 @@ class Layer(nnx.Module):
     ) -> Array:
         """Hidden states [..., R, P, D] from [..., R, P, D], or only those of `places` [R, C].
 
-        `allowed` is from `same_sentence`; `exchange` as in `Attention`.
+        `allowed` is from `Encoder.allowed`; `exchange` as in `Attention`.
         """
         asking = hidden
         if places is not None:
@@ -176,8 +209,12 @@ class Layer(nnx.Module):
         bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
         attended = self.attention(asking, hidden, allowed, bits=bits[0], exchange=exchange)
         hidden = self._add_norm(self.attention_norm, attended, asking, bits[1])
-        inner = lean.gelu(self.intermediate(hidden))
+        inner = self.activation(self.intermediate(hidden))
         return self._add_norm(self.output_norm, self.output(inner), hidden, bits[2])
+
+    def probabilities(self, hidden: Array, allowed: Array) -> Array:
+        """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
+        return self.attention.probabilities(hidden, hidden, allowed)
 
     def _add_norm(
         self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None
@@ -210,7 +247,7 @@ class Attention(nnx.Module):
         self,
         asking: Array,
         hidden: Array,
-        allowed: Array,
+        allowed: Any,
         *,
         bits: Array | None,
         exchange: str | None,
@@ -220,14 +257,13 @@ class Attention(nnx.Module):
         Args:
           asking: [..., R, Q, D], the states that give the queries.
           hidden: [..., R, P, D], the states that give the keys and values.
-          allowed: [R, 1, Q, P] bool, from `same_sentence`.
+          allowed: from `Encoder.allowed`.
           bits: random bits for the dropout of probabilities, or None.
           exchange: "value" or "probs" takes those of the next tower; of two streams
             [2, R, ...], only the second exchanges.
         """
-        query = self._heads(self.query(asking))
-        keys, value = self._heads(self.key(hidden)), self._heads(self.value(hidden))
-        probs = attention_probs(query, keys, allowed)
+        probs = self.probabilities(asking, hidden, allowed)
+        value = self._heads(self.value(hidden))
         if exchange == "value":
             value = exchanged(value)
         elif exchange == "probs":
@@ -236,9 +272,9 @@ class Attention(nnx.Module):
         context = jnp.einsum("...hqk,...khd->...qhd", probs, value, precision=exact(hidden.dtype))
         return self.output(context.reshape(asking.shape))
 
-    def probabilities(self, hidden: Array, allowed: Array) -> Array:
-        """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
-        query, keys = (self._heads(projection(hidden)) for projection in (self.query, self.key))
+    def probabilities(self, asking: Array, hidden: Array, allowed: Any) -> Array:
+        """Probabilities [..., R, H, Q, P] float32, without dropout; args as in `__call__`."""
+        query, keys = self._heads(self.query(asking)), self._heads(self.key(hidden))
         return attention_probs(query, keys, allowed)
 
     def _heads(self, x: Array) -> Array:
@@ -248,7 +284,8 @@ class Attention(nnx.Module):
 def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
     """softmax(Q K^T / sqrt(d)) over the allowed keys, float32.
 
-    Returns [..., R, H, Q, P] for queries [..., R, Q, H, d] and keys [..., R, P, H, d].
+    Returns [..., R, H, Q, P] for queries [..., R, Q, H, d] and keys [..., R, P, H, d]. `allowed` is
+    bool, or a float32 bias, as from `Encoder.allowed`.
     """
     # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
     scores = jnp.einsum(
@@ -258,28 +295,10 @@ def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
         precision=exact(query.dtype),
         preferred_element_type=jnp.float32,
     )
-    scores = jnp.where(allowed, scores * query.shape[-1] ** -0.5, -1e30)
+    scores *= query.shape[-1] ** -0.5
+    biased = allowed.dtype != jnp.bool_
+    scores = scores + allowed if biased else jnp.where(allowed, scores, FORBIDDEN)
     return jax.nn.softmax(scores, axis=-1)
-
-
-def look_up(table: nnx.Embed, ids: Array) -> Array:
-    """The embeddings [R, ..., D] of ids [R, ...].
-
-    If each tower has its own devices, the compiler would gather the gradient of all rows on every
-    device before adding it up. Under this `shard_map` each device first adds up that of its own
-    rows.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if TOWER_AXIS not in mesh.manual_axes:
-        return table(ids)
-    rows = PartitionSpec(mesh.auto_axes)
-    return jax.shard_map(
-        lambda embedding, ids: embedding[ids],
-        axis_names=set(mesh.auto_axes),
-        in_specs=(PartitionSpec(), rows),
-        out_specs=rows,
-        check_vma=False,
-    )(table.embedding[...], ids)
 
 
 def same_sentence(asking: Array, segments: Array) -> Array:
@@ -298,37 +317,3 @@ def from_next_tower(x: Array) -> Array:
     """Tower i receives the array of tower (i + 1) mod K."""
     towers = jax.lax.axis_size(TOWER_AXIS)
     return jax.lax.ppermute(x, TOWER_AXIS, [((i + 1) % towers, i) for i in range(towers)])
-
-
-def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        kernel_init=initializer,
-        dtype=dtype,
-        precision=exact(dtype),
-        rngs=rngs,
-    )
-
-
-def exact(dtype) -> jax.lax.Precision | None:
-    """Full float32 precision for float32 products: accelerators would round the factors."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def embed(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:
-    return nnx.Embed(rows, size, embedding_init=initializer, rngs=rngs)
-
-
-def layer_norm(architecture: Architecture, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Not the fast variance E[x^2] - E[x]^2: it cancels if one channel is large, as in BERT.
-    return nnx.LayerNorm(
-        architecture.hidden_size,
-        epsilon=architecture.layer_norm_eps,
-        dtype=dtype,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
-
-
-initializer = jax.nn.initializers.normal(INITIAL_STDDEV)

@@ -1,4 +1,4 @@
-"""The head of masked language modelling: dense, exact GELU, LayerNorm, and the tied decoder.
+"""The head of masked language modelling: dense, activation, LayerNorm, and the tied decoder.
 
 Devlin et al. 2019 (arXiv 1810.04805). The decoder's kernel is the token embedding; its bias is the
 head's own. Used in training only.
@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models.bert import exact, initializer
+from jtcse_jax.models.activations import activation
+from jtcse_jax.models.parts import exact, initializer
 from jtcse_jax.models.towers import Params
 
 
 def init(architecture: Architecture, num_towers: int, key: Array) -> Params:
     """A new head for each tower, leaves [K, ...] float32."""
-    size, vocabulary = architecture.hidden_size, architecture.vocab_size
+    size, vocabulary = architecture.embedding_width, architecture.vocab_size
     return {
         "dense": {
-            "kernel": initializer(key, (num_towers, size, size)),
+            "kernel": initializer(key, (num_towers, architecture.hidden_size, size)),
             "bias": jnp.zeros((num_towers, size)),
         },
         "norm": {"scale": jnp.ones((num_towers, size)), "bias": jnp.zeros((num_towers, size))},
@@ -26,20 +27,21 @@ def init(architecture: Architecture, num_towers: int, key: Array) -> Params:
     }
 
 
-def logits(head: Params, embedding: Array, hidden: Array, *, eps: float) -> Array:
+def logits(head: Params, embedding: Array, hidden: Array, architecture: Architecture) -> Array:
     """Scores [N, V] float32 of every token of the vocabulary, for one tower.
 
     Args:
       head: this tower's head, as from `init` without the leading axis.
-      embedding: [V, D], the tower's token embedding.
+      embedding: [V, E], the tower's token embedding.
       hidden: [N, D] last hidden states; products are computed in their dtype.
-      eps: epsilon of the LayerNorm.
+      architecture: the tower's.
     """
     dtype = hidden.dtype
     product = {"precision": exact(dtype), "preferred_element_type": jnp.float32}
     dense = head["dense"]
     inner = jnp.matmul(hidden, dense["kernel"].astype(dtype), **product) + dense["bias"]
-    inner = _layer_norm(jax.nn.gelu(inner, approximate=False), head["norm"], eps)
+    inner = activation(architecture.activation)(inner)
+    inner = _layer_norm(inner, head["norm"], architecture.layer_norm_eps)
     return jnp.matmul(inner.astype(dtype), embedding.astype(dtype).T, **product) + head["bias"]
 
 

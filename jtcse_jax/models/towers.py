@@ -1,9 +1,9 @@
 """A bank of K towers: K encoders of one shape as one stacked pytree, run as one.
 
-K = 1 is SimCSE or a distilled student, K = 2 is JTCSE, K > 2 is a ring. `bert.Encoder` is the code
-of one tower. Here its parameters get a leading axis K, named "tower" (by `vmap` if towers share
-devices, by `shard_map` if each has its own). Packed rows are gathered into one vector per sentence,
-in the batch's order.
+K = 1 is SimCSE or a distilled student, K = 2 is JTCSE, K > 2 is a ring. The encoder of the family
+(`encoders.py`) is the code of one tower. Here its parameters get a leading axis K, named "tower"
+(by `vmap` if towers share devices, by `shard_map` if each has its own). Packed rows are gathered
+into one vector per sentence, in the batch's order.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ModelConfig
-from jtcse_jax.models.bert import INITIAL_STDDEV, TOWER_AXIS, Encoder, same_sentence
+from jtcse_jax.models.bert import Encoder
+from jtcse_jax.models.encoders import encoder_class
+from jtcse_jax.models.parts import INITIAL_STDDEV, TOWER_AXIS
 
 Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K
 
@@ -164,10 +166,12 @@ class Bank:
             encoder = self._merge(params)
             streams = encoder.states(rows.tokens, rows.positions, rows.segments, cross=cross)
             hidden = [stream for _, stream in streams]
-            allowed = same_sentence(rows.segments, rows.segments)
+            allowed = encoder.allowed(rows.positions, rows.segments)
             attention = [
-                layer.attention.probabilities(x, allowed)
-                for layer, x in zip(encoder.layers, hidden, strict=False)  # no layer after the last
+                layer.probabilities(x, allowed(number))
+                for number, (layer, x) in enumerate(
+                    zip(encoder.layers, hidden[:-1], strict=True), 1
+                )
             ]
             return LayerStates(jnp.stack(hidden), jnp.stack(attention))
 
@@ -240,11 +244,13 @@ def tower_shapes(architecture: Architecture) -> Params:
 
 def _abstract_encoder(architecture: Architecture, **options: Any) -> Encoder:
     """One tower with shapes in place of parameters; `options` are those of `Encoder`."""
-    # Layers are equal: tracing one and copying it takes a tenth of the time of tracing twelve.
-    one = dataclasses.replace(architecture, num_layers=1)
-    encoder = nnx.eval_shape(lambda: Encoder(one, rngs=nnx.Rngs(0), **options))
-    layer = encoder.layers[0]
-    encoder.layers = nnx.List(nnx.clone(layer) for _ in range(architecture.num_layers))
+    # Layers after the first are equal: tracing one and copying it takes a tenth of the time.
+    few = dataclasses.replace(architecture, num_layers=min(architecture.num_layers, 2))
+    kind = encoder_class(architecture)
+    encoder = nnx.eval_shape(lambda: kind(few, rngs=nnx.Rngs(0), **options))
+    missing = architecture.num_layers - few.num_layers
+    copies = (nnx.clone(encoder.layers[-1]) for _ in range(missing))
+    encoder.layers = nnx.List([*encoder.layers, *copies])
     return encoder
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from jtcse_jax.encoding.index import ExactIndex
 from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.inspection import diagnose
+from jtcse_jax.evaluation.scored_model import load_model
 from jtcse_jax.evaluation.sts import Pairs
-from jtcse_jax.evaluation.suites import load_model
 
 QUERIES, NEAREST = 6, 3
 

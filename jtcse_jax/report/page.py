@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from jtcse_jax.evaluation.diagnostics_suite import DIAGNOSTICS
 from jtcse_jax.report.models import Look
 from jtcse_jax.report.runs import Run
 from jtcse_jax.report.sections import last_part, overview, result_section, run_section
@@ -37,12 +38,12 @@ def render(
     """
     from jinja2 import Environment, StrictUndefined
 
-    diagnosed = [one for one in results if "protocol" in one.get("diagnostics", {})]
+    diagnosed = [one for one in results if "protocol" in one.get(DIAGNOSTICS.name, {})]
     embeddings = [
         (name, last_part(look.dev), look.diagnostics["embeddings"]) for name, look in looks.items()
     ]
     for one in diagnosed:
-        found = one["diagnostics"]
+        found = one[DIAGNOSTICS.name]
         pairs = last_part(found.get("data", {}).get("name", ""))
         embeddings.append((one["model"], pairs, found["embeddings"]))
     environment_of = Environment(

@@ -9,6 +9,9 @@ from typing import Any
 
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.evaluation.sts import PROTOCOL
+from jtcse_jax.evaluation.sts_suite import STS
+from jtcse_jax.evaluation.suites import SUITES
 from jtcse_jax.runtime import environment
 from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.saved_model import read_json
@@ -16,9 +19,6 @@ from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG, FINISHED, METRICS
 from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.traits import TRAITS, Traits
 from jtcse_jax.user_path import user_path
-
-# The suites of `evaluate`, and a key in the result of each, other than the protocol.
-SUITES = {"sts": "spearman", "transfer": "accuracy", "mteb": "failed", "diagnostics": "embeddings"}
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Run:
     trained: list[dict[str, float]] = field(default_factory=list)  #: means of training metrics
     scored: list[dict[str, float]] = field(default_factory=list)  #: scores of the dev set
     environments: dict[int, str] = field(default_factory=dict)  #: versions, by their first step
-    sts: dict[str, float] = field(default_factory=dict)  #: times 100, from its pipeline
+    scores: dict[str, Any] = field(default_factory=dict)  #: results of suites, from its pipeline
     notes: list[str] = field(default_factory=list)  #: what was left out, and why
 
     @property
@@ -153,7 +153,8 @@ def _read_run(folder: Path) -> Run:
         run.notes.append(f"no dev scores: {why}")
     if (folder / FINISHED).is_file():
         row = read_json(folder / FINISHED, dict)
-        run.sts = row["sts"] if isinstance(row.get("sts"), dict) else {}
+        if isinstance(row.get("sts"), dict) and row["sts"]:
+            run.scores[STS.name] = {"protocol": PROTOCOL, STS.required: row["sts"]}
     return run
 
 
@@ -200,6 +201,6 @@ def _is_result(result: Any) -> bool:
     found = {suite: result[suite] for suite in SUITES if suite in result}
     return bool(found or "error" in result) and all(
         isinstance(scores, dict)
-        and ("error" in scores or isinstance(scores.get(SUITES[suite]), dict))
+        and ("error" in scores or isinstance(scores.get(SUITES[suite].required), dict))
         for suite, scores in found.items()
     )

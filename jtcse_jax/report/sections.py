@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.evaluation.diagnostics_suite import DIAGNOSTICS
 from jtcse_jax.report.figures import Line, Picture, curves, heat_map, histograms
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.runs import Run
@@ -99,7 +100,7 @@ def run_section(run: Run, look: Look | None) -> Section:
 
 def result_section(result: dict[str, Any]) -> Section:
     """The diagnostics of a model in a result of `evaluate`."""
-    found = result["diagnostics"]
+    found = result[DIAGNOSTICS.name]
     notes = [] if "members" in found else ["not a model of ours: its layers are not inspected"]
     groups = [group for group in _insides(found) if group.pictures]
     return Section(result["model"], "from --scores", notes, groups)

@@ -2,12 +2,12 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jtcse_jax.evaluation.development import METRIC
-from jtcse_jax.evaluation.sts import PROTOCOL
-from jtcse_jax.report.runs import SUITES, Run
+from jtcse_jax.evaluation.score_table import Table
+from jtcse_jax.evaluation.suites import SUITES
+from jtcse_jax.report.runs import Run
 
 EMBEDDINGS = (  # the figures of `diagnose_embeddings` in the table
     "uniformity",
@@ -19,18 +19,6 @@ EMBEDDINGS = (  # the figures of `diagnose_embeddings` in the table
     "length_correlation_given_gold",
 )
 SAME_PLACE = ("workdir", "cache_dir")  # config fields that always differ
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text; the first cell of each row is its name."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    notes: tuple[str, ...] = ()  #: how the numbers are made, and warnings about them
-    best: frozenset[tuple[int, int]] = frozenset()  #: (row, column) of the highest in a column
-    folded: bool = False  #: collapsed until opened
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -61,28 +49,14 @@ def score_tables(
 ) -> list[Table]:
     """Tables of the evaluated suites, from pipelines' own scores and results of `evaluate`."""
     tables = []
-    piped = [(run.name, run.sts) for run in runs if run.sts]
-    sts = _of_suite(results, "sts")
-    rows = piped + [(name, found["spearman"]) for name, found in sts]
-    if rows:
-        protocols = ([PROTOCOL] if piped else []) + [found["protocol"] for _, found in sts]
-        undefined = [
-            f"{name}: {said}: no correlation is defined; counted as 0."
-            for name, found in sts
-            for said in found.get("undefined", ())
-        ]
-        tables.append(_scores("STS", rows, protocols, _missing(sts) + undefined))
-    tables += [_differences(reference, found) for reference, found in differences.items()]
-    if any(found.get("subsets") for _, found in sts):
-        tables.append(_subsets(sts))
-    transfer = _of_suite(results, "transfer")
-    if transfer:
-        rows = [(name, _with_f1(found)) for name, found in transfer]
-        protocols = [found["protocol"] for _, found in transfer]
-        tables.append(_scores("Transfer", rows, protocols, _missing(transfer)))
-    mteb = _of_suite(results, "mteb")
-    if mteb:
-        tables += _mteb(mteb)
+    for suite in SUITES.values():
+        found = [
+            (run.name, run.scores[suite.name]) for run in runs if suite.name in run.scores
+        ] + _of_suite(results, suite.name)
+        if found:
+            tables += suite.tables(found)
+        if suite.differences:
+            tables += [suite.differences.table(*item) for item in differences.items()]
     failed = [
         [one["model"], suite, one[suite]["error"]]
         for one in results
@@ -146,124 +120,3 @@ def _speed(run: Run) -> list[str]:
 def _of_suite(results: Sequence[dict[str, Any]], suite: str) -> list[tuple[str, dict[str, Any]]]:
     """(model, result) of each model with a result; a failed suite has an error instead."""
     return [(one["model"], one[suite]) for one in results if "protocol" in one.get(suite, {})]
-
-
-def _scores(
-    title: str,
-    rows: Sequence[tuple[str, Mapping[str, float]]],
-    protocols: Iterable[str],
-    missing: Sequence[str],
-) -> Table:
-    tasks = dict.fromkeys(task for _, scores in rows for task in scores if task != "average")
-    columns = [*tasks, "average"]
-    notes = [*(protocol + "." for protocol in dict.fromkeys(protocols)), *missing]
-    comparable = set(columns)
-    for name, scores in rows:
-        lacking = [task for task in tasks if task not in scores]
-        if lacking:
-            comparable.discard("average")
-            notes.append(f"{name}: without {', '.join(lacking)}, so its average is of fewer tasks.")
-    cells = [[name, *(_number(scores.get(task)) for task in columns)] for name, scores in rows]
-    best = {
-        (row, place)
-        for place, task in enumerate(columns, 1)
-        for row in range(len(rows))
-        if task in comparable and len(rows) > 1 and _is_highest(cells, row, place)
-    }
-    return Table(title, ("model", *columns), cells, tuple(notes), frozenset(best))
-
-
-def _missing(results: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """The missing tasks without repetition: models scored together miss the same tasks."""
-    missing = [result.get("missing", {}) for _, result in results]
-    said = (f"{task} is missing: {reason}." for one in missing for task, reason in one.items())
-    return list(dict.fromkeys(said))
-
-
-def _is_highest(cells: list[list[str]], row: int, place: int) -> bool:
-    values = [float(line[place]) for line in cells if line[place]]
-    return bool(cells[row][place]) and float(cells[row][place]) == max(values)
-
-
-def _differences(reference: str, differences: Mapping[str, Any]) -> Table:
-    tasks = list(dict.fromkeys(task for found in differences.values() for task in found))
-    rows = [
-        [method, *(_interval(found[task]) if task in found else "" for task in tasks)]
-        for method, found in differences.items()
-    ]
-    note = f"Spearman times 100 minus that of {reference}, with its 95 % bootstrap interval."
-    return Table("STS differences", ("model", *tasks), rows, (note,))
-
-
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-
-
-def _subsets(sts: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    found = [
-        {
-            f"{task} {name}": score
-            for task, part in result.get("subsets", {}).items()
-            for name, score in part["spearman"].items()
-        }
-        for _, result in sts
-    ]
-    names = dict.fromkeys(name for scores in found for name in scores)
-    rows = [[name, *(_number(scores.get(name)) for scores in found)] for name in names]
-    columns = ("subset", *(name for name, _ in sts))
-    return Table("STS by subset", columns, rows, ("Spearman times 100.",), folded=True)
-
-
-def _with_f1(found: dict[str, Any]) -> dict[str, float]:
-    scores = dict(found["accuracy"])
-    average = scores.pop("average", None)
-    scores |= {f"{task} F1": score for task, score in found.get("f1", {}).items()}
-    return scores if average is None else scores | {"average": average}
-
-
-def _mteb(mteb: Sequence[tuple[str, dict[str, Any]]]) -> list[Table]:
-    groups = [
-        (group, title)
-        for group, title in (("paper", "MTEB, the paper's tasks"), ("ours", "MTEB, our own choice"))
-    ]
-    tables = []
-    for group, title in groups:
-        found = [result.get(group, {}) for _, result in mteb]
-        categories = dict.fromkeys(category for result in found for category in result)
-        if not categories:
-            continue
-        rows = [
-            [name, *(_category(result.get(category)) for category in categories)]
-            for (name, _), result in zip(mteb, found, strict=True)
-        ]
-        notes = tuple(dict.fromkeys(result["protocol"] + "." for _, result in mteb))
-        tables.append(Table(title, ("model", *categories), rows, notes))
-    scores = [_task_scores(result) for _, result in mteb]
-    names = dict.fromkeys(name for one in scores for name in one)
-    rows = [[name, *(_number(one.get(name)) for one in scores)] for name in names]
-    failed = [
-        f"{name}: {task} failed: {why}"
-        for name, result in mteb
-        for task, why in result.get("failed", {}).items()
-    ]
-    columns = ("task", *(name for name, _ in mteb))
-    return [*tables, Table("MTEB by task", columns, rows, tuple(failed), folded=True)]
-
-
-def _category(found: Mapping[str, Any] | None) -> str:
-    if not found or found["average"] is None:
-        return ""
-    return f"{found['average']:.2f} ({found['scored']} of {found['of']})"
-
-
-def _task_scores(result: Mapping[str, Any]) -> dict[str, float]:
-    parts = [
-        part["scores"] for group in ("paper", "ours") for part in result.get(group, {}).values()
-    ]
-    return {
-        task: score for part in [*parts, result.get("other", {})] for task, score in part.items()
-    }
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

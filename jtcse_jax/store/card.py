@@ -57,28 +57,6 @@ def read_card(model: SavedModel) -> Card:
     return Card(base_models=own_name, **_sentence_transformers_settings(folder))
 
 
-def read_scores(path: str | Path) -> dict[str, Any]:
-    """Returns the STS scores of a file written by `evaluate --output`.
-
-    Their conditions are included, paths of models are not. Raises UserError for any other file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
-    content = read_json(path, dict)
-    scores = content.get("sts")
-    tasks = scores.get("spearman") if isinstance(scores, dict) else None
-    if not isinstance(tasks, dict) or not all(
-        isinstance(score, int | float) for score in tasks.values()
-    ):
-        raise UserError(f"--scores {path} has no STS scores as `evaluate --output` writes them.")
-    members = content.get("members", [])
-    if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
-        raise UserError(f"--scores {path}: `members` is not as `evaluate --output` writes it.")
-    members = [{key: value for key, value in one.items() if key != "model"} for one in members]
-    return scores | {"members": members, "environment": content.get("environment", {})}
-
-
 def _from_json(path: Path) -> Card:
     content, empty = read_json(path, dict), dataclasses.asdict(Card(step=0))
     wrong = [

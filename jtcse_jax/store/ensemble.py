@@ -49,9 +49,10 @@ class ModelArguments:
     """The arguments of every command that reads a model."""
 
     model: str
-    """A workdir, an exported folder, a Hugging Face BERT or RoBERTa folder or hub name,
-    `package:NAME/FOLDER` (a folder of an installed Python package), a weighted sum of models
-    (`"0.3 * runs/a + 0.7 * runs/b"`), or the JSON file of one."""
+    """A workdir, an exported folder, a Hugging Face folder or hub name (BERT, also multilingual,
+    RoBERTa, XLM-R, CamemBERT, DistilBERT, MPNet, ELECTRA, ModernBERT), `package:NAME/FOLDER` (a
+    folder of an installed Python package), a weighted sum of models (`"0.3 * runs/a + 0.7 *
+    runs/b"`), or the JSON file of one."""
     step: int | None = None
     """Step of a workdir; by default the best by dev score, or the newest if no step has one."""
     pooling: Literal["cls", "mean"] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import unstack
 from jtcse_jax.store import hf_config, hf_files, hf_weights
@@ -61,10 +62,18 @@ def check_new(folder: str | Path) -> None:
         raise UserError(f"--output {folder} exists and is not empty; choose a new folder.")
 
 
-def _cutting_at(tokenizer: Any, serving_length: int) -> Any:
-    """A copy of a transformers tokenizer whose `truncation=True` cuts where our encoder does."""
+def _fitting(tokenizer: Any, architecture: Architecture, serving_length: int) -> Any:
+    """A copy of a transformers tokenizer that cuts where our encoder does, with `truncation=True`.
+
+    It gives no token types to a model without them.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = serving_length
+    if not architecture.has("type_vocab_size"):
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = (
+            tokenizer.model_input_names
+        )  # or it is not saved
     for name in INHERITED:
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
@@ -72,7 +81,7 @@ def _cutting_at(tokenizer: Any, serving_length: int) -> Any:
 
 def _write(model: SavedModel, folder: Path, card: Card) -> None:
     towers = unstack(jax.tree.map(np.asarray, model.params))  # on the host, without compiling
-    tokenizer = _cutting_at(model.tokenizer, model.serving_length)
+    tokenizer = _fitting(model.tokenizer, model.bank.architecture, model.serving_length)
     names = ["."] if len(towers) == 1 else [f"tower_{tower}" for tower in range(len(towers))]
     for name, params in zip(names, towers, strict=True):
         hf_weights.write_tower(folder / name, model.bank.architecture, params, tokenizer=tokenizer)

@@ -4,38 +4,20 @@ import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from jtcse_jax.architecture import Architecture
+from jtcse_jax.architecture import Activation, Architecture
 from jtcse_jax.errors import UserError
+from jtcse_jax.families.registry import FAMILIES, find_family, supported
 from jtcse_jax.store.hf_files import read_json
 
 CONFIG = "config.json"
 
-FAMILIES: dict[str, Literal["bert", "roberta"]] = {
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
-}
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_positions",
-}
+NUMBERS = ("layer_norm_eps", "global_rope_theta", "local_rope_theta")  # the others are whole
+ACTIVATIONS = get_args(Activation)
 # A small config must not cause hours of work or gigabytes of memory before the weights are read.
 LARGEST = {"num_layers": 128, "type_vocab_size": 256}
 LARGEST_OTHER = 2**24
-# Fields that change the computation, and the only supported value of each.
-FIXED = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
 
 
 def read_architecture(folder: str | Path) -> Architecture:
@@ -43,22 +25,27 @@ def read_architecture(folder: str | Path) -> Architecture:
     path = Path(folder) / CONFIG
     config = read_json(path)
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        supported = ", ".join(FAMILIES)
-        raise UserError(f"{path}: model_type = {reprlib.repr(kind)}: supported are {supported}.")
-    for name, value in FIXED.items():
+    family = find_family(kind)
+    if family is None:
+        raise UserError(
+            f"{path}: model_type = {reprlib.repr(kind)}: supported are {supported()}; start from "
+            "a model of one of them, or only score this one, with evaluate --model "
+            "sentence-transformers:NAME."
+        )
+    for name, value in family.fixed.items():
         if config.get(name, value) != value:
             found = reprlib.repr(config[name])
             raise UserError(f"{path}: {name} = {found}: only {value!r} is supported.")
-    family = FAMILIES[kind]
-    fields: dict[str, Any] = {ours: config.get(theirs) for theirs, ours in SIZES.items()}
-    fields |= {
-        "type_vocab_size": config.get("type_vocab_size", 2),
-        "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
-        "pad_token_id": config.get("pad_token_id", 1 if family == "roberta" else 0),
+    try:
+        config = family.flatten(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {error}.") from error
+    fields: dict[str, Any] = {
+        ours: config.get(theirs, family.defaults.get(ours))
+        for ours, theirs in family.fields.items()
     }
-    check_shape(path, fields, {ours: theirs for theirs, ours in SIZES.items()})
-    return Architecture(family=family, **fields)
+    check_shape(path, fields, family.fields)
+    return Architecture(family=family.name, **fields)
 
 
 def check_shape(
@@ -74,7 +61,11 @@ def check_shape(
     names = names or {}
     for name, value in fields.items():
         where = f"{path}: {names.get(name, name)} = {reprlib.repr(value)}"
-        if name == "layer_norm_eps":
+        if name == "activation":
+            if value not in ACTIVATIONS:
+                raise UserError(f"{where}: supported are {', '.join(ACTIVATIONS)}.")
+            continue
+        if name in NUMBERS:
             if not (type(value) is float and 0 < value < math.inf):
                 raise UserError(f"{where}: give a number above 0.")
             continue
@@ -92,18 +83,11 @@ def check_shape(
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
     """The `config.json`; dropout and initialiser fields have the defaults of transformers."""
-    bert = architecture.family == "bert"
+    family = FAMILIES[architecture.family]
     return {
-        "architectures": ["BertModel" if bert else "RobertaModel"],
-        "model_type": architecture.family,
-        **{theirs: getattr(architecture, ours) for theirs, ours in SIZES.items()},
-        "type_vocab_size": architecture.type_vocab_size,
-        "layer_norm_eps": architecture.layer_norm_eps,
-        "pad_token_id": architecture.pad_token_id,
-        "hidden_act": FIXED["hidden_act"],
-        "position_embedding_type": FIXED["position_embedding_type"],
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-        "initializer_range": 0.02,
+        "architectures": [family.model_class],
+        "model_type": family.name,
+        **{theirs: getattr(architecture, ours) for ours, theirs in family.fields.items()},
+        **family.written,
         "dtype": "float32",
     }

@@ -1,8 +1,8 @@
-"""The strict table of names between this encoder's parameters and Hugging Face's tensors.
+"""Brings parameters of an encoder under Hugging Face's names and back, by its family's table.
 
-It is used in both directions. A tensor that is missing, extra or misshaped is a problem, and all
-problems are listed. Only tensors that an encoder does not have (heads, position buffers) are
-skipped.
+The table is strict and used in both directions. A tensor that is missing, extra or misshaped is a
+problem, and all problems are listed. Only tensors that an encoder does not have (heads, position
+buffers) are skipped.
 """
 
 import re
@@ -13,47 +13,30 @@ import jax
 import numpy as np
 
 from jtcse_jax.architecture import Architecture
+from jtcse_jax.families.family import Names
+from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.models.towers import Params, tower_shapes
 
-# The name of a module here -> its name at Hugging Face, outside the layers and inside one.
-OUTSIDE = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "pooler": "pooler.dense",
-}
-INSIDE = {
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-# The head of masked language modelling; its decoder is the token embedding.
-MLM_HEAD = {
-    "bert": (
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions.bias",
-    ),
-    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
-}
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# Found in checkpoints of whole models; `mlp` is the training-only head of SimCSE.
+# Found in checkpoints of whole models: their heads, and `mlp`, the training-only head of SimCSE.
 NOT_OURS = re.compile(
-    r"(cls|lm_head|classifier|qa_outputs|mlp)\.|embeddings\.(position_ids|token_type_ids)$"
+    r"(cls|lm_head|classifier|pre_classifier|qa_outputs|mlp|vocab_\w+|generator_\w+|"
+    r"discriminator_\w+|head|decoder)\.|embeddings\.(position_ids|token_type_ids)$"
 )
 
 
-def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def names_of(architecture: Architecture) -> Names:
+    """The table of an architecture's family."""
+    return FAMILIES[architecture.family].names
+
+
+def encoder_tensors(
+    tensors: Mapping[str, np.ndarray], names: Names
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The encoder's tensors under the table's names, and a list of duplicated names."""
     # The prefix of the encoder's names varies: "", "bert.", "roberta.", "0.auto_model." ...
-    mark = "embeddings.word_embeddings.weight"
+    mark = f"{names.outside['embeddings.word']}.weight"
     prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
     named: dict[str, np.ndarray] = {}
     twice = []
@@ -61,11 +44,34 @@ def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.nda
         name = name.removeprefix(prefix)
         if NOT_OURS.match(name):
             continue
-        name = _modern(name)
-        if name in named:
-            twice.append(f"{name} twice")
-        named[name] = value
+        for part, part_value in _parts(_modern(name), value, names):
+            if part in named:
+                twice.append(f"{part} twice")
+            named[part] = part_value
     return named, twice
+
+
+def fused(tensors: Mapping[str, np.ndarray], names: Names) -> dict[str, np.ndarray]:
+    """The tensors as the family's files have them: the inverse of what `encoder_tensors` splits."""
+    whole = dict(tensors)
+    for fused_name, parts in names.fused.items():
+        first = f".{parts[0]}.weight"
+        for name in [name for name in whole if name.endswith(first)]:
+            stem = name.removesuffix(first)
+            values = [whole.pop(f"{stem}.{part}.weight") for part in parts]
+            whole[f"{stem}.{fused_name}.weight"] = np.concatenate(values)
+    return whole
+
+
+def _parts(name: str, value: np.ndarray, names: Names) -> list[tuple[str, np.ndarray]]:
+    """The tensors that one tensor of a file holds: itself, or those stacked in it."""
+    for fused_name, parts in names.fused.items():
+        end = f".{fused_name}.weight"
+        if name.endswith(end) and value.ndim == 2 and len(value) % len(parts) == 0:
+            values = np.split(value, len(parts))
+            stem = name.removesuffix(end)
+            return [(f"{stem}.{part}.weight", x) for part, x in zip(parts, values, strict=True)]
+    return [(name, value)]
 
 
 def _modern(name: str) -> str:
@@ -91,17 +97,25 @@ def misfits(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor, by the table's name."""
+    names = names_of(architecture)
     return {
-        _their_name(path): leaf.shape[::-1] if _transposed(path) else leaf.shape
+        name: leaf.shape[::-1] if _transposed(path) else leaf.shape
         for path, leaf in _leaves(tower_shapes(architecture))
+        if (name := their_name(path, names)) is not None
     }
 
 
 def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params:
-    """One tower's nested parameters, from tensors for which `misfits` returns no problem."""
+    """One tower's nested parameters, from tensors for which `misfits` returns no problem.
+
+    Without the modules that the tensors lack.
+    """
     params: Params = {}
     for path, _ in _leaves(tower_shapes(architecture)):
-        value = tensors[_their_name(path)]
+        name = their_name(path, names_of(architecture))
+        if name is None or name not in tensors:
+            continue
+        value = tensors[name]
         *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
         node: dict[Any, Any] = params  # layers have numbers as keys
         for parent in parents:
@@ -113,10 +127,13 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
 def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params | None:
     """The head of masked language modelling, or None if a tensor is absent or misshaped."""
     renamed = {_modern(name): value for name, value in tensors.items()}
-    dense, norm, bias = MLM_HEAD[architecture.family]
-    size = architecture.hidden_size
+    head = names_of(architecture).mlm_head
+    if head is None:
+        return None
+    dense, norm, bias = head
+    size = architecture.embedding_width
     shapes = {
-        f"{dense}.weight": (size, size),
+        f"{dense}.weight": (size, architecture.hidden_size),
         f"{dense}.bias": (size,),
         f"{norm}.weight": (size,),
         f"{norm}.bias": (size,),
@@ -132,12 +149,15 @@ def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -
     }
 
 
-def to_tensors(params: Params) -> dict[str, np.ndarray]:
+def to_tensors(params: Params, architecture: Architecture) -> dict[str, np.ndarray]:
     """One tower's parameters as float32 tensors under the table's names."""
     named = {}
     for path, leaf in _leaves(params):
+        name = their_name(path, names_of(architecture))
+        if name is None:
+            continue
         value = np.asarray(leaf, np.float32)
-        named[_their_name(path)] = np.ascontiguousarray(value.T if _transposed(path) else value)
+        named[name] = np.ascontiguousarray(value.T if _transposed(path) else value)
     return named
 
 
@@ -147,12 +167,14 @@ def _leaves(params: Params) -> Iterable[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
-def _their_name(path: str) -> str:
+def their_name(path: str, names: Names) -> str | None:
+    """The tensor for a parameter here, by its dotted path; None if the family has none for it."""
     module, _, leaf = path.rpartition(".")
     if module.startswith("layers."):
         _, number, module = module.split(".", 2)
-        return f"encoder.layer.{number}.{INSIDE[module]}.{LEAVES[leaf]}"
-    return f"{OUTSIDE[module]}.{LEAVES[leaf]}"
+        return f"{names.layers}.{number}.{names.inside[module]}.{LEAVES[leaf]}"
+    theirs = names.outside.get(module)
+    return None if theirs is None else f"{theirs}.{LEAVES[leaf]}"
 
 
 def _transposed(path: str) -> bool:

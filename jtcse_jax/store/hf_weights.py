@@ -1,7 +1,7 @@
-"""Reads and writes the weights of BERT and RoBERTa encoders in Hugging Face folders.
+"""Reads and writes the weights of encoders in Hugging Face folders.
 
 Missing, extra and misshaped tensors are errors, and one message lists them all; the table of names
-is in `hf_names.py`.
+is in the family's file.
 """
 
 import json
@@ -30,31 +30,37 @@ def read_tower(
     """One tower's parameters from `model.safetensors`, whole or sharded: numpy float32 arrays.
 
     float16 and bfloat16 are widened. A checkpoint without a pooler gets a new one, normal(0, 0.02)
-    drawn from `key` (by default a fixed one), with a warning; one without token types gets zeros.
+    drawn from `key` (by default a fixed one), with a warning, as does a family that has none; one
+    without token types gets zeros.
     Raises UserError for a damaged file, and for tensors that do not fit the architecture.
     """
     folder = Path(folder)
-    shapes = hf_names.tensor_shapes(architecture)
-    tensors, problems = hf_names.encoder_tensors(read_tensors(folder))
-    token_types, pooler = "embeddings.token_type_embeddings.weight", "pooler.dense."
-    if token_types not in tensors:
+    names, shapes = hf_names.names_of(architecture), hf_names.tensor_shapes(architecture)
+    tensors, problems = hf_names.encoder_tensors(read_tensors(folder), names)
+    token_types = hf_names.their_name("embeddings.token_type.embedding", names)
+    if token_types in shapes and token_types not in tensors:
         tensors[token_types] = np.zeros(shapes[token_types], np.float32)
-    has_pooler = any(name.startswith(pooler) for name in tensors)
-    ours = {name: shape for name, shape in shapes.items() if has_pooler or pooler not in name}
+    pooler = {hf_names.their_name(f"pooler.{leaf}", names) for leaf in ("kernel", "bias")}
+    has_pooler = not pooler.isdisjoint(tensors)
+    ours = {name: shape for name, shape in shapes.items() if has_pooler or name not in pooler}
     problems += hf_names.misfits(tensors, ours)
     if problems:
         raise UserError(
             f"{folder}: {len(problems)} tensors do not fit the encoder of {hf_config.CONFIG} (do "
             f"both belong to the same model?): {'; '.join(problems)}."
         )
+    params = hf_names.to_tower(tensors, architecture)
     # Only now, when the config's sizes are known to be those of the weights.
     if not has_pooler:
         logger.warning("%s has no pooler: a new one is drawn, normal(0, 0.02).", folder)
         key = jax.random.key(0) if key is None else key
-        kernel = 0.02 * jax.random.normal(key, shapes[pooler + "weight"])
-        tensors[pooler + "weight"] = np.asarray(kernel)
-        tensors[pooler + "bias"] = np.zeros(shapes[pooler + "bias"], np.float32)
-    return hf_names.to_tower(tensors, architecture)
+        size = architecture.hidden_size
+        kernel = 0.02 * np.asarray(jax.random.normal(key, (size, size))).T
+        params["pooler"] = {
+            "kernel": np.ascontiguousarray(kernel),
+            "bias": np.zeros(size, np.float32),
+        }
+    return params
 
 
 def read_mlm_head(folder: str | Path, architecture: Architecture) -> Params | None:
@@ -71,6 +77,8 @@ def write_tower(
 ) -> None:
     """Writes one tower as a folder that `transformers.AutoModel.from_pretrained` opens.
 
+    The pooler is left out if the family has none in transformers.
+
     Args:
       folder: created if absent; files of the same names are replaced.
       architecture: shape of the encoder.
@@ -80,10 +88,11 @@ def write_tower(
     Raises UserError if the parameters do not fit or the folder cannot be written.
     """
     folder = Path(folder)
-    tensors = hf_names.to_tensors(params)
+    tensors = hf_names.to_tensors(params, architecture)
     problems = hf_names.misfits(tensors, hf_names.tensor_shapes(architecture))
     if problems:
         raise UserError(f"{folder}: parameters do not fit: {'; '.join(problems)}.")
+    tensors = hf_names.fused(tensors, hf_names.names_of(architecture))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(hf_config.to_config(architecture), indent=2) + "\n"

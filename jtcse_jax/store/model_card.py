@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 
+from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store.card import FILE, Card
 from jtcse_jax.store.saved_model import SavedModel
 
@@ -53,8 +54,8 @@ def _introduction(model: SavedModel, card: Card) -> list[str]:
         "Embedding": f"{shape.hidden_size} numbers: {pooling} of {towers}",
         "Normalised": "to length 1" if card.normalize else "no: compare vectors by their cosine",
         "Longest sentence": f"{model.serving_length} tokens; longer ones are cut",
-        "Tower": f"{shape.family.upper()}, {shape.num_layers} layers of {shape.hidden_size}, "
-        f"vocabulary of {shape.vocab_size:,}",
+        "Tower": f"{FAMILIES[shape.family].title}, {shape.num_layers} layers of "
+        f"{shape.hidden_size}, vocabulary of {shape.vocab_size:,}",
         "Prompts": ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
         or "none",
     }

@@ -1,4 +1,4 @@
-"""The sum of several BERT or RoBERTa towers, as a module of sentence-transformers.
+"""The sum of several towers, encoders of one family, as a module of sentence-transformers.
 
 An exported folder with two or more towers contains a copy of this file and names it in its
 `modules.json`. So this file imports nothing of the package that wrote it.

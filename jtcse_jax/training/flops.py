@@ -13,6 +13,7 @@ from jax import Array
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.encoders import encoder_class
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 
@@ -61,16 +62,19 @@ def forward_flops(
 ) -> float | Array:
     """Operations in the forward pass of one tower.
 
-    A layer on T tokens whose squared lengths sum to S takes 2 T (4 D^2 + 2 D I) + 4 D S. With [CLS]
+    A layer on T tokens whose squared lengths sum to S takes 2 T (4 D^2 + 2 D I) + 4 D S (3 D I for
+    a gated feed-forward layer; local attention is counted whole, as it is computed). With [CLS]
     pooling the last layer computes keys and values for all tokens, but the rest for V views only.
     `crossed_layers`, including the last, run a second time for the crossed stream.
     """
-    size, inner = architecture.hidden_size, architecture.intermediate_size
-    layer = 2 * work.tokens * (4 * size**2 + 2 * size * inner) + 4 * size * work.squares
+    size = architecture.hidden_size
+    products = encoder_class(architecture).feed_forward_products
+    forward = products * size * architecture.intermediate_size
+    layer = 2 * work.tokens * (4 * size**2 + forward) + 4 * size * work.squares
     last = layer
     if pooling == "cls":
         last = 2 * work.tokens * 2 * size**2 + 4 * size * work.tokens
-        last += 2 * work.views * (2 * size**2 + 2 * size * inner)
+        last += 2 * work.views * (2 * size**2 + forward)
     full = architecture.num_layers - 1 + max(crossed_layers - 1, 0)
     return full * layer + (1 + (crossed_layers > 0)) * last
 
@@ -110,7 +114,8 @@ def _mlm_flops(architecture: Architecture, work: Work, share: float) -> float | 
     forward = forward_flops(architecture, work._replace(views=hidden))
     # The hidden words may stand anywhere in a sentence; `forward_flops` assumes one [CLS] per view.
     forward += 4 * size * (share * work.squares - work.tokens)
-    return forward + 2 * hidden * size * (size + architecture.vocab_size)
+    width = architecture.embedding_width
+    return forward + 2 * hidden * width * (size + architecture.vocab_size)
 
 
 def peak_flops(device_kind: str, compute_dtype: str) -> float | None:

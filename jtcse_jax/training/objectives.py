@@ -1,7 +1,7 @@
 """Objectives: what the bank computes for a batch, and the loss with its named terms.
 
 An objective is a `forward` and a `loss`. To add one, write both functions here and add a line to
-`OBJECTIVES`, a line to `TRAITS` in `traits.py` and its name to `config.ObjectiveConfig.name`.
+`OBJECTIVES` and a line to `TRAITS` in `traits.py`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import mlm_head
-from jtcse_jax.models.bert import initializer
+from jtcse_jax.models.parts import initializer
 from jtcse_jax.models.towers import Bank, Params, TowerOutputs, neighbours, sum_towers
 from jtcse_jax.training import losses
 from jtcse_jax.training.masking import mask_tokens
@@ -204,7 +204,7 @@ def guesses(
     at_places = bank.hidden_states(towers, rows, key=dropout_key, places=masked.places)
 
     def tower(head: Params, embedding: Array, hidden: Array) -> dict[str, Array]:
-        scores = mlm_head.logits(head, embedding, hidden, eps=bank.architecture.layer_norm_eps)
+        scores = mlm_head.logits(head, embedding, hidden, bank.architecture)
         of_places = {
             "nll": losses.token_cross_entropy(scores, masked.targets),
             "right": (scores.argmax(axis=-1) == masked.targets) & masked.chosen,

@@ -80,7 +80,7 @@ def test_without_a_file_the_defaults_are_those_of_the_fields():
     [
         (["--data.batch-sizes", "3"], ["--data.batch-sizes", "--data.batch-size INT"]),
         (["--data.batch-size", "many"], ["--data.batch-size", "'many'", "INT"]),
-        (["--objective.name", "foo"], ["--objective.name", "'foo'", "simcse", "tncse", "jtcse"]),
+        (["--objective.name", "foo"], ["objective.name", "'foo'", "simcse", "tncse", "jtcse"]),
         (["--model.cross.mode", "both"], ["--model.cross.mode", "'both'", "side", "main", "off"]),
         (["--data.batch-size"], ["--data.batch-size"]),
         (["--temperature", "3"], ["--temperature", "--objective.temperature"]),

@@ -17,7 +17,7 @@ from tiny_models import tiny_model, write_run, write_senteval
 
 from jtcse_jax import evaluate
 from jtcse_jax.encoding.encoder import SentenceEncoder
-from jtcse_jax.evaluation import suites
+from jtcse_jax.evaluation import diagnostics_suite, mteb_suite, transfer_suite
 from jtcse_jax.evaluation.sts_data import load_sts
 from jtcse_jax.store import exported
 from jtcse_jax.store.card import read_card
@@ -269,7 +269,7 @@ def test_what_is_scored_is_written_before_the_next_suite(command, run, tmp_path,
     def interrupted(self, model):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate.Diagnostics, "score", interrupted)
+    monkeypatch.setattr(diagnostics_suite.Diagnostics, "score", interrupted)
     data = ("--sts", tmp_path / "own.tsv", "--dev", tmp_path / "own.tsv")
     with pytest.raises(SystemExit):
         command(evaluate, "--model", run, *data, "--output", output)
@@ -308,8 +308,8 @@ def test_a_folder_that_scales_its_vectors_is_scored_so(command, tmp_path, monkey
             asked[name] = (encode_kwargs, Path(arguments[2]).name)
             return {"protocol": "", "other": {}}
 
-        monkeypatch.setattr(suites, "evaluate_transfer", transfer)
-        monkeypatch.setattr(suites, "evaluate_mteb", mteb)
+        monkeypatch.setattr(transfer_suite, "evaluate_transfer", transfer)
+        monkeypatch.setattr(mteb_suite, "evaluate_mteb", mteb)
         data = ("--transfer", write_sst2(tmp_path / f"{name}_data"), "--mteb-tasks", "BUCC")
         command(evaluate, "--model", tmp_path / name, *data, "--output", tmp_path / f"{name}.json")
         assert json.loads((tmp_path / f"{name}.json").read_text())["normalize"] == bool(

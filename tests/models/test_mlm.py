@@ -10,6 +10,7 @@ import pytest
 from objective_cases import TINY, make_bank, make_batch
 from runs import saved_params, tiny_config
 
+from jtcse_jax.architecture import Architecture
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
@@ -131,10 +132,11 @@ def test_the_head_is_that_of_transformers(family):
     hidden = np.random.default_rng(0).normal(size=(7, size)).astype(np.float32)
     with torch.no_grad():
         expected = module(torch.from_numpy(hidden)).numpy()
+    shape = Architecture(family=family, layer_norm_eps=1e-5)
     embedding = array(model.get_input_embeddings().weight)
-    found = mlm_head.logits(head, embedding, jnp.array(hidden), eps=1e-5)
+    found = mlm_head.logits(head, embedding, jnp.array(hidden), shape)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    half = mlm_head.logits(head, embedding, jnp.array(hidden, jnp.bfloat16), eps=1e-5)
+    half = mlm_head.logits(head, embedding, jnp.array(hidden, jnp.bfloat16), shape)
     assert half.dtype == jnp.float32
     assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
 
@@ -179,8 +181,7 @@ def test_continued_training_guesses_as_transformers_does(family, tmp_path):
         np.ones(1, bool),
     )
     hidden = bank.hidden_states(stack([tower]), batch)[0, 0]
-    eps = architecture.layer_norm_eps
-    found = mlm_head.logits(head, tower["embeddings"]["word"]["embedding"], hidden, eps=eps)
+    found = mlm_head.logits(head, tower["embeddings"]["word"]["embedding"], hidden, architecture)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
     again = mlm_head.init(architecture, 1, jax.random.key(0))
@@ -228,7 +229,7 @@ def test_the_objective_guesses_from_the_rest_and_trains_head_and_tied_embedding(
         costs = []
         for row, place in zip(*np.nonzero(np.asarray(masked.chosen)), strict=True):
             state = hidden[tower, row, masked.places[row, place]]
-            scores = np.asarray(mlm_head.logits(head, embedding, state, eps=TINY.layer_norm_eps))
+            scores = np.asarray(mlm_head.logits(head, embedding, state, TINY))
             target = int(masked.targets[row, place])
             costs.append(math.log(np.exp(scores).sum()) - scores[target])
             right += scores.argmax() == target

@@ -28,10 +28,10 @@ from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.foreign import ForeignEncoder
 from jtcse_jax.evaluation.sts_data import load_pairs
+from jtcse_jax.evaluation.sts_suite import read_scores
 from jtcse_jax.evaluation.zero_shot_tasks import load_tasks
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.store import hf_tokenizer, saved_model, sum_of_towers
-from jtcse_jax.store.card import read_scores
 from jtcse_jax.store.ensemble import load_members
 from jtcse_jax.store.exported import export as write_export
 from jtcse_jax.store.manifest import UNHASHED

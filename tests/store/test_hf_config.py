@@ -6,6 +6,7 @@ import pytest
 from hf_tensors import ARCHITECTURE, CONFIG
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store import hf_config
 
 
@@ -26,8 +27,8 @@ def test_read_architecture(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "distilbert"),
-        ("hidden_act", "gelu_new"),
+        ("model_type", "t5"),
+        ("hidden_act", "silu"),
         ("position_embedding_type", "relative_key"),
         ("is_decoder", True),
         ("num_hidden_layers", None),
@@ -50,3 +51,12 @@ def test_unreadable_config(tmp_path, text):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
         hf_config.read_architecture(tmp_path)
+
+
+def test_a_refused_model_is_told_what_is_supported(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "t5"}))
+    with pytest.raises(UserError) as refusal:
+        hf_config.read_architecture(tmp_path)
+    for model_type in ("xlm-roberta", "camembert", *FAMILIES):
+        assert model_type in str(refusal.value)
+    assert "sentence-transformers:NAME" in str(refusal.value)

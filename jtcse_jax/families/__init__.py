@@ -1,0 +1,1 @@
+"""Encoder families: for each, its config and weight names at Hugging Face, and its encoder."""
