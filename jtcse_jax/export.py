@@ -1,12 +1,10 @@
 """`python -m jtcse_jax.export --model WORKDIR --output FOLDER`: writes a model for other tools."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 
-import tyro
-
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.command import command
 from jtcse_jax.store import ensemble, exported, hub
 from jtcse_jax.store.card import Card, read_card, read_scores
 from jtcse_jax.store.ensemble import ModelArguments
@@ -81,11 +79,7 @@ def _known_and_given(model: SavedModel, given: dict) -> Card:
     )
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    export(tyro.cli(Arguments, prog="python -m jtcse_jax.export"))
+main = command("export", Arguments, export)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ TWO_PROCESSES = """
 from pathlib import Path
 from test_stages import make_pipeline
 from jtcse_jax.training.stages import run
-from jtcse_jax.training.trainer import set_up_jax
+from jtcse_jax.runtime.command import set_up_jax
 from jtcse_jax.evaluation import development
 development.COLLAPSED = 2.0  # random towers
 set_up_jax(False)
