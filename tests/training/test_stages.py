@@ -22,9 +22,9 @@ from jtcse_jax.store.card import Card
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import read_description
 from jtcse_jax.training import stages
+from jtcse_jax.training.run_record import record
 from jtcse_jax.training.stage_scores import print_table
 from jtcse_jax.training.stages import run, stage_configs
-from jtcse_jax.training.start import keep
 
 from runs import make_pipeline
 
@@ -116,7 +116,7 @@ class Trainer:
     def __call__(self, config):
         workdir = Path(config.workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        keep(workdir, config, {})
+        record(workdir, config, {})
         if workdir.name == self.fails:
             raise UserError("the disk is full: free space.")
         self.trained.append(workdir.name)
