@@ -29,6 +29,8 @@ class Arguments(ModelArguments):
     """Languages in the model card, such as en."""
     base_model: tuple[str, ...] = ()
     """Base models in the model card, hub names; by default those of the training config."""
+    dataset: tuple[str, ...] = ()
+    """Training texts in the model card, hub names; by default those of `hub:` sources."""
     scores: str | None = None
     """JSON file written by `python -m jtcse_jax.evaluate --output`, for the model card."""
     push: str | None = None
@@ -54,6 +56,7 @@ def export(arguments: Arguments) -> None:
         "license": arguments.license,
         "language": list(arguments.language),
         "base_models": list(arguments.base_model),
+        "datasets": list(arguments.dataset),
         "normalize": arguments.normalize,
     }
     ((_, model),) = arguments.load_members()
