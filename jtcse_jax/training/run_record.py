@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def check_config(workdir: Path, config: Config) -> None:
     if not path.is_file():
         return
     # A field that was added after the run had its default value in the run.
-    defaults = _flat(json.loads(to_json(Config())))
-    before = defaults | _flat(saved_model.read_json(path, dict))
-    now = _flat(json.loads(to_json(config)))
+    defaults = flatten(json.loads(to_json(Config())))
+    before = defaults | flatten(saved_model.read_json(path, dict))
+    now = flatten(json.loads(to_json(config)))
     # Fields that the config leaves open were taken from the start model; compare these values.
     taken = saved_model.read_description(workdir)
     for fields, name in itertools.product((before, now), ("pooling", "serving_length")):
@@ -83,11 +84,12 @@ def record(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
         files.replace(workdir / f"{name}.sha256", fingerprint + "\n")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config as in JSON, by their whole names: `{"data.max_len": 64, ...}`."""
     flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
