@@ -190,13 +190,13 @@ def _write(
     resumed = pairs.resume(sentences, window)
     if resumed:
         _say(f"resuming after {resumed:,} of {total:,} sentences")
-    started = said = time.monotonic()
+    started = reported = time.monotonic()
     while block := list(islice(sentences, window)):
         views = second_views(pairs.pairs, block)
         pairs.append(list(zip(block, views, strict=True)))
         now = time.monotonic()
-        if now - said >= _SECONDS:
-            said = now
+        if now - reported >= _SECONDS:
+            reported = now
             _say(_progress(pairs.pairs, total, (pairs.pairs - resumed) / (now - started)))
     pairs.finish()
     return resumed

@@ -130,8 +130,8 @@ def print_tables(result: dict[str, Any]) -> None:
         _print(suite, _headlines(results, suite), protocol, digits=scorer.digits)
         _print_cut_sentences(suite, scored)
         for one in scored:
-            for said in one[suite].get("undefined", ()):
-                rich.print(Text(f"{one['model']}: {said}: no correlation is defined; counted as 0"))
+            for task in one[suite].get("undefined", ()):
+                rich.print(Text(f"{one['model']}: {task}: no correlation is defined; counted as 0"))
     if result.get("differences"):
         rows = {method: [found["average"]] for method, found in result["differences"].items()}
         reference = results[0]["method"]

@@ -107,9 +107,9 @@ def score_tables(
     if rows:
         protocols = ([PROTOCOL] if piped else []) + [found["protocol"] for _, found in sts]
         undefined = [
-            f"{name}: {said}: no correlation is defined; counted as 0."
+            f"{name}: {task}: no correlation is defined; counted as 0."
             for name, found in sts
-            for said in found.get("undefined", ())
+            for task in found.get("undefined", ())
         ]
         tables.append(_scores("STS", rows, protocols, _missing(sts) + undefined))
     tables += [_differences(reference, found) for reference, found in differences.items()]
@@ -212,8 +212,8 @@ def _scores(
 def _missing(results: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     """The missing tasks without repetition: models scored together miss the same tasks."""
     missing = [result.get("missing", {}) for _, result in results]
-    said = (f"{task} is missing: {reason}." for one in missing for task, reason in one.items())
-    return list(dict.fromkeys(said))
+    messages = (f"{task} is missing: {reason}." for one in missing for task, reason in one.items())
+    return list(dict.fromkeys(messages))
 
 
 def _is_highest(cells: list[list[str]], row: int, place: int) -> bool:

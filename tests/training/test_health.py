@@ -16,6 +16,7 @@ from jtcse_jax.evaluation.sts import spearman
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
+from jtcse_jax.training import announce
 from jtcse_jax.training.announce import harder_batches
 from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.stage_scores import stage_row, verdict, warning
@@ -98,14 +99,18 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
         assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
 
 
-@pytest.mark.parametrize(("near_zero", "warnings"), [(0.01, 0), (100.0, 1)])
-def test_contrast_that_is_near_zero_from_the_start_is_reported_once(
-    tmp_path, monkeypatch, capsys, near_zero, warnings
-):
-    monkeypatch.setattr("jtcse_jax.training.announce.NEAR_ZERO", near_zero)
-    config = tiny_config(tmp_path, max_steps=4)
+def test_contrast_that_is_near_zero_from_the_start_is_reported_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(announce, "NEAR_ZERO", 100.0)
+    config = tiny_config(tmp_path, max_steps=4, eval_every=10)
     train(config, devices=one_device())
     train(dataclasses.replace(config, max_steps=6), devices=one_device())
+    assert capsys.readouterr().out.count("contrastive loss is near zero") == 1
+
+
+@pytest.mark.parametrize(("nce", "warnings"), [(0.02, 0), (0.005, 1)])
+def test_contrast_is_near_zero_if_all_its_terms_are(nce, warnings, capsys):
+    announce.warn_of_easy_contrast(Config(), {"loss": 0.0, "nce": nce, "icnce": 0.001})
+    announce.warn_of_easy_contrast(Config(), {"loss": 0.0})  # no contrastive term
     assert capsys.readouterr().out.count("contrastive loss is near zero") == warnings
 
 
@@ -118,16 +123,14 @@ def test_similar_batches_are_advised_only_to_runs_that_could_have_them(tower, ba
     assert ("data.batches = similar" in harder_batches(config)) == advised
 
 
-def test_differences_are_paired_over_the_pairs_of_the_dev_set(tmp_path):
-    config = tiny_config(tmp_path, max_steps=4)
-    train(config, devices=one_device())
-    dev, workdir = Development(config.data.dev), Path(config.workdir)
-    cosines = [read_cosines(workdir, step) for step in (0, 4)]
+def test_differences_are_paired_over_the_pairs_of_the_dev_set(finished):
+    dev, workdir = Development(finished.data.dev), Path(finished.workdir)
+    cosines = [read_cosines(workdir, step) for step in (0, 4, 8, 10)]
     rho = [spearman(each, dev.pairs.gold) for each in cosines]
     found = dev.difference((workdir, 4), (workdir, 0))
     assert found.mean == pytest.approx(rho[1] - rho[0], abs=1e-9)
     assert found.low <= found.mean <= found.high
-    logged = [line["dev_spearman"] for line in lines_of(config) if "dev_spearman" in line]
+    logged = [line["dev_spearman"] for line in lines_of(finished) if "dev_spearman" in line]
     assert rho == pytest.approx(logged)
     assert dev.difference((workdir, 4), (workdir, 3)) is None  # not kept
 

@@ -39,14 +39,6 @@ def read_metrics(config) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The config of a finished run of ten steps."""
-    config = tiny_config(tmp_path_factory.mktemp("finished"))
-    train(config, devices=one_device())
-    return config
-
-
 def test_run_leaves_an_encoder_and_its_log(finished, capsys):
     encoder = SentenceEncoder.load(finished.workdir)
     assert encoder.encode(["The cat sees me.", "A dog."]).shape == (2, 16)
