@@ -29,7 +29,8 @@ from typing import Any
 from benchmarks.race import show
 from benchmarks.text import add_options
 from benchmarks.train_step import PROGRAM, TRACED
-from jtcse_jax.errors import UserError, one_line_errors, writing
+from jtcse_jax.errors import UserError, writing
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import replace
 from jtcse_jax.user_path import user_path
 

@@ -23,10 +23,10 @@ from benchmarks.limits import SIZES
 from benchmarks.race import Contender, Outcome, outcome_fields, race, report
 from benchmarks.text import add_options, token_ids
 from benchmarks.train_step import Sentences, packed, rows_of, step_and_state
-from jtcse_jax.errors import one_line_errors
 from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.command import set_up_jax
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
-from jtcse_jax.training.trainer import set_up_jax
 
 IMPORTS = """
 import time

@@ -33,7 +33,8 @@ from benchmarks.program.targets import Target, find_target
 from benchmarks.race import report, show
 from jtcse_jax.architecture import Cross
 from jtcse_jax.config import Config, ModelConfig, ObjectiveConfig
-from jtcse_jax.errors import UserError, one_line_errors, writing
+from jtcse_jax.errors import UserError, writing
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 
 PROGRAMS = {"step": lower_step, "encoder": lower_encoder}

@@ -11,7 +11,7 @@ import subprocess
 import jax
 
 from benchmarks.race import report
-from jtcse_jax.errors import one_line_errors
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 
 _NVIDIA_SMI = (

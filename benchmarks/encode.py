@@ -26,8 +26,9 @@ from benchmarks.race import Contender, Outcome, race, report
 from benchmarks.text import MINILM, add_options, write_text
 from jtcse_jax.encoding import bank_encoder
 from jtcse_jax.encoding.encoder import SentenceEncoder
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, stack, unstack
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.store import hf_tokenizer, saved_model
 from jtcse_jax.store.exported import export

@@ -22,8 +22,8 @@ from benchmarks.text import add_options, write_text
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
-from jtcse_jax.errors import one_line_errors
 from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.store import hf_tokenizer
 

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from benchmarks.race import report
 from jtcse_jax.architecture import Architecture, Cross
-from jtcse_jax.errors import one_line_errors
 from jtcse_jax.models.parts import exact
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.training.flops import Work, crossed_layers, forward_flops
 

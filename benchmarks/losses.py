@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.race import Contender, memory, outcome_fields, race, report
-from jtcse_jax.errors import one_line_errors
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 
 TEMPERATURE = 0.05

@@ -25,8 +25,8 @@ from benchmarks.race import Contender, outcome_fields, race, report
 from benchmarks.text import add_options, token_ids
 from benchmarks.train_step import Sentences, packed, rows_of, step_and_state, work_of
 from jtcse_jax.batch import Batch
-from jtcse_jax.errors import one_line_errors
 from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 
 _COLLECTIVE = re.compile(

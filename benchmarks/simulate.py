@@ -39,8 +39,9 @@ from jtcse_jax.config import ModelConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.store import hf_tokenizer
 from jtcse_jax.training.flops import Work, crossed_layers, forward_flops

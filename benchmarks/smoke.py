@@ -27,8 +27,9 @@ from benchmarks.encode import least_cosine
 from benchmarks.race import report
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.saved_model import SavedModel

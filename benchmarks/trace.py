@@ -21,7 +21,8 @@ from benchmarks.program import hlo
 from benchmarks.program.counts import Launch, count
 from benchmarks.program.kinds import OTHER
 from benchmarks.race import report, show
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 
 

@@ -31,9 +31,10 @@ from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack, usual_row_length, usual_slots
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.runtime import sharding
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.training.flops import Work, crossed_layers
 from jtcse_jax.training.optimizer import make_optimizer

@@ -4,7 +4,6 @@ Each sentence of the input becomes one line of a .tsv: the sentence and a second
 trainer reads the .tsv as a source. If the command is killed, the same command resumes.
 """
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -12,14 +11,14 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
-import tyro
 
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.pair_file import PairFile
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.text_arguments import TextArguments
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.command import command
 
 _WORDS_WINDOW = 8192  # sentences between two writes
 _BATCHES = 8  # batches of translations between two writes; a kill loses at most these
@@ -188,13 +187,13 @@ def _write(
     resumed = pairs.resume(sentences, window)
     if resumed:
         _say(f"resuming after {resumed:,} of {total:,} sentences")
-    started = said = time.monotonic()
+    started = reported = time.monotonic()
     while block := list(islice(sentences, window)):
         views = second_views(pairs.pairs, block)
         pairs.append(list(zip(block, views, strict=True)))
         now = time.monotonic()
-        if now - said >= _SECONDS:
-            said = now
+        if now - reported >= _SECONDS:
+            reported = now
             _say(_progress(pairs.pairs, total, (pairs.pairs - resumed) / (now - started)))
     pairs.finish()
     return resumed
@@ -217,15 +216,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    arguments = tyro.cli(RepeatWords | BackTranslate, prog="python -m jtcse_jax.augment")
+def augment(arguments: RepeatWords | BackTranslate) -> None:
+    """Writes the pairs; errors as `make_repeated` and `make_translated`."""
     if isinstance(arguments, RepeatWords):
         make_repeated(arguments)
     else:
         make_translated(arguments)
+
+
+main = command("augment", RepeatWords | BackTranslate, augment)
 
 
 if __name__ == "__main__":

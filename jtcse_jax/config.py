@@ -289,6 +289,8 @@ class Config:
     """Steps to train. A finished run continues if it is started with more."""
     eval_every: int = 100
     """Steps between evaluations on the dev set."""
+    patience: int | None = None
+    """Stop when this many evaluations in a row have no better dev score; None trains to the end."""
     eval_layers: bool = False
     """At each evaluation also log, for 32 dev sentences, E_CLS, the attention on [CLS] and the
     ratio of the two views' norms; runs on one process only."""
@@ -347,7 +349,7 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         counts = ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep")
-        for name in (*counts, "fsdp_devices"):
+        for name in (*counts, "patience", "fsdp_devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}: use at least 1.")

@@ -62,8 +62,8 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
         raise UserError(f"{path}{_line(error, path)}: {error}") from error
     except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0]
-        said = f"{type(error).__name__}: {reason}"
-        raise UserError(f"{path}{_line(error, path)}: {said}") from error
+        message = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path}{_line(error, path)}: {message}") from error
     if not isinstance(config, kind):
         raise UserError(
             f"{path}: has no `config = {kind.__name__}(...)`; see the files in configs/."

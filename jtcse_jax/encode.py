@@ -1,12 +1,10 @@
 """`python -m jtcse_jax.encode --model PATH --input FILE --output vectors.npy`."""
 
 import itertools
-import logging
 import sys
 from dataclasses import dataclass
 from functools import partial
 
-import tyro
 from rich.progress import Progress
 
 from jtcse_jax.data.sources import Source
@@ -15,8 +13,8 @@ from jtcse_jax.data.unknown import percentage
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_losses
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile, check_output
-from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.command import command
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import EncoderArguments
 from jtcse_jax.user_path import user_path
@@ -121,12 +119,7 @@ def _encode_share(
         file.write(number, vectors)
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    keep_compiled()
-    encode(tyro.cli(Arguments, prog="python -m jtcse_jax.encode"))
+main = command("encode", Arguments, encode)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import rich
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
 from jtcse_jax.data.unknown import percentage
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.scored_model import Model, load_model
 from jtcse_jax.evaluation.suite import Scorer
 from jtcse_jax.evaluation.suites import SUITES
-from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.environment import environment
 from jtcse_jax.runtime.files import check_replaceable, replace
 from jtcse_jax.store.ensemble import EncoderArguments
@@ -264,15 +263,14 @@ def _cell(values: list[float | None], digits: int) -> str:
     return f"{mean}\n± {np.std(present, ddof=1):.{digits}f}" if len(present) > 1 else mean
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    keep_compiled()
-    arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.evaluate")
+def evaluate_and_print(arguments: Arguments) -> None:
+    """Prints tables of the scores and then the whole result as JSON; errors as `evaluate`."""
     result = evaluate(arguments)
     print_tables(result)
     print(json.dumps(result, indent=2))
+
+
+main = command("evaluate", Arguments, evaluate_and_print)
 
 
 if __name__ == "__main__":

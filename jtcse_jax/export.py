@@ -1,13 +1,11 @@
 """`python -m jtcse_jax.export --model WORKDIR --output FOLDER`: writes a model for other tools."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 
-import tyro
-
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.sts_suite import read_scores
+from jtcse_jax.runtime.command import command
 from jtcse_jax.store import ensemble, exported, hub
 from jtcse_jax.store.card import Card, read_card
 from jtcse_jax.store.ensemble import ModelArguments
@@ -32,6 +30,8 @@ class Arguments(ModelArguments):
     """Languages in the model card, such as en."""
     base_model: tuple[str, ...] = ()
     """Base models in the model card, hub names; by default those of the training config."""
+    dataset: tuple[str, ...] = ()
+    """Training texts in the model card, hub names; by default those of `hub:` sources."""
     scores: str | None = None
     """JSON file written by `python -m jtcse_jax.evaluate --output`, for the model card."""
     push: str | None = None
@@ -57,6 +57,7 @@ def export(arguments: Arguments) -> None:
         "license": arguments.license,
         "language": list(arguments.language),
         "base_models": list(arguments.base_model),
+        "datasets": list(arguments.dataset),
         "normalize": arguments.normalize,
     }
     ((_, model),) = arguments.load_members()
@@ -82,11 +83,7 @@ def _known_and_given(model: SavedModel, given: dict) -> Card:
     )
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    export(tyro.cli(Arguments, prog="python -m jtcse_jax.export"))
+main = command("export", Arguments, export)
 
 
 if __name__ == "__main__":

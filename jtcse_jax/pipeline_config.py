@@ -46,6 +46,11 @@ class Pipeline:
     """Train this stage and all later ones again; their old folders are moved to `superseded/`. If
     it is interrupted, the same command resumes until all stages are finished."""
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether a stage is deterministic; then all are: it is a setting of the process."""
+        return any(config.deterministic for config in self.stages.values())
+
     def __post_init__(self):
         check_fields("", self)
         for name in self.stages:

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 import rich
-import tyro
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.box import SIMPLE_HEAD
@@ -26,9 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jtcse_jax.config import Config
-from jtcse_jax.errors import UserError, end_at_once, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.runtime import distributed
+from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.environment import environment
+from jtcse_jax.runtime.failure import end_at_once
 from jtcse_jax.user_path import user_path
 
 MIB = 2**20
@@ -222,10 +223,8 @@ def _gather(report: Report) -> list[Report]:
     return [Report(**json.loads(row.tobytes())) for row in rows]
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    arguments = tyro.cli(Arguments, prog="python -m jtcse_jax.preflight")
+def check(arguments: Arguments) -> None:
+    """Prints what `preflight` returns; UserError if a process reports a problem."""
     start = time.monotonic()
     distributed.initialize(timeout=JOINING)
     reports = preflight(arguments.workdir)
@@ -236,6 +235,9 @@ def main() -> None:
     for number, report in enumerate(reports):
         if report.problem:
             raise UserError(f"process {number} on {report.host}: {report.problem}.")
+
+
+main = command("preflight", Arguments, check)
 
 
 if __name__ == "__main__":

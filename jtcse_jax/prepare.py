@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from jtcse_jax.data import beam_corpus
 from jtcse_jax.data.cleaning import KEPT, Rules
 from jtcse_jax.data.sources import Source, open_source
@@ -20,7 +18,8 @@ from jtcse_jax.data.tokens import (
     truncating_backend,
 )
 from jtcse_jax.data.unknown import percentage, warn_of_unknown
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.locks import lock_file
 from jtcse_jax.store.hf_tokenizer import find_tokenizer
 from jtcse_jax.user_path import user_path
@@ -78,6 +77,8 @@ def make_corpus(arguments: Corpus) -> None:
 
     Raises UserError for bad input, an output with other settings, and files that cannot be written.
     """
+    # No tracebacks of workers: this command prints their errors.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     if arguments.files < 1:
         raise UserError(f"--files {arguments.files}: give at least 1.")
     documents = arguments.open_sentences()
@@ -167,17 +168,15 @@ def _write_text(
         raise UserError(f"--output {output}: {error.strerror or error}.") from error
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    # No tracebacks of workers: this command prints their errors.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    arguments = tyro.cli(Tokens | Corpus, prog="python -m jtcse_jax.prepare")
+def prepare(arguments: Tokens | Corpus) -> None:
+    """Prepares what the arguments ask for; errors as `make_tokens` and `make_corpus`."""
     if isinstance(arguments, Tokens):
         make_tokens(arguments)
     else:
         make_corpus(arguments)
+
+
+main = command("prepare", Tokens | Corpus, prepare)
 
 
 if __name__ == "__main__":

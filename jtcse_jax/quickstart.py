@@ -13,11 +13,11 @@ from rich.text import Text
 
 from jtcse_jax.config import SCRATCH, Config
 from jtcse_jax.encoding.encoder import SentenceEncoder
-from jtcse_jax.errors import one_line_errors
 from jtcse_jax.evaluation.sts import builtin_dev
+from jtcse_jax.runtime.command import training_command
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.saved_model import SavedModel
-from jtcse_jax.training.trainer import train_from_command_line
+from jtcse_jax.training.trainer import train
 
 QUERIES = (
     "What is returned if nothing was found?",
@@ -54,10 +54,13 @@ def show(config: Config) -> None:
     print("    --data.dev PAIRS.tsv --workdir runs/mine --max-steps 300")
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    show(train_from_command_line("jtcse_jax.quickstart"))
+def train_and_show(config: Config) -> None:
+    """Trains, then prints the examples; errors as `train`."""
+    train(config)
+    show(config)
+
+
+main = training_command("quickstart", Config, train_and_show)
 
 
 if __name__ == "__main__":

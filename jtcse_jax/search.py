@@ -1,7 +1,6 @@
 """`python -m jtcse_jax.search --model PATH --input FILE --query TEXT`: prints similar sentences."""
 
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from rich.text import Text
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.text_files import STDIN
 from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
-from jtcse_jax.errors import UserError, one_line_errors
-from jtcse_jax.runtime.compilation import keep_compiled
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.command import command
 from jtcse_jax.store.ensemble import EncoderArguments
 
 
@@ -80,12 +79,7 @@ def _lines_of_stdin() -> Iterator[str]:
             yield line.strip()
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    keep_compiled()
-    search(tyro.cli(Arguments, prog="python -m jtcse_jax.search"))
+main = command("search", Arguments, search)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,10 @@
 """`python -m jtcse_jax.train --config FILE [--any.field VALUE ...]`: trains a bank of towers."""
 
-from jtcse_jax.errors import one_line_errors
-from jtcse_jax.training.trainer import train_from_command_line
+from jtcse_jax.config import Config
+from jtcse_jax.runtime.command import training_command
+from jtcse_jax.training.trainer import train
 
-
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    train_from_command_line("jtcse_jax.train")
-
+main = training_command("train", Config, train)
 
 if __name__ == "__main__":
     main()

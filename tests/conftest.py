@@ -34,6 +34,19 @@ def tiny_towers_do_not_count_as_collapsed():
     development.COLLAPSED = 2.0
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The config of a finished run of ten steps on one device; tests only read its workdir."""
+    import jax  # here: what is set above must come first
+    from runs import tiny_config
+
+    from jtcse_jax.training.trainer import train
+
+    config = tiny_config(tmp_path_factory.mktemp("finished"))
+    train(config, devices=jax.devices()[:1])
+    return config
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules whose time goes into compiling: without most of XLA's optimizations."""

@@ -218,7 +218,7 @@ def config(folder: Path) -> Made:
     from jtcse_jax import config as sections
     from jtcse_jax.config_file import load_config_file, to_json
     from jtcse_jax.store.workdir import CONFIG
-    from jtcse_jax.training.start import check_config
+    from jtcse_jax.training.run_record import check_config
 
     kinds = {
         kind.__name__: [field.name for field in dataclasses.fields(kind)]

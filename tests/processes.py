@@ -35,8 +35,9 @@ sys.modules["torch"] = None  # transformers would import it, for as long as all 
 from pathlib import Path
 from runs import tiny_config
 from jtcse_jax.config import *
-from jtcse_jax.errors import one_line_errors
-from jtcse_jax.training.trainer import set_up_jax, train
+from jtcse_jax.runtime.failure import one_line_errors
+from jtcse_jax.runtime.command import set_up_jax
+from jtcse_jax.training.trainer import train
 
 @one_line_errors
 def main():

@@ -49,16 +49,14 @@ def evaluate_mteb(
     """Runs the tasks that have no result yet, and returns scores by category, ready for JSON.
 
     A task that fails is listed under "failed" with its reason, and the rest are run. If two tasks
-    in a row, or the very first, cannot reach the hub, the run stops and returns the finished
-    scores; a later call resumes it.
+    in a row, or the first, cannot reach the hub, the run stops; a later call resumes it.
 
     Args:
       encoder: any encoder for `mteb.evaluate`: a `SentenceEncoder`, or a `SentenceTransformer`.
       tasks_file: a file like `configs/zero_shot_tasks.yaml`.
       output_folder: created if absent; one file per finished task.
       fingerprint: hash of the model; a folder belongs to one model.
-      names: MTEB task names, by default all of the file; a task that is not in the file is listed
-        under "other", with MTEB's main score.
+      names: MTEB task names, by default all of the file; tasks outside the file are "other".
       encode_kwargs: options of the encoder's `encode`; other options need another folder.
       report: called with one line per task.
     Returns:

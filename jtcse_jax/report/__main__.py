@@ -1,7 +1,6 @@
 """`python -m jtcse_jax.report WORKDIR... --output report.html`: one page about training runs."""
 
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.report.models import Look, look_at
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_results
+from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.environment import environment
 from jtcse_jax.runtime.files import check_replaceable, replace
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +114,7 @@ def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look
     return looks
 
 
-@one_line_errors
-def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    report(tyro.cli(Arguments, prog="python -m jtcse_jax.report"))
+main = command("report", Arguments, report)
 
 
 if __name__ == "__main__":

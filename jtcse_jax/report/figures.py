@@ -85,12 +85,12 @@ def curves(
     `log` draws a logarithmic axis if the numbers are above 0 and span a wide range. `values` is the
     format of the numbers in the text alternative.
     """
-    told = "; ".join(
+    description = "; ".join(
         f"{line.label and line.label + ': '}{line.y[0]:{values}} at {x} {line.x[0]:g}, "
         f"{line.y[-1]:{values}} at {x} {line.x[-1]:g}"
         for line in lines
     )
-    with _figure(4.6, 2.7, title + told) as figure:
+    with _figure(4.6, 2.7, title + description) as figure:
         axes = figure.add_subplot()
         for line in lines:
             _draw(axes, line)
@@ -101,7 +101,7 @@ def curves(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.margins(x=0.02)
-        return Picture(title, _svg(figure, f"{title}. {told}."), _legend(lines))
+        return Picture(title, _svg(figure, f"{title}. {description}."), _legend(lines))
 
 
 def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
@@ -113,14 +113,14 @@ def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
     level = np.clip(np.searchsorted(edges, gold, side="right") - 1, 0, LEVELS - 1)
     parts = [cosines[level == number] for number in range(LEVELS)]
     names = [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)]
-    told = "; ".join(
+    description = "; ".join(
         f"gold {name}: {len(part)} pairs"
         + (f", mean cosine {part.mean():.2f}" if len(part) else "")
         for name, part in zip(names, parts, strict=True)
     )
     span = np.linspace(min(cosines.min(), 0), max(cosines.max(), 1), BINS + 1)
     shares = [np.histogram(part, span)[0] / max(len(part), 1) for part in parts]
-    with _figure(4.6, 3.2, title + told) as figure:
+    with _figure(4.6, 3.2, title + description) as figure:
         rows = figure.subplots(LEVELS, sharex=True, sharey=True)
         for axes, share, part, name in zip(
             rows, shares[::-1], parts[::-1], names[::-1], strict=True
@@ -133,7 +133,7 @@ def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
             axes.spines["left"].set_visible(False)
             axes.set_ylabel(f"{name}\nn = {len(part)}", rotation=0, ha="right", va="center")
         rows[-1].set_xlabel("cosine")
-        return Picture(title, _svg(figure, f"{title}. {told}."))
+        return Picture(title, _svg(figure, f"{title}. {description}."))
 
 
 def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Picture:
@@ -142,11 +142,11 @@ def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Pict
     layers, heads = array.shape
     layer, head = np.unravel_index(array.argmax(), array.shape)
     by_layer = ", ".join(f"{value:.2f}" for value in array.mean(axis=1))
-    told = (
+    description = (
         f"mean over heads, by layer: {by_layer}; largest {array.max():.2f} in layer {layer + 1}, "
         f"head {head + 1}"
     )
-    with _figure(3.3, min(3.0, 0.9 + 0.19 * layers), title + told) as figure:
+    with _figure(3.3, min(3.0, 0.9 + 0.19 * layers), title + description) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(
             array,
@@ -164,7 +164,7 @@ def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Pict
         axes.set_yticks(_counted(layers))
         bar = figure.colorbar(image, ax=axes, pad=0.03)
         bar.outline.set_visible(False)
-        return Picture(title, _svg(figure, f"{title}. {told}."))
+        return Picture(title, _svg(figure, f"{title}. {description}."))
 
 
 def thinned(numbers: Sequence[float], most: int = POINTS) -> np.ndarray:
@@ -219,7 +219,7 @@ def _figure(width: float, height: float, salt: str) -> Iterator[Any]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Any, told: str) -> str:
+def _svg(figure: Any, description: str) -> str:
     """The drawing as an HTML element, without anything that changes from day to day."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -239,7 +239,7 @@ def _svg(figure: Any, told: str) -> str:
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
         lambda found: (
-            f'<svg role="img" aria-label="{_escaped(told)}" viewBox="{found[1]}" '
+            f'<svg role="img" aria-label="{_escaped(description)}" viewBox="{found[1]}" '
             f'style="max-width: {width:g}in" xmlns:xlink="http://www.w3.org/1999/xlink">'
         ),
         text,

@@ -7,12 +7,14 @@ from typing import Any
 from jtcse_jax.evaluation.diagnostics_suite import DIAGNOSTICS
 from jtcse_jax.report.models import Look
 from jtcse_jax.report.runs import Run
-from jtcse_jax.report.sections import last_part, overview, result_section, run_section
+from jtcse_jax.report.sections import overview, result_section, run_section
 from jtcse_jax.report.tables import (
     config_differences,
     embedding_table,
+    last_part,
     score_tables,
     summary_table,
+    verdict,
 )
 
 TEMPLATE = "page.html.jinja"
@@ -52,6 +54,7 @@ def render(
     template = resources.files("jtcse_jax.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment_of.from_string(template).render(
         title=title,
+        verdict=verdict(runs),
         summary=summary_table(runs),
         overview=overview(runs, looks) if len(runs) > 1 else None,
         scores=score_tables(runs, results, differences),

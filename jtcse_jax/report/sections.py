@@ -11,7 +11,7 @@ from jtcse_jax.evaluation.diagnostics_suite import DIAGNOSTICS
 from jtcse_jax.report.figures import Line, Picture, curves, heat_map, histograms
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.runs import Run
-from jtcse_jax.report.tables import flatten
+from jtcse_jax.report.tables import config_texts, last_part
 from jtcse_jax.training.metrics import SPEEDS
 
 NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
@@ -93,7 +93,7 @@ def run_section(run: Run, look: Look | None) -> Section:
         notes=run.notes,
         groups=[group for group in groups if group.pictures],
         neighbours=look.neighbours if look else (),
-        config=flatten(run.config)
+        config=config_texts(run.config)
         | {f"trained from step {step} with": text for step, text in run.environments.items()},
     )
 
@@ -104,11 +104,6 @@ def result_section(result: dict[str, Any]) -> Section:
     notes = [] if "members" in found else ["not a model of ours: its layers are not inspected"]
     groups = [group for group in _insides(found) if group.pictures]
     return Section(result["model"], "from --scores", notes, groups)
-
-
-def last_part(path: str) -> str:
-    """The last part of a path; the config has the whole path."""
-    return path.rstrip("/").rpartition("/")[2]
 
 
 def _training(run: Run) -> Group:

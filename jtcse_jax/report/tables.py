@@ -1,13 +1,16 @@
 """The tables of a report: runs, the scores of each suite, and the configs' differences."""
 
+import contextlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jtcse_jax.evaluation.development import METRIC
+from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.development import METRIC, Development
 from jtcse_jax.evaluation.score_table import Table
 from jtcse_jax.evaluation.suites import SUITES
 from jtcse_jax.report.runs import Run
+from jtcse_jax.training.run_record import flatten
 
 EMBEDDINGS = (  # the figures of `diagnose_embeddings` in the table
     "uniformity",
@@ -22,26 +25,63 @@ SAME_PLACE = ("workdir", "cache_dir")  # config fields that always differ
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """The kind, length and best score of each run, one row per run."""
-    columns = ("run", "objective", "towers", "steps", "best step", "dev Spearman", "95 % interval")
+    """The score, start and length of each run, one row per run; the score first, for phones."""
+    columns = ("run", "dev Spearman", "95 % interval", "objective", "start", "steps", "best step")
     rows = []
     for run in runs:
         best = run.best
         towers = run.config.get("model", {}).get("towers", ())
-        dev = ["", "", ""]
+        names = ", ".join(dict.fromkeys(last_part(str(name)) for name in towers))
+        start = f"{len(towers)} x {names}" if towers else ""
+        score, interval, step = "", "", ""
         if best:
-            interval = ""
+            step, score = str(best["step"]), f"{100 * best[METRIC]:.2f}"
             if "dev_low" in best and "dev_high" in best:
                 interval = f"{100 * best['dev_low']:.2f} to {100 * best['dev_high']:.2f}"
-            dev = [str(best["step"]), f"{100 * best[METRIC]:.2f}", interval]
         steps = str(run.trained[-1]["step"]) if run.trained else ""
-        rows.append([run.name, run.objective, str(len(towers) or ""), steps, *dev, *_speed(run)])
+        fields = [run.name, score, interval, run.objective, start, steps, step]
+        rows.append([*fields, *_speed(run)])
     note = (
         "Dev Spearman times 100 at the best step, with its bootstrap interval. "
         "Training time is the time of all steps at the last logged speed, without compilation, "
         "evaluation and saving."
     )
     return Table("Runs", (*columns, "sentences/s", "training"), rows, (note,))
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    """One sentence: which run has the best dev score, and by how much; "" without a score.
+
+    The gain is over the next best run of the same dev set or, if there is none, over the start of
+    the run. It has a paired interval if the cosines and the pairs are still there.
+    """
+    scored = sorted((run for run in runs if run.best), key=lambda run: -run.best[METRIC])
+    if not scored:
+        return ""
+    first = scored[0]
+    dev = first.config.get("data", {}).get("dev")
+    others = [run for run in scored[1:] if run.config.get("data", {}).get("dev") == dev]
+    score = f"{first.name} has the best dev score, {100 * first.best[METRIC]:.2f}"
+    if others:
+        other, step, against = others[0], others[0].best["step"], others[0].name
+    else:
+        other, step, against = first, 0, "its start"
+        if first.best["step"] == 0:
+            return f"{score}, which is that of its start: no later step is better."
+    old = next((line[METRIC] for line in other.scored if line["step"] == step), None)
+    if old is None:
+        return f"{score}."
+    difference = None
+    with contextlib.suppress(UserError):
+        pairs = Development(dev or "builtin")
+        difference = pairs.difference((first.folder, first.best["step"]), (other.folder, step))
+    gain = difference or f"{100 * (first.best[METRIC] - old):+.2f}"
+    return f"{score}; compared with {against}: {gain}."
+
+
+def last_part(path: str) -> str:
+    """The last part of a path; the config has the whole path."""
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def score_tables(
@@ -82,7 +122,7 @@ def embedding_table(found: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Tabl
 
 def config_differences(runs: Sequence[Run]) -> Table | None:
     """The config fields that differ between runs, or None if none does."""
-    flat = [flatten(run.config) for run in runs]
+    flat = [config_texts(run.config) for run in runs]
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [
         [name, *(config.get(name, "") for config in flat)]
@@ -94,16 +134,12 @@ def config_differences(runs: Sequence[Run]) -> Table | None:
     return Table("Where the configs differ", ("field", *(run.name for run in runs)), rows)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as in JSON, flattened: `{"data.max_len": "64", ...}`."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
-        else:
-            several = isinstance(value, list)
-            found[prefix + name] = ", ".join(map(str, value)) if several else str(value)
-    return found
+def config_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a config as in JSON, as texts: `{"data.max_len": "64", ...}`."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in flatten(config).items()
+    }
 
 
 def _speed(run: Run) -> list[str]:

@@ -1,14 +1,12 @@
 """Joins the processes of a declared cluster and makes all of them end if one fails."""
 
 import atexit
-import contextlib
 import hashlib
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import numpy as np
 from jax._src.distributed import global_state  # jax has no public way to its client
 from jax.experimental import multihost_utils
 
-from jtcse_jax.errors import Hung, UserError, end_at_once, share_failures, writing
+from jtcse_jax.errors import Hung, UserError, writing
+from jtcse_jax.runtime.failure import end_at_once, share_failures
 
 _FAILED = "jtcse_jax/failed"
 _LOOK_SECONDS = 1
@@ -70,19 +69,6 @@ def initialize(*, timeout: int = 300) -> None:
     _fail_together()
 
 
-@contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """If a UserError is raised before the cluster is joined, joins it, so that it is printed once.
-
-    Otherwise each process would print it, or the others would wait for the one that failed.
-    """
-    try:
-        yield
-    except UserError:
-        initialize()
-        raise
-
-
 def _end_alone(timeout: int) -> None:
     end_at_once(
         Hung(
@@ -98,22 +84,22 @@ def _fail_together() -> None:
     watch.start()
     # If a thread is inside jax's client when the interpreter ends, the process aborts.
     atexit.register(lambda: (ended.set(), watch.join()))
-    share_failures(_tell)
+    share_failures(_notify_others)
 
 
-def _tell(status: int) -> int | None:
-    """Tells the other processes that this one failed; returns the status of an earlier failure.
+def _notify_others(status: int) -> int | None:
+    """Notifies the other processes that this one failed; returns the status of an earlier failure.
 
-    Returns None if there was none, or if process 0 is gone and nobody can be told.
+    Returns None if there was none, or if process 0 is gone and nobody can be notified.
     """
     first = None
     try:
         _client().key_value_set(_FAILED, f"{global_state.process_id} {status}")
     except jax.errors.JaxRuntimeError:
-        told = _first_failure()
-        if told is None:
+        failure = _first_failure()
+        if failure is None:
             return None
-        _, first = told
+        _, first = failure
     _let_others_read()
     return first
 

@@ -4,7 +4,9 @@ An exported folder keeps all of them in `jtcse_card.json`, so that exporting it 
 same folder.
 """
 
+import contextlib
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from jtcse_jax.config import SCRATCH
 from jtcse_jax.errors import UserError
-from jtcse_jax.store import hf_files
+from jtcse_jax.store import hf_config, hf_files
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.saved_model import SavedModel, read_json
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG
@@ -30,7 +32,8 @@ class Card:
     name: str = ""  #: on the hub, USER/NAME
     license: str = ""  #: the hub's identifier, such as apache-2.0
     language: list[str] = field(default_factory=list)  #: codes, such as en
-    base_models: list[str] = field(default_factory=list)  #: hub names of the start models
+    base_models: list[str] = field(default_factory=list)  #: names of the start models
+    datasets: list[str] = field(default_factory=list)  #: hub names of the training texts
     normalize: bool = False  #: sentence-transformers scales the vectors to length 1
     prompts: dict[str, str] = field(default_factory=dict)  #: texts put before a sentence, by name
     step: int | None = None  #: step of the training run
@@ -53,7 +56,7 @@ def read_card(model: SavedModel) -> Card:
         return _from_json(folder / FILE)
     if (folder / CHECKPOINTS).is_dir():
         return _of_workdir(folder, model.step)
-    own_name = [model.source] if _is_hub_name(model.source) else []
+    own_name = [model.source] if _is_hub_name(model.source) else _own_name(folder)
     return Card(base_models=own_name, **_sentence_transformers_settings(folder))
 
 
@@ -73,32 +76,68 @@ def _of_workdir(workdir: Path, step: int | None) -> Card:
     config = read_json(workdir / CONFIG, dict) if (workdir / CONFIG).is_file() else {}
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         metrics = {} if step is None else checkpoints.metrics(step)
+    base_models, datasets = _origins(config, {workdir.resolve()})
     return Card(
-        base_models=sorted(_base_models(config, {workdir.resolve()})),
+        base_models=sorted(base_models),
+        datasets=sorted(datasets),
         step=step,
         metrics=metrics,
         train_config=_public(config),
     )
 
 
-def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
-    """Hub names that the towers of a run come from, followed through workdirs that still exist."""
-    found = set()
+def _origins(config: dict[str, Any], seen: set[Path]) -> tuple[set[str], set[str]]:
+    """Hub names of the models and data sets that a run comes from.
+
+    Towers that start from workdirs are followed through these, as far as they still exist.
+    """
+    base_models, datasets = set(), set()
+    source = str(config.get("data", {}).get("source", ""))
+    if source.startswith("hub:"):
+        datasets.add(source.split(":")[1])
     workdirs = Path(config.get("workdir", "")).parts[:1]
     for name in config.get("model", {}).get("towers", []):
-        folder = user_path(name.partition("#")[0])
-        if not folder.is_dir():
+        folder = _local_folder(name.partition("#")[0])
+        if folder is None:
             # For a run in `runs/b`, `runs/a` is a deleted workdir, not a user of the hub.
-            local = name == SCRATCH or folder.parts[:1] == workdirs
-            found |= {name} if not local and _is_hub_name(name) else set()
+            local = name == SCRATCH or user_path(name).parts[:1] == workdirs
+            base_models |= {name} if not local and _is_hub_name(name) else set()
         elif folder.resolve() in seen:
             continue
         elif (folder / FILE).is_file():
-            found |= set(_from_json(folder / FILE).base_models)
+            card = _from_json(folder / FILE)
+            base_models |= set(card.base_models)
+            datasets |= set(card.datasets)
         elif (folder / CONFIG).is_file():
             seen.add(folder.resolve())
-            found |= _base_models(read_json(folder / CONFIG, dict), seen)
-    return found
+            models, texts = _origins(read_json(folder / CONFIG, dict), seen)
+            base_models |= models
+            datasets |= texts
+        else:
+            base_models |= set(_own_name(folder))
+    return base_models, datasets
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of a tower, if it is on this machine and not in the hub's cache."""
+    with contextlib.suppress(UserError):
+        if name.startswith(hf_files.PACKAGE) or user_path(name).is_dir():
+            return hf_files.find_folder(name)
+    return None
+
+
+def _own_name(folder: Path) -> list[str]:
+    """The name of a published model in a local folder, by its card's title or config; [] if none.
+
+    It need not have an owner: `# all-MiniLM-L6-v2` is the title of many a card.
+    """
+    found = []
+    if (folder / "README.md").is_file():
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        found += re.findall(r"^# +(.+?) *$", text, re.MULTILINE)[:1]
+    if (folder / hf_config.CONFIG).is_file():
+        found.append(str(read_json(folder / hf_config.CONFIG, dict).get("_name_or_path", "")))
+    return [name for name in found if _is_hub_name(name)][:1]
 
 
 def _is_hub_name(name: str) -> bool:

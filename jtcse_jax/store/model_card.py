@@ -1,18 +1,38 @@
-"""Writes the model card of an exported folder: `README.md` with the hub's YAML header."""
+"""Writes the model card of an exported folder: `README.md` with the hub's YAML header.
+
+The text is in `model_card*.md`; this module fills in its fields.
+"""
 
 import dataclasses
 import json
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import huggingface_hub
+from huggingface_hub import EvalResult, ModelCardData
 
 from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store.card import FILE, Card
 from jtcse_jax.store.saved_model import SavedModel
 
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
-SENTENCES = 'sentences = ["A man plays a guitar.", "Someone is making music."]'
+TRAINED = (
+    " Trained without labels by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its "
+    "family, with `jtcse_jax`."
+)
+IMPORT_NORMALIZE = "from sentence_transformers.models import Normalize\n"
+CITATION = """
+## Citation
+
+```bibtex
+@article{zong2025jtcse,
+  title = {JTCSE: Joint Tensor-Modulus Constraints and Cross-Attention for Unsupervised Contrastive Learning of Sentence Embeddings},
+  author = {Zong, Tianyu and Yi, Hongzhu and Shi, Bingkang and Wang, Yuanxiang and Xu, Jungang},
+  journal = {arXiv preprint arXiv:2505.02366},
+  year = {2025}
+}
+```
+"""  # noqa: E501
 
 
 def write_card(folder: Path, model: SavedModel, card: Card) -> None:
@@ -24,125 +44,81 @@ def write_card(folder: Path, model: SavedModel, card: Card) -> None:
 
 def card_text(model: SavedModel, card: Card) -> str:
     """The model card: the hub's YAML header and Markdown."""
-    header = huggingface_hub.ModelCardData(
+    bank, shape = model.bank, model.bank.architecture
+    one, cls = bank.num_towers == 1, bank.pooling == "cls"
+    path = json.dumps(card.name or "path/to/this/folder")
+    prompts = ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
+    bases = ", ".join(f"`{name}`" for name in card.base_models)
+    note = f" The start models have their own licences: {bases}." if bases else ""
+    return _fill(
+        "model_card.md",
+        header=_header(card).to_yaml(),
+        name=card.name or "A sentence encoder",
+        trained=TRAINED if card.train_config else "",
+        hidden_size=shape.hidden_size,
+        pooled="the last hidden state at [CLS]" if cls else "the mean over tokens",
+        towers="one tower" if one else f"each of {bank.num_towers} towers, summed",
+        normalised="to length 1" if card.normalize else "no: compare vectors by their cosine",
+        serving_length=model.serving_length,
+        family=FAMILIES[shape.family].title,
+        num_layers=shape.num_layers,
+        vocab_size=f"{shape.vocab_size:,}",
+        prompts=prompts.replace("|", "\\|") or "none",
+        sentence_transformers=_fill(
+            "model_card_one_tower.md" if one else "model_card_towers.md",
+            path=path,
+            normalize=", Normalize()" if card.normalize else "",
+            import_normalize=IMPORT_NORMALIZE if card.normalize else "",
+            prompts=f", prompts={json.dumps(card.prompts)}" if card.prompts else "",
+        ).rstrip(),
+        first_tower=path if one else f'{path}, subfolder="tower_0"',
+        folders=json.dumps([""] if one else [f"tower_{k}" for k in range(bank.num_towers)]),
+        path=path,
+        pool="hidden[:, 0]" if cls else "(hidden * mask).sum(1) / mask.sum(1)",
+        scores=_scores(card),
+        training=_training(card),
+        license=(f"`{card.license}`." if card.license else "Not stated.") + note,
+    )
+
+
+def _fill(file: str, **fields: object) -> str:
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+    return Template(text).substitute(fields)
+
+
+def _header(card: Card) -> ModelCardData:
+    """The YAML header; the scores are Spearman's rho, raw."""
+    scores = {task: rho / 100 for task, rho in card.scores.get("spearman", {}).items()}
+    scores.pop("average", None)
+    if "dev_spearman" in card.metrics:
+        dev = card.train_config.get("data", {}).get("dev") or "development set"
+        scores[f"{dev} (dev)"] = card.metrics["dev_spearman"]
+    return ModelCardData(
         language=card.language or None,
         license=card.license or None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=TAGS,
         base_model=card.base_models or None,
-    )
-    parts = [
-        f"---\n{header.to_yaml()}\n---\n",
-        f"# {card.name or 'A sentence encoder'}\n",
-        *_introduction(model, card),
-        "## Use\n",
-        *_use(model, card),
-        *_scores(card),
-        *_training(card),
-        *_license(card),
-    ]
-    return "\n".join(parts)
-
-
-def _introduction(model: SavedModel, card: Card) -> list[str]:
-    bank = model.bank
-    shape = bank.architecture
-    towers = "one tower" if bank.num_towers == 1 else f"each of {bank.num_towers} towers, summed"
-    pooling = "the last hidden state at [CLS]" if bank.pooling == "cls" else "the mean over tokens"
-    rows = {
-        "Embedding": f"{shape.hidden_size} numbers: {pooling} of {towers}",
-        "Normalised": "to length 1" if card.normalize else "no: compare vectors by their cosine",
-        "Longest sentence": f"{model.serving_length} tokens; longer ones are cut",
-        "Tower": f"{FAMILIES[shape.family].title}, {shape.num_layers} layers of "
-        f"{shape.hidden_size}, vocabulary of {shape.vocab_size:,}",
-        "Prompts": ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
-        or "none",
-    }
-    trained = (
-        " Trained without labels by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its "
-        "family, with `jtcse_jax`."
-    )
-    return [
-        "Maps a sentence to a vector: the closer two meanings, the larger the cosine of their "
-        f"vectors.{trained if card.train_config else ''}\n",
-        _table(("", ""), rows.items()),
-    ]
-
-
-def _use(model: SavedModel, card: Card) -> list[str]:
-    name = json.dumps(card.name or "path/to/this/folder")
-    example = (
-        f"{SENTENCES}\nvectors = model.encode(sentences)\nprint(model.similarity(vectors, vectors))"
-    )
-    package = "from sentence_transformers import SentenceTransformer\n"
-    ours = (
-        f"from jtcse_jax import SentenceEncoder\n\nmodel = SentenceEncoder.load({name})\n{example}"
-    )
-    transformers = _transformers_code(model, name)
-    if model.bank.num_towers == 1:
-        theirs = [_code(f"{package}\nmodel = SentenceTransformer({name})\n{example}")]
-    else:
-        remote = f"model = SentenceTransformer({name}, trust_remote_code=True)"
-        modules = f"SumOfTowers.load({name})"
-        imports = f"{package}from jtcse_jax.store.sum_of_towers import SumOfTowers\n"
-        if card.normalize:
-            modules += ", Normalize()"
-            imports += "from sentence_transformers.models import Normalize\n"
-        prompts = f", prompts={json.dumps(card.prompts)}" if card.prompts else ""
-        local = f"model = SentenceTransformer(modules=[{modules}]{prompts})"
-        theirs = [
-            "The module `sum_of_towers.py` in this folder sums the towers:\n",
-            _code(f"{package}\n{remote}\n{example}"),
-            "To run no code from this folder, use the same class of the package `jtcse_jax`:\n",
-            _code(f"{imports}\n{local}\n{example}"),
+        datasets=card.datasets or None,
+        model_name=card.name or "A sentence encoder",
+        eval_results=[
+            EvalResult(
+                task_type="semantic-similarity",
+                task_name="Semantic Similarity",
+                dataset_type=name,
+                dataset_name=name,
+                metric_type="spearman_cosine",
+                metric_name="Spearman of cosines",
+                metric_value=round(rho, 4),
+            )
+            for name, rho in scores.items()
         ]
-    return [*theirs, "In `transformers`:\n", _code(transformers), "In JAX:\n", _code(ours)]
+        or None,
+    )
 
 
-def _transformers_code(model: SavedModel, name: str) -> str:
-    if model.bank.pooling == "cls":
-        pool = "hidden[:, 0]"
-    else:
-        pool = "(hidden * mask).sum(1) / mask.sum(1)"
-    lines = [
-        "import torch",
-        "from transformers import AutoModel, AutoTokenizer",
-        "",
-        SENTENCES,
-    ]
-    count = model.bank.num_towers
-    where = name if count == 1 else f'{name}, subfolder="tower_0"'
-    lines += [
-        f"tokenizer = AutoTokenizer.from_pretrained({where})",
-        "encoded = tokenizer(",
-        "    sentences, padding=True, truncation=True, "
-        f'max_length={model.serving_length}, return_tensors="pt"',
-        ")",
-    ]
-    if model.bank.pooling == "mean":
-        lines.append('mask = encoded["attention_mask"][..., None]')
-    forward = "hidden = tower(**encoded).last_hidden_state"
-    if count == 1:
-        lines += [
-            f"tower = AutoModel.from_pretrained({name}).eval()",
-            "with torch.no_grad():",
-            f"    {forward}",
-            f"vectors = {pool}",
-        ]
-    else:
-        lines += [
-            "vectors = 0",
-            f"for number in range({count}):",
-            f'    tower = AutoModel.from_pretrained({name}, subfolder=f"tower_{{number}}").eval()',
-            "    with torch.no_grad():",
-            f"        {forward}",
-            f"    vectors = vectors + {pool}",
-        ]
-    return "\n".join(lines)
-
-
-def _scores(card: Card) -> list[str]:
+def _scores(card: Card) -> str:
     parts = []
     dev = card.metrics.get("dev_spearman")
     if dev is not None:
@@ -159,44 +135,35 @@ def _scores(card: Card) -> list[str]:
         tasks = card.scores["spearman"]
         parts.append(f"{card.scores.get('protocol', 'Spearman times 100')}:\n")
         parts.append(_table(tasks, [[f"{score:.2f}" for score in tasks.values()]]))
-    return ["## Scores\n", *parts] if parts else []
+    return "\n".join(["\n## Scores\n", *parts]) if parts else ""
 
 
-def _training(card: Card) -> list[str]:
+def _training(card: Card) -> str:
     config = card.train_config
     if not config:
-        return []
+        return ""
     data, objective = config.get("data", {}), config.get("objective", {})
+    starts = card.base_models or config.get("model", {}).get("towers", [])
     rows = {
         "Text": f"`{data.get('source')}`",
         "Objective": f"`{objective.get('name')}`",
-        "Start": ", ".join(f"`{name}`" for name in config.get("model", {}).get("towers", [])),
+        "Base model" if card.base_models else "Start": ", ".join(f"`{name}`" for name in starts),
         "Step": f"{card.step:,}" if card.step is not None else "",
         "Batch": f"{data.get('batch_size')} sentences",
         "Learning rate": f"{config.get('optimizer', {}).get('learning_rate')}",
         "Seed": f"{config.get('seed')}",
     }
-    return [
-        "## Training\n",
+    parts = [
+        "\n## Training\n",
         _table(("", ""), rows.items()),
         "<details><summary>The whole config</summary>\n",
         f"```json\n{json.dumps(config, indent=2)}\n```\n",
         "</details>\n",
     ]
-
-
-def _license(card: Card) -> list[str]:
-    said = f"`{card.license}`." if card.license else "Not stated."
-    bases = ", ".join(f"`{name}`" for name in card.base_models)
-    note = f" The start models have their own licences: {bases}." if bases else ""
-    return ["## Licence\n", f"{said}{note}\n"]
+    return "\n".join(parts) + CITATION
 
 
 def _table(head: Any, rows: Any) -> str:
     lines = [head, ["---"] * len(tuple(head)), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def _code(text: str) -> str:
-    return f"```python\n{text}\n```\n"

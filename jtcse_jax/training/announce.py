@@ -16,6 +16,9 @@ from jtcse_jax.training import objectives
 from jtcse_jax.training.metrics import SPEEDS, read_jsonl
 from jtcse_jax.user_path import user_path
 
+CONTRASTIVE = ("nce", "icnce")  # terms of a loss
+NEAR_ZERO = 0.01  # limit for such a term, in nats; chance is log(negatives + 1), 3.4 for 30
+
 
 def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
     """Prints what is about to run."""
@@ -33,6 +36,18 @@ def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, st
     warmup = config.optimizer.warmup_steps
     if warmup >= stop:
         say(f"optimizer.warmup_steps = {warmup}: the run ends before the peak learning rate")
+
+
+def warn_of_easy_contrast(config: Config, means: dict[str, float]) -> None:
+    """Prints advice if the contrastive terms of the first line of metrics are near zero."""
+    terms = {name: means[name] for name in CONTRASTIVE if name in means}
+    if terms and max(terms.values()) < NEAR_ZERO:
+        values = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
+        say(
+            f"The contrastive loss is near zero from the start ({values}): these sentences are "
+            f"easy to tell apart. Try {harder_batches(config)}text whose sentences are more alike "
+            "(docs/results.md has what was measured)."
+        )
 
 
 def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -> None:

@@ -1,7 +1,8 @@
 """The training loop: dispatch a step, read the metrics of the step before, evaluate, save."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import dataclasses
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jtcse_jax.batch import Batch
@@ -17,15 +19,17 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Stopped, UserError, writing
-from jtcse_jax.evaluation.development import Development, DevScore, keep_cosines
+from jtcse_jax.evaluation.development import METRIC, Development, DevScore, keep_cosines
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.runtime import sharding
-from jtcse_jax.runtime.distributed import is_primary
+from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.saved_model import SavedModel
-from jtcse_jax.training.announce import harder_batches
-from jtcse_jax.training.metrics import MetricsLog, Speed
+from jtcse_jax.store.workdir import METRICS
+from jtcse_jax.training import announce, flops
+from jtcse_jax.training.callbacks import Callbacks
+from jtcse_jax.training.metrics import MetricsLog, Speed, read_jsonl
 from jtcse_jax.training.profile import Profile
 from jtcse_jax.training.stop_signal import StopSignal
 from jtcse_jax.training.train_step import TrainState, TrainStep, as_checkpoint
@@ -33,8 +37,6 @@ from jtcse_jax.user_path import user_path
 
 NOT_FINITE = "not_finite"  # folder for batches whose step is not finite
 STOP_AT = 10  # such batches in a row
-CONTRASTIVE = ("nce", "icnce")  # terms of a loss
-NEAR_ZERO = 0.01  # limit for such a term, in nats; chance is log(negatives + 1), 3.4 for 30
 INSPECTED = 32  # dev sentences whose layers are inspected if config.eval_layers is set
 
 
@@ -43,7 +45,6 @@ class Loop:
     """One process's part of a run."""
 
     config: Config
-    mesh: Mesh
     bank: Bank
     tokenizer: Any
     serving_length: int  #: in tokens; longer dev sentences are cut
@@ -51,28 +52,50 @@ class Loop:
     train_step: TrainStep
     checkpoints: Checkpoints
     dev: Development | None
-    log: MetricsLog
-    say: Callable[[str], None]  #: prints a line, on one process only
-    peak_flops: float | None = None  #: peak operations per second of all devices
+    resuming: bool  #: from a checkpoint
+    stop: int  #: number of steps of the whole run
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
-    def run(self, state: TrainState, start: int, stop: int) -> TrainState:
-        """Trains steps `start` to `stop`; evaluates and saves the last one.
+    def __post_init__(self) -> None:
+        assert self.bank.mesh is not None  # the bank of a run has one
+        self.mesh = self.bank.mesh
+        self.workdir = user_path(self.config.workdir)
+
+    def run(self, state: TrainState) -> None:
+        """Trains to step `stop`, evaluates and saves; a new run also scores its start.
 
         Raises UserError at a step that is not finite, unless such steps are skipped; the bad step
         is not saved. Raises Stopped after SIGTERM, with the step saved.
         """
-        with StopSignal() as signal:
-            return self._run(state, start, stop, signal)
+        first = int(state.step)
+        self._log = MetricsLog(
+            self.workdir,
+            start_step=first if self.resuming else None,
+            write=is_primary(),
+            wandb=self.config.wandb,
+            config=dataclasses.asdict(self.config),
+        )
+        with contextlib.closing(self._log):
+            if self.dev is None:
+                say("no data.dev: no best step is selected, and the newest is kept")
+            elif not self.resuming:
+                pairs, overlap = len(self.dev.pairs), self.dev.word_overlap()
+                say(f"dev set {self.dev.name}, {pairs} pairs; word overlap: {overlap}")
+                self._save(state, 0, self.evaluate(state, 0))  # training may not improve it
+            if first >= self.stop:
+                say(f"already trained for {first} steps; give a higher --max-steps to continue")
+            elif not self._out_of_patience(first):
+                with StopSignal() as signal:
+                    self._train(state, first, signal)
 
-    def _run(self, state: TrainState, start: int, stop: int, signal: StopSignal) -> TrainState:
+    def _train(self, state: TrainState, first: int, signal: StopSignal) -> None:
         key = jax.random.key(self.config.seed, impl=self.config.dropout_generator)
-        self._speed = Speed(stop - start)
-        self._stop = stop
+        self._speed = Speed(self.stop - first)
         self._skipped = 0
-        self._look_at_contrast = start == 0
+        self._check_contrast = first == 0
         unread: tuple[int, Batch, dict[str, Array]] | None = None
-        profile = Profile(self.config, start, stop)
-        for step, batch in self.batches.iterate(start, stop, timeout=self.config.data.timeout):
+        profile = Profile(self.config, first, self.stop)
+        for step, batch in self.batches.iterate(first, self.stop, timeout=self.config.data.timeout):
             state, metrics = self.train_step(state, sharding.place_batch(self.mesh, batch), key)
             if unread:
                 self._read(*unread)
@@ -80,33 +103,49 @@ class Loop:
             if profile.step(done, state):
                 self._speed.pause()
             unread = done, batch, metrics
-            last = done == stop
+            last = done == self.stop
             stopping = signal.asked()
             evaluate = self.dev is not None and (last or done % self.config.eval_every == 0)
             if evaluate or last or stopping or done % self.config.save_every == 0:
                 # Before a step is saved it is known to be finite.
                 self._read(*unread)
                 unread = None
-                scores = self.evaluate(state, done).as_metrics() if evaluate else None
-                self.checkpoints.save(done, as_checkpoint(state), scores)
+                self._save(state, done, self.evaluate(state, done) if evaluate else None)
                 self._speed.pause()
             if stopping:
                 self._stop_here(done)
+            if evaluate and self._out_of_patience(done):
+                break
+        self._write_means()
         # SIGTERM may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():
-            self._stop_here(stop)
+            self._stop_here(self._step)
         self.checkpoints.wait()
-        return state
 
-    def score_start(self, state: TrainState) -> None:
-        """Scores and saves the model before the first step; training may not improve it."""
-        scores = self.evaluate(state, 0).as_metrics()
-        self.checkpoints.save(0, as_checkpoint(state), scores)
+    def _save(self, state: TrainState, step: int, score: DevScore | None) -> None:
+        scores = score.as_metrics() if score else None
+        self.checkpoints.save(step, as_checkpoint(state), scores)
+        self.callbacks.on_save(step)
 
     def _stop_here(self, step: int) -> NoReturn:
         self.checkpoints.wait()
-        self.say(f"stopped by SIGTERM, step {step} is saved; the same command resumes")
+        say(f"stopped by SIGTERM, step {step} is saved; the same command resumes")
         raise Stopped
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether the last `patience` evaluations were not better than an earlier one."""
+        if self.config.patience is None:
+            return False
+        out = False
+        if is_primary():  # the log is complete on this process only
+            lines = read_jsonl(self.workdir / METRICS)
+            scores = [line.get(METRIC, -1.0) for line in lines if "dev_anisotropy" in line]
+            since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+            out = since_best >= self.config.patience
+        out = bool(multihost_utils.broadcast_one_to_all(np.int32(out)))
+        if out:
+            say(f"step {step}  no better dev score in {self.config.patience} evaluations: stopped")
+        return out
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
         """Returns the dev score of a state, logged under `step` and printed."""
@@ -123,17 +162,18 @@ class Loop:
         score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
         assert score.cosines is not None  # `Development.score` has set them
         layers = self._layer_figures(state, self.dev) if self.config.eval_layers else {}
-        self.log.write(step, {**score.as_metrics(), **score.diagnostics, **layers})
+        self._log.write(step, {**score.as_metrics(), **score.diagnostics, **layers})
         if is_primary():
-            keep_cosines(user_path(self.config.workdir), step, score.cosines)
+            keep_cosines(self.workdir, step, score.cosines)
         if score.collapsed:
             cosine = score.diagnostics["dev_anisotropy"]
-            self.say(
+            say(
                 f"step {step}  collapsed: different dev sentences have a mean cosine of "
                 f"{cosine:.3f}; this step cannot be the best"
             )
         else:
-            self.say(f"step {step}  dev Spearman {score}")
+            say(f"step {step}  dev Spearman {score}")
+        self.callbacks.on_evaluation(step, score)
         return score
 
     def _layer_figures(self, state: TrainState, dev: Development) -> dict[str, float]:
@@ -149,37 +189,37 @@ class Loop:
         return {f"dev_{name}": value for name, value in figures.items()}
 
     def _read(self, step: int, batch: Batch, metrics: dict[str, Array]) -> None:
+        """Waits for the metrics of a step; logs means every `log_every` steps."""
         host = jax.device_get(metrics)
         finite, tokens, flops = (float(host.pop(name)) for name in ("finite", "tokens", "flops"))
         values = {name: float(value) for name, value in host.items()}
         self._speed.step(sentences=self.config.data.batch_size, tokens=tokens, flops=flops)
+        self._step = step
         self._skipped = 0 if finite else self._skipped + 1
         if finite:
-            self.log.add(values)
+            self._log.add(values)
         else:
-            self._take_note(step, batch, values)
-        if self.log.unwritten and (step % self.config.log_every == 0 or step == self._stop):
-            means = self.log.flush(step, **self._speeds())
-            names = sorted(values, key=_loss_first)
-            terms = "  ".join(f"{name} {means[name]:.4g}" for name in names)
-            speed = f"{means['sentences_per_second']:.1f} sentences/s"
-            speed += f"  {means['tokens_per_second']:,.0f} tokens/s"
-            if "mfu" in means:
-                speed += f"  MFU {means['mfu']:.1%}"
-            self.say(f"step {step}  {terms}  {speed}  ETA {self._eta()}")
-            if self._look_at_contrast:
-                self._look_at_contrast = False
-                self._warn_of_easy_contrast(means)
+            self._save_bad_batch(step, batch, values)
+        if step % self.config.log_every == 0:
+            self._write_means()
 
-    def _warn_of_easy_contrast(self, means: dict[str, float]) -> None:
-        terms = {name: means[name] for name in CONTRASTIVE if name in means}
-        if terms and max(terms.values()) < NEAR_ZERO:
-            shown = ", ".join(f"{name} {value:.2g}" for name, value in terms.items())
-            self.say(
-                f"The contrastive loss is near zero from the start ({shown}): these sentences are "
-                f"easy to tell apart. Try {harder_batches(self.config)}text whose sentences are "
-                "more alike (docs/results.md has what was measured)."
-            )
+    def _write_means(self) -> None:
+        """Logs and prints the means since the last call, if a step was read since."""
+        if not self._log.unwritten:
+            return
+        speeds = self._speeds()
+        means = self._log.flush(self._step, **speeds)
+        names = sorted(means.keys() - speeds.keys(), key=_loss_first)
+        terms = "  ".join(f"{name} {means[name]:.4g}" for name in names)
+        speed = f"{means['sentences_per_second']:.1f} sentences/s"
+        speed += f"  {means['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in means:
+            speed += f"  MFU {means['mfu']:.1%}"
+        say(f"step {self._step}  {terms}  {speed}  ETA {self._eta()}")
+        if self._check_contrast:
+            self._check_contrast = False
+            announce.warn_of_easy_contrast(self.config, means)
+        self.callbacks.on_log(self._step, means)
 
     def _speeds(self) -> dict[str, float]:
         """Sentences per second, real tokens of their views per second, and MFU.
@@ -188,30 +228,40 @@ class Loop:
         """
         speed = self._speed
         speeds = {f"{name}_per_second": speed.per_second(name) for name in ("sentences", "tokens")}
-        if self.peak_flops:
-            speeds["mfu"] = speed.per_second("flops") / self.peak_flops
+        peak = peak_of_all(self.config, self.mesh)
+        if peak:
+            speeds["mfu"] = speed.per_second("flops") / peak
         return speeds
 
     def _eta(self) -> str:
         seconds = self._speed.seconds_left
         return "?" if seconds != seconds else str(timedelta(seconds=round(seconds)))
 
-    def _take_note(self, step: int, batch: Batch, values: dict[str, float]) -> None:
+    def _save_bad_batch(self, step: int, batch: Batch, values: dict[str, float]) -> None:
         """Saves the batch of a step that is not finite; UserError unless it may be skipped."""
         terms = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        file = save_batch(user_path(self.config.workdir), step, batch, self.tokenizer)
-        said = f"step {step} is not finite ({terms}); its batch is saved in {file}"
+        file = save_batch(self.workdir, step, batch, self.tokenizer)
+        message = f"step {step} is not finite ({terms}); its batch is saved in {file}"
         if self.config.not_finite == "skip" and self._skipped < STOP_AT:
-            self.say(f"{said}; skipped")
+            say(f"{message}; skipped")
             return
         good = self.checkpoints.newest_step()
         where = "no checkpoint was saved yet"
         if good is not None:
             where = f"the last good checkpoint is step {good} in {self.config.workdir}"
         raise UserError(
-            f"{said}: {where}. Try a lower optimizer.learning_rate, optimizer.max_grad_norm = 1.0 "
-            "or more warm-up."
+            f"{message}: {where}. Try a lower optimizer.learning_rate, optimizer.max_grad_norm = "
+            "1.0 or more warm-up."
         )
+
+
+def peak_of_all(config: Config, mesh: Mesh) -> float | None:
+    """Peak operations per second of all devices together; None if unknown."""
+    kind = mesh.devices.flat[0].device_kind
+    each = flops.peak_flops(kind, config.model.compute_dtype)
+    if config.peak_tflops is not None:
+        each = config.peak_tflops * 1e12
+    return each and each * mesh.devices.size
 
 
 def save_batch(workdir: Path, step: int, batch: Batch, tokenizer: Any) -> Path:

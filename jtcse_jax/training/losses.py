@@ -223,8 +223,8 @@ def _of_anchors(values: Callable[..., Array], *anchors: Array) -> Array:
         x = jnp.pad(x, [(0, tiles * each - count)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(each, tiles, *x.shape[1:]).swapaxes(0, 1)
 
-    anew = jax.checkpoint(values)
-    found = jax.lax.map(lambda tile: anew(*tile), tuple(map(strided, anchors)))
+    recomputed = jax.checkpoint(values)
+    found = jax.lax.map(lambda tile: recomputed(*tile), tuple(map(strided, anchors)))
     return found.swapaxes(0, 1).reshape(-1)[:count]
 
 

@@ -25,8 +25,8 @@ from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
 from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM
+from jtcse_jax.training.run_record import check_config
 from jtcse_jax.training.stage_scores import stage_row, warning
-from jtcse_jax.training.start import check_config
 from jtcse_jax.training.trainer import train
 from jtcse_jax.user_path import user_path
 

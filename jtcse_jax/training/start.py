@@ -1,10 +1,7 @@
-"""How a run starts: its workdir, its teacher, and its model (from scratch, from trained towers or
-resumed)."""
+"""The models of a run: its towers (from scratch, trained, or resumed), and its teacher."""
 
 import dataclasses
 import hashlib
-import itertools
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,28 +12,17 @@ from jax.sharding import Mesh
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import SCRATCH, Config, ModelConfig
-from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params, stack
-from jtcse_jax.runtime import files, sharding
+from jtcse_jax.runtime import sharding
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, saved_model
 from jtcse_jax.store.ensemble import fingerprint, load_members
-from jtcse_jax.store.workdir import CONFIG
-from jtcse_jax.user_path import user_path
+from jtcse_jax.store.saved_model import SavedModel
 
 POOLING = "cls"  # of towers whose folder names no pooling: SimCSE and JTCSE pool [CLS]
-FORCE = "continue with --force (for a pipeline's stage --stages.NAME.force)"
-TEACHER, TEXT, DEV = "teacher.sha256", "text.sha256", "dev.sha256"
-# Fields that may differ when a run resumes; a change in any other field would make another run.
-CHANGEABLE = {
-    *("workdir", "epochs", "max_steps", "eval_every", "save_every", "log_every", "keep"),
-    *("tower_devices", "fsdp_devices", "deterministic", "data.cache_dir", "wandb", "eval_layers"),
-    *("profile", "peak_tflops", "not_finite", "force", "data.timeout"),
-}
-
 log = logging.getLogger(__name__)
 
 
@@ -57,45 +43,6 @@ class Start(NamedTuple):
         for leaf in jax.tree.leaves((self.towers, self.mlm_head)):
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
-
-
-def check_config(workdir: Path, config: Config) -> None:
-    """Raises UserError if the run in a workdir was started with another config."""
-    path = workdir / CONFIG
-    if not path.is_file():
-        return
-    # A field that was added after the run had its default value in the run.
-    defaults = _flat(json.loads(to_json(Config())))
-    before = defaults | _flat(saved_model.read_json(path, dict))
-    now = _flat(json.loads(to_json(config)))
-    # Fields that the config leaves open were taken from the start model; compare these values.
-    taken = saved_model.read_description(workdir)
-    for fields, name in itertools.product((before, now), ("pooling", "serving_length")):
-        if fields.get(f"model.{name}") is None:
-            fields[f"model.{name}"] = taken.get(name)
-    changed = [
-        f"{name} (was {before.get(name)}, now {now.get(name)})"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in CHANGEABLE
-    ]
-    if changed and not config.force:
-        raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(changed)}. Name a new "
-            f"--workdir, restore the old values to resume, or {FORCE}."
-        )
-    for change in changed:
-        log.warning("continuing with another config: %s", change)
-
-
-def keep(workdir: Path, config: Config, fingerprints: dict[str, str]) -> None:
-    """Stores the config and fingerprints of the run, for the checks of its next start.
-
-    Call it when all of them are known to fit. `fingerprints` maps file name to text. Raises
-    UserError if a file cannot be written.
-    """
-    files.replace(workdir / CONFIG, to_json(config) + "\n")
-    for file, found in fingerprints.items():
-        files.replace(workdir / file, found + "\n")
 
 
 def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool) -> Start:
@@ -141,17 +88,17 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
 
 
 def load_teacher(
-    config: Config, student: Bank, mesh: Mesh, *, resuming: bool
-) -> tuple[Teacher | None, list[Any], dict[str, str]]:
+    config: Config, student: Bank, mesh: Mesh
+) -> tuple[Teacher | None, list[Any], str]:
     """Returns the teacher of a config, with a copy on each device; the tokenizers of its banks; and
-    its fingerprint for `keep`.
+    its fingerprint. A config without a teacher has (None, [], "").
 
     Its banks read sentences cut to `data.max_len`, as the student does. Raises UserError if the
-    teacher does not exist, is not the one that a resumed run began with, reads shorter sentences,
-    or has another width than the student although their vectors are compared.
+    teacher does not exist, reads shorter sentences, or has another width than the student although
+    their vectors are compared.
     """
     if config.objective.teacher is None:
-        return None, [], {}
+        return None, [], ""
     try:
         members = load_members(config.objective.teacher)
     except UserError as error:
@@ -159,9 +106,6 @@ def load_teacher(
             f"objective.teacher: {error} (To set its pooling and max_len, write an ensemble of one "
             "member.)"
         ) from error
-    found = fingerprint(members)
-    if resuming:
-        check_unchanged(config, TEACHER, "objective.teacher", found)
     width = student.architecture.hidden_size
     banks, params = [], []
     for weight, model in members:
@@ -182,22 +126,7 @@ def load_teacher(
         params.append(sharding.place(model.params, everywhere))
     weights = tuple(member.weight for member in members)
     teacher = Teacher(tuple(banks), weights, tuple(params))
-    return teacher, [member.model.tokenizer for member in members], {TEACHER: found}
-
-
-def check_unchanged(config: Config, file: str, what: str, found: str) -> None:
-    """Raises UserError if `what` has changed since the run began.
-
-    `file` in the workdir has the old fingerprint: the same name may now have other content.
-    """
-    path = user_path(config.workdir) / file
-    if path.is_file() and path.read_text().strip() != found:
-        if not config.force:
-            raise UserError(
-                f"{what} is not the one that the run in {path.parent} began with, though its name "
-                f"may be the same: restore it, name a new --workdir, or {FORCE}."
-            )
-        log.warning("continuing with another %s", what)
+    return teacher, [member.model.tokenizer for member in members], fingerprint(members)
 
 
 def _from_scratch(config: Config, source: Source) -> Start:
@@ -246,34 +175,13 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
         loaded.append(model)
         log.info("a tower starts from %s", model.source)
     first = loaded[0]
-    for name, pooling in poolings.items():
+    for name, model in zip(config.towers, loaded, strict=True):
+        pooling = poolings[name]
         if config.pooling and pooling not in (None, config.pooling):
             log.info(
                 "model.pooling = %s, but %s was made for %s pooling", config.pooling, name, pooling
             )
-    for name, model in zip(config.towers, loaded, strict=True):
-        differing = [
-            f"{field.name} {getattr(first.bank.architecture, field.name)} and "
-            f"{getattr(model.bank.architecture, field.name)}"
-            for field in dataclasses.fields(Architecture)
-            if getattr(first.bank.architecture, field.name)
-            != getattr(model.bank.architecture, field.name)
-        ]
-        if differing:
-            raise UserError(
-                f"model.towers: {config.towers[0]} and {name} differ in {', '.join(differing)}: "
-                "all towers of a bank must have the same shape."
-            )
-        if model.bank.pooling != first.bank.pooling:
-            raise UserError(
-                f"model.towers: {config.towers[0]} has {first.bank.pooling} pooling and {name} "
-                f"{model.bank.pooling}: set model.pooling."
-            )
-        if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-            raise UserError(
-                f"model.towers: {config.towers[0]} and {name} have different vocabularies: "
-                "all towers of a bank read the same tokens."
-            )
+        _check_fit(config.towers[0], first, name, model)
     tokenizer = first.tokenizer
     if config.tokenizer:
         tokenizer = hf_tokenizer.find_tokenizer(config.tokenizer)
@@ -281,6 +189,26 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
     return Start(
         first.bank.architecture, tokenizer, first.bank.pooling, first.serving_length, towers
     )
+
+
+def _check_fit(first_name: str, first: SavedModel, name: str, model: SavedModel) -> None:
+    """Raises UserError if two towers cannot be in one bank."""
+    ours, others = (
+        dataclasses.asdict(each.bank.architecture) | {"pooling": each.bank.pooling}
+        for each in (first, model)
+    )
+    differing = [
+        f"{field} ({value} and {others[field]})"
+        for field, value in ours.items()
+        if value != others[field]
+    ]
+    if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
+        differing.append("vocabulary")
+    if differing:
+        raise UserError(
+            f"model.towers: {first_name} and {name} differ in {', '.join(differing)}: all towers "
+            "of a bank need one shape, vocabulary and pooling; model.pooling sets the pooling."
+        )
 
 
 def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | None:
@@ -298,13 +226,3 @@ def _mlm_heads(names: tuple[str, ...], architecture: Architecture) -> Params | N
 
 def _folder(name: str) -> Path:
     return hf_files.find_folder(saved_model.split_name(name)[0])
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -1,47 +1,37 @@
-"""One training run, from its config to the saved model."""
+"""One training run, from its config to the saved model: prepare it, then run it."""
 
 import contextlib
 import dataclasses
-import gc
-import logging
-import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from jtcse_jax import config_file
 from jtcse_jax.config import Config, ObjectiveConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.data.unknown import percentage, warn_of_unknown
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.models.towers import Bank, Params
-from jtcse_jax.runtime import compilation, distributed, environment, run_lock, sharding
+from jtcse_jax.runtime import distributed, environment, run_lock, sharding
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
-from jtcse_jax.store.workdir import CHECKPOINTS
-from jtcse_jax.training import announce, flops, objectives
+from jtcse_jax.store.workdir import CHECKPOINTS, METRICS
+from jtcse_jax.training import announce, objectives, run_record
+from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.loop import Loop
-from jtcse_jax.training.metrics import MetricsLog
+from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.training.optimizer import make_optimizer
 from jtcse_jax.training.similar_plan import find_plan
-from jtcse_jax.training.start import (
-    DEV,
-    FORCE,
-    TEXT,
-    Start,
-    check_config,
-    check_unchanged,
-    keep,
-    load_teacher,
-    start_model,
-)
+from jtcse_jax.training.start import Start, load_teacher, start_model
 from jtcse_jax.training.train_step import (
     TrainState,
     as_checkpoint,
@@ -52,19 +42,30 @@ from jtcse_jax.training.train_step import (
 from jtcse_jax.user_path import user_path
 
 
-def train_from_command_line(program: str) -> Config:
-    """Trains with the arguments of `python -m program` and returns the config."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    with distributed.said_once():
-        config = config_file.parse(Config, program)
-    set_up_jax(config.deterministic)
-    if is_primary():
-        logging.getLogger("jtcse_jax").setLevel(logging.INFO)
-    train(config)
-    return config
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves in its workdir."""
+
+    workdir: Path
+    step: int  #: the model's step: the best by dev score, or the newest if no step has a score
+    dev_spearman: float | None  #: raw dev score of this step
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`: the step, with training metrics or with dev scores."""
+        return read_jsonl(self.workdir / METRICS)
+
+    def encoder(self) -> SentenceEncoder:
+        """Loads the model of `step`. With several processes, all must call it."""
+        return SentenceEncoder.load(self.workdir, step=self.step)
 
 
-def train(config: Config, *, devices: list[sharding.Device] | None = None) -> None:
+def train(
+    config: Config,
+    *,
+    devices: list[sharding.Device] | None = None,
+    callbacks: Callbacks | None = None,
+) -> TrainResult:
     """Trains, evaluates and saves one run; called again with the same workdir, it resumes.
 
     `devices` are those of the mesh, by default all. Raises UserError for errors that the user can
@@ -74,8 +75,9 @@ def train(config: Config, *, devices: list[sharding.Device] | None = None) -> No
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
     if config.eval_layers and jax.process_count() > 1:
         raise UserError("eval_layers = True works on one process only; leave it out.")
-    if config.eval_layers and not config.data.dev:
-        raise UserError("eval_layers = True needs dev sentences: set data.dev.")
+    for name in ("eval_layers", "patience"):
+        if getattr(config, name) and not config.data.dev:
+            raise UserError(f"{name} = {getattr(config, name)} needs dev sentences: set data.dev.")
     workdir = user_path(config.workdir)
     source = open_source(config.data.source, config.data.columns)
     dev = Development(config.data.dev) if config.data.dev else None
@@ -84,79 +86,74 @@ def train(config: Config, *, devices: list[sharding.Device] | None = None) -> No
         run_lock.hold(workdir) if is_primary() else contextlib.nullcontext(),
         Checkpoints(workdir / CHECKPOINTS, keep=config.keep) as checkpoints,
     ):
-        resuming = checkpoints.newest_step() is not None
-        text, scored = source.fingerprint(), dev.fingerprint() if dev else ""
-        distributed.check_shared(workdir)
-        distributed.check_agreement(config=config, text=text, dev=scored, checkpoints=resuming)
-        if resuming:
-            check_config(workdir, config)
-            check_unchanged(config, TEXT, "data.source", text)
-            check_unchanged(config, DEV, "data.dev", scored)
-        elif checkpoints.only_damaged() and not config.force:
-            raise UserError(
-                f"all checkpoints of the run in {workdir} are damaged, so it cannot resume: "
-                f"name a new --workdir, or {FORCE}, from the first step."
-            )
-        start = start_model(config, source, workdir, resuming=resuming)
-        bank = Bank.from_config(config.model, start.architecture, mesh, pooling=start.pooling)
-        teacher, teacher_tokenizers, taught = load_teacher(config, bank, mesh, resuming=resuming)
-        if jax.process_count() > 1:  # only then, because this hashes all weights
-            distributed.check_agreement(model=start.fingerprint(), teacher=taught)
-        if not resuming and is_primary():
-            with writing(workdir):
-                saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
-        tokenizers = [start.tokenizer, *teacher_tokenizers]
-        caches = tokenize_text(config, source, tokenizers)
-        plan = None
-        if config.data.batches == "similar":
-            plan = find_plan(workdir, caches[0], config.data.pairs, bank, start)
-        positions = start.architecture.longest_sentence
-        batches = make_batches(config, caches, plan, mesh, positions)
-        stop = config.max_steps or config.epochs * batches.steps_per_epoch
-        optimizer = make_optimizer(config.optimizer, stop)
-        vocab_size = start.architecture.vocab_size
-        objective = find_mask_token(config.objective, start.tokenizer, vocab_size)
-        state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
-        first = int(state.step)
-        if is_primary():
-            keep(workdir, config, {TEXT: text, DEV: scored} | taught)
-            with writing(workdir):  # with --force, pooling and length may have changed
-                saved_model.describe_workdir(workdir, bank, start.serving_length)
-            environment.record(workdir, first)
-        announce.say_start(config, batches, mesh, first, stop)
-        log = MetricsLog(
-            workdir,
-            start_step=first if resuming else None,
-            write=is_primary(),
-            wandb=config.wandb,
-            config=dataclasses.asdict(config),
-        )
-        with contextlib.closing(log):
-            loop = Loop(
-                config=config,
-                mesh=mesh,
-                bank=bank,
-                tokenizer=start.tokenizer,
-                serving_length=start.serving_length,
-                batches=batches,
-                train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
-                checkpoints=checkpoints,
-                dev=dev,
-                log=log,
-                say=say,
-                peak_flops=peak_of_all(config, mesh),
-            )
-            if dev is None:
-                say("no data.dev: no best step is selected, and the newest is kept")
-            elif not resuming:
-                overlap = dev.word_overlap()
-                say(f"dev set {dev.name}, {len(dev.pairs)} pairs; word overlap: {overlap}")
-                loop.score_start(state)
-            if first >= stop:
-                say(f"already trained for {first} steps; give a higher --max-steps to continue")
-            else:
-                loop.run(state, first, stop)
+        loop, state = prepare(config, source, dev, mesh, checkpoints)
+        loop.callbacks = callbacks or Callbacks()
+        loop.run(state)
         announce.say_end(config, checkpoints, dev)
+        best, newest = checkpoints.best_step(), checkpoints.newest_step()
+        step = newest if best is None else best
+        assert step is not None  # the last step is saved
+        return TrainResult(workdir, step, checkpoints.score(step))
+
+
+def prepare(
+    config: Config,
+    source: Source,
+    dev: Development | None,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> tuple[Loop, TrainState]:
+    """Returns the loop of a run, and its state: new, or from the newest undamaged checkpoint."""
+    workdir = user_path(config.workdir)
+    resuming = checkpoints.newest_step() is not None
+    hashes = {"text": source.fingerprint(), "dev": dev.fingerprint() if dev else ""}
+    distributed.check_shared(workdir)
+    distributed.check_agreement(config=config, **hashes, checkpoints=resuming)
+    if resuming:
+        run_record.check_config(workdir, config)
+    elif checkpoints.only_damaged() and not config.force:
+        raise UserError(
+            f"all checkpoints of the run in {workdir} are damaged, so it cannot resume: "
+            f"name a new --workdir, or {run_record.FORCE}, from the first step."
+        )
+    start = start_model(config, source, workdir, resuming=resuming)
+    bank = Bank.from_config(config.model, start.architecture, mesh, pooling=start.pooling)
+    teacher, teacher_tokenizers, hashes["teacher"] = load_teacher(config, bank, mesh)
+    if resuming:
+        run_record.check_inputs(config, hashes)
+    if jax.process_count() > 1:  # only then, because this hashes all weights
+        distributed.check_agreement(model=start.fingerprint(), teacher=hashes["teacher"])
+    caches = tokenize_text(config, source, [start.tokenizer, *teacher_tokenizers])
+    plan = None
+    if config.data.batches == "similar":
+        plan = find_plan(workdir, caches[0], config.data.pairs, bank, start)
+    batches = make_batches(config, caches, plan, mesh, start.architecture.longest_sentence)
+    stop = config.max_steps or config.epochs * batches.steps_per_epoch
+    optimizer = make_optimizer(config.optimizer, stop)
+    objective = find_mask_token(config.objective, start.tokenizer, start.architecture.vocab_size)
+    state, shardings = start_state(config, bank, start, optimizer, checkpoints, mesh)
+    first = int(state.step)
+    if is_primary():
+        run_record.record(workdir, config, hashes)
+        with writing(workdir):  # with --force, pooling and length may have changed
+            if not resuming:
+                saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
+            saved_model.describe_workdir(workdir, bank, start.serving_length)
+        environment.record(workdir, first)
+    announce.say_start(config, batches, mesh, first, stop)
+    loop = Loop(
+        config=config,
+        bank=bank,
+        tokenizer=start.tokenizer,
+        serving_length=start.serving_length,
+        batches=batches,
+        train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
+        checkpoints=checkpoints,
+        dev=dev,
+        resuming=resuming,
+        stop=stop,
+    )
+    return loop, state
 
 
 def start_state(
@@ -259,25 +256,3 @@ def make_batches(
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],
     )
-
-
-def peak_of_all(config: Config, mesh: Mesh) -> float | None:
-    """Peak operations per second of all devices together; None if unknown."""
-    kind = mesh.devices.flat[0].device_kind
-    each = flops.peak_flops(kind, config.model.compute_dtype)
-    if config.peak_tflops is not None:
-        each = config.peak_tflops * 1e12
-    return each and each * mesh.devices.size
-
-
-def set_up_jax(deterministic: bool) -> None:
-    """Settings that must be made before anything uses a device; see `Config.deterministic`."""
-    # Orbax logs a traceback if a save fails, before our one-line error is raised.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Freezes the imported objects: a collection over them takes a quarter of tracing a step.
-    gc.freeze()
-    compilation.keep_compiled()
-    if deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
-    distributed.initialize()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jtcse_jax import errors
-from jtcse_jax.errors import UserError, one_line_errors
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime import failure
+from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.user_path import user_path
 
 
@@ -33,7 +34,7 @@ def test_bad_input_and_interrupts_are_one_line(error, status, said, capsys):
 
 def test_a_closed_pipe_is_no_traceback():
     program = """
-from jtcse_jax.errors import one_line_errors
+from jtcse_jax.runtime.failure import one_line_errors
 @one_line_errors
 def main():
     for number in range(100_000):
@@ -71,7 +72,9 @@ def test_of_several_processes_the_first_error_is_said_and_decides(
     told = []
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
-    monkeypatch.setattr(errors, "_fellows", lambda status: told.append(status) or told_before)
+    monkeypatch.setattr(
+        failure, "_notify_others", lambda status: told.append(status) or told_before
+    )
 
     @one_line_errors
     def main():

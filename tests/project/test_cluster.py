@@ -93,7 +93,7 @@ if jax.process_index() == 1:
     assert "Traceback" not in first[2] + second[2]
 
 
-def test_a_config_that_some_hosts_lack_is_said_once_and_ends_all(tmp_path):
+def test_a_config_that_some_hosts_lack_is_printed_once_and_ends_all(tmp_path):
     processes = []
     for index, declared in enumerate(declared_cluster(3)):
         config = tmp_path / "absent.py" if index else ROOT / "configs" / "smoke.py"
@@ -108,7 +108,7 @@ def test_a_config_that_some_hosts_lack_is_said_once_and_ends_all(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [{1}, {0, 1}], ids=["one", "all"])
-def test_an_error_in_the_middle_is_said_once_and_its_status_is_that_of_all(tmp_path, failing):
+def test_an_error_in_the_middle_is_printed_once_and_its_status_is_that_of_all(tmp_path, failing):
     bad = f"""
 import jax
 from jtcse_jax.errors import UserError

@@ -33,14 +33,6 @@ ONE_DEVICE = jax.devices()[:1]
 LONG = "max_steps=4000, save_every=50, eval_every=5000, log_every=1000, keep=2"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The config of a finished run of ten steps."""
-    config = tiny_config(tmp_path_factory.mktemp("finished"), eval_every=10)
-    train(config, devices=ONE_DEVICE)
-    return config
-
-
 def steps_of(workdir: Path | str) -> list[int]:
     with Checkpoints(Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         return checkpoints.steps()

@@ -15,11 +15,12 @@ from runs import tiny_config
 
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.config_file import to_json
+from jtcse_jax.evaluation.development import Development, keep_cosines
 from jtcse_jax.report import __main__ as report
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_log
-from jtcse_jax.report.tables import config_differences, summary_table
+from jtcse_jax.report.tables import config_differences, summary_table, verdict
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -149,9 +150,12 @@ def test_a_page_has_the_numbers_of_the_logs_and_scores(reported):
     best = max(range(10, 50, 10), key=np.sin)
     low, dev, high = (f"{100 * (0.7 + 0.1 * np.sin(best) + add):.2f}" for add in (-0.01, 0, 0.02))
     # 40 steps of 8 sentences at the median speed of 27 a second.
-    assert page.row("run", "jtcse", "2", "40")[4:] == [
-        *(str(best), dev, f"{low} to {high}", "27", f"{40 * 8 / 27 / 60:.1f} min")
+    assert page.row("run", dev) == [
+        *("run", dev, f"{low} to {high}", "jtcse", "2 x scratch", "40", str(best)),
+        *("27", f"{40 * 8 / 27 / 60:.1f} min"),
     ]
+    gain = f"{100 * 0.1 * np.sin(best):+.2f}"
+    assert f"run has the best dev score, {dev}; compared with its start: {gain}." in page.text
     assert page.row("run", "70.12") == ["run", "70.12", "80.50", "75.31"]
     assert page.row("other", "71.00") == ["other", "71.00", "79.25", "75.13"]
     assert page.row("model", "CR") == ["model", "CR", "MRPC", "MRPC F1", "average"]
@@ -209,7 +213,7 @@ def test_stages_of_a_pipeline_stand_in_the_order_of_their_training(tmp_path):
     write_run(folder / "superseded" / "0", tower.name)
     runs = find_runs([folder])
     assert [run.name for run in runs] == ["the_tower", "a_twin", "student"]
-    assert [row[:2] for row in summary_table(runs).rows][1:] == [
+    assert [[row[0], row[3]] for row in summary_table(runs).rows][1:] == [
         ["a_twin", "jtcse"],
         ["student", "distill"],
     ]
@@ -218,6 +222,25 @@ def test_stages_of_a_pipeline_stand_in_the_order_of_their_training(tmp_path):
     assert ["objective.name", "jtcse", "jtcse", "distill"] in found.rows
     changed = {"model.towers", "objective.name", "objective.teacher"}
     assert {row[0] for row in found.rows} == changed
+
+
+def test_the_verdict_compares_the_two_best_runs_of_one_dev_set(tmp_path):
+    folders = [write_run(tmp_path, name) for name in ("worse", "better", "elsewhere")]
+    data = dataclasses.replace(tiny_config(tmp_path).data, dev="another.tsv")
+    config = dataclasses.replace(tiny_config(tmp_path), data=data)
+    (folders[2] / "train_config.json").write_text(to_json(config))
+    runs = find_runs(folders)
+    for run, score in zip(runs, (0.70, 0.71, 0.60), strict=True):
+        run.scored = [{"step": 20, "dev_spearman": score}]
+    assert verdict(runs) == "better has the best dev score, 71.00; compared with worse: +1.00."
+    gold = Development(tiny_config(tmp_path).data.dev).pairs.gold
+    for folder in folders:  # equal cosines
+        keep_cosines(folder, 20, gold)
+    found = verdict(runs)
+    assert "compared with worse: +0.00 [+0.00, +0.00], within noise." in found
+    assert verdict(runs[1:]) == "better has the best dev score, 71.00."  # the start was not scored
+    runs[1].scored = [{"step": 0, "dev_spearman": 0.71}]
+    assert "which is that of its start" in verdict(runs[1:])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -22,9 +22,14 @@ def test_card_tells_the_run_and_the_options(tmp_path):
     run = write_trained_run(tmp_path, tiny_model(2))
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
     options = ALL_OPTIONS | {"base_model": ("org/base",)}
-    options |= {"scores": str(tmp_path / "scores.json")}
+    options |= {"scores": str(tmp_path / "scores.json"), "dataset": ("org/text",)}
     export.export(arguments(run, tmp_path / "out", **options))
-    assert header_of(tmp_path / "out") == {
+    header = header_of(tmp_path / "out")
+    (index,) = header.pop("model-index")
+    measured = {one["dataset"]["name"]: one["metrics"][0]["value"] for one in index["results"]}
+    assert measured == {"STS12": 0.715, "STS-B": 0.8025, "dev.tsv (dev)": 0.7}
+    assert header == {
+        "datasets": ["org/text"],
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "license": "apache-2.0",
@@ -37,10 +42,12 @@ def test_card_tells_the_run_and_the_options(tmp_path):
     assert "`dev.tsv`, which selects the step: 70.00." in text
     for row in ("Text | `text.txt`", "Objective | `jtcse`", "Step | 4", "Learning rate | 0.001"):
         assert f"| {row} |" in text
+    assert "give it the folder `tower_0`" in text
     assert (
         "at [CLS] of each of 2 towers, summed" in text and "16 tokens; longer ones are cut" in text
     )
     assert '"num_layers": 2' in text  # of the whole config
+    assert "| Base model | `org/base` |" in text and "@article" in text
     assert '`query`: "the cat ", `empty`: "a=b"' in text
     settings = json.loads((tmp_path / "out" / "config_sentence_transformers.json").read_text())
     assert settings["prompts"] == {"query": "the cat ", "empty": "a=b"}
@@ -61,20 +68,48 @@ def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):
     assert "Not stated" in text
 
 
-def test_base_models_are_found_through_workdirs_that_are_there(tmp_path):
+def published_folder(folder: Path, title: str, name_or_path: str) -> Path:
+    """A local copy of a published model, with its title and config."""
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\n# {title}\n\n# Use\n")
+    (folder / "config.json").write_text(json.dumps({"_name_or_path": name_or_path}))
+    return folder
+
+
+def test_base_models_and_texts_are_found_through_workdirs_that_are_there(tmp_path):
     towers = [tmp_path / name for name in ("a", "b")]
-    for folder, start in zip(towers, ("bert-base-uncased", "org/name"), strict=True):
+    starts = ("bert-base-uncased", "org/name")
+    for folder, start in zip(towers, starts, strict=True):
         folder.mkdir()
-        write_trained_run(folder, tiny_model(1), towers=(start,))
+        workdir = write_trained_run(folder, tiny_model(1), towers=(start,))
+        config = json.loads((workdir / "train_config.json").read_text())
+        config["data"]["source"] = f"hub:org/text_{folder.name}:train:text"
+        (workdir / "train_config.json").write_text(json.dumps(config))
     exported.export(saved_model.load(towers[1] / "run"), towers[1] / "exported")
     here = (str(towers[0] / "run"), str(towers[1] / "exported"))
     gone = ("package:some/folder", "~/gone", "runs/gone")
-    workdir = write_trained_run(tmp_path, tiny_model(2), towers=(*here, *gone))
+    copies = (
+        published_folder(tmp_path / "titled", "org/titled", "org/its-own-start"),
+        published_folder(tmp_path / "unnamed", "My model of today", "org/in-config"),
+        published_folder(tmp_path / "unknown", "My model of today", str(tmp_path)),
+    )
+    local = (*here, *map(str, copies))
+    workdir = write_trained_run(tmp_path, tiny_model(2), towers=(*local, *gone))
     config = json.loads((workdir / "train_config.json").read_text()) | {"workdir": "runs/this"}
     (workdir / "train_config.json").write_text(json.dumps(config))
     card = read_card(saved_model.load(workdir))
-    assert card.base_models == ["bert-base-uncased", "org/name"]
-    shortened = ["run", "exported", "package:some/folder", "gone", "runs/gone"]
+    assert card.base_models == ["bert-base-uncased", "org/in-config", "org/name", "org/titled"]
+    assert card.datasets == ["org/text_a", "org/text_b"]
+    shortened = [
+        "run",
+        "exported",
+        "titled",
+        "unnamed",
+        "unknown",
+        "package:some/folder",
+        "gone",
+        "runs/gone",
+    ]
     assert card.train_config["model"]["towers"] == shortened
 
 

@@ -24,7 +24,8 @@ from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.runtime.sharding import make_mesh, place_batch
 from jtcse_jax.store.exported import export
 from jtcse_jax.training import losses, objectives
-from jtcse_jax.training.start import keep, load_teacher
+from jtcse_jax.training.run_record import check_inputs, record
+from jtcse_jax.training.start import load_teacher
 from jtcse_jax.training.train_step import init_state, make_train_step
 from jtcse_jax.training.trainer import make_batches, tokenize_text, train
 
@@ -232,7 +233,7 @@ def test_an_ensemble_with_another_vocabulary_teaches(twin, tmp_path):
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, distillation="listwise")
     )
-    teacher, tokenizers, _ = load_teacher(config, student, mesh, resuming=False)
+    teacher, tokenizers, _ = load_teacher(config, student, mesh)
     source = open_source(config.data.source)
     caches = tokenize_text(config, source, [*tokenizers[:1], *tokenizers])
     batches = make_batches(config, caches, None, mesh, 64)
@@ -275,14 +276,13 @@ def test_a_run_ends_with_the_teacher_it_began_with(twin, tmp_path):
     config = student_config(twin, tmp_path, twin)
     (tmp_path / "run").mkdir()
     student, mesh = make_bank(1), make_mesh(devices=jax.devices()[:1])
-    *_, taught = load_teacher(config, student, mesh, resuming=False)
-    keep(tmp_path / "run", config, taught)
-    load_teacher(config, student, mesh, resuming=True)
+    *_, fingerprint = load_teacher(config, student, mesh)
+    record(tmp_path / "run", config, {"teacher": fingerprint})
+    check_inputs(config, {"teacher": fingerprint})
     other = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, teacher=f"{twin}#0")
     )
     with pytest.raises(
         UserError, match="objective.teacher is not the one that the run in .* began with"
     ):
-        load_teacher(other, student, mesh, resuming=True)
-    load_teacher(other, student, mesh, resuming=False)
+        check_inputs(other, {"teacher": load_teacher(other, student, mesh)[2]})

@@ -10,13 +10,16 @@ import pytest
 from runs import tiny_config
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development, read_cosines
 from jtcse_jax.evaluation.sts import spearman
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
+from jtcse_jax.training import announce
 from jtcse_jax.training.announce import harder_batches
+from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.stage_scores import stage_row, verdict, warning
 from jtcse_jax.training.trainer import train
 
@@ -30,8 +33,8 @@ def lines_of(config) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def scored(tmp_path, monkeypatch, scores: dict[int, float], **fields):
-    """A finished run whose dev score at each step is the given one."""
+def scored(tmp_path, monkeypatch, scores: dict[int, float], *, callbacks=None, **fields):
+    """A finished run whose dev score at each step is the given one, and its result."""
     steps = iter(sorted(scores))
 
     def score(self, encode):
@@ -41,19 +44,18 @@ def scored(tmp_path, monkeypatch, scores: dict[int, float], **fields):
 
     monkeypatch.setattr(Development, "score", score)
     config = tiny_config(tmp_path, **({"max_steps": 4, "eval_every": 2} | fields))
-    train(config, devices=one_device())
-    return config
+    return config, train(config, devices=one_device(), callbacks=callbacks)
 
 
 def test_the_start_is_the_model_if_no_step_is_better(tmp_path, monkeypatch, capsys):
-    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.5, 4: 0.4})
+    config, _ = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.5, 4: 0.4})
     printed = capsys.readouterr().out
     assert "No step is better than the start" in printed and "To use it" not in printed
     assert "step 0 (best" in saved_model.load(config.workdir).source
 
 
 def test_a_better_step_is_the_model_with_its_gain_over_the_start(tmp_path, monkeypatch, capsys):
-    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.7, 4: 0.4})
+    config, _ = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.7, 4: 0.4})
     printed = capsys.readouterr().out
     assert "60.00 [50.00, 70.00] at the start, 70.00" in printed and "To use it" in printed
     assert "+0.00 [+0.00, +0.00], within noise" in printed  # the cosines are the same
@@ -67,7 +69,7 @@ def test_a_run_killed_after_its_start_resumes_there(tmp_path, monkeypatch):
     broken = dataclasses.replace(whole, workdir=str(tmp_path / "broken"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "jtcse_jax.training.loop.Loop.run", lambda *_: (_ for _ in ()).throw(OSError)
+            "jtcse_jax.training.loop.Loop._train", lambda *_: (_ for _ in ()).throw(OSError)
         )
         with pytest.raises(OSError):
             train(broken, devices=one_device())
@@ -96,14 +98,18 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
         assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
 
 
-@pytest.mark.parametrize(("near_zero", "warnings"), [(0.01, 0), (100.0, 1)])
-def test_contrast_that_is_near_zero_from_the_start_is_reported_once(
-    tmp_path, monkeypatch, capsys, near_zero, warnings
-):
-    monkeypatch.setattr("jtcse_jax.training.loop.NEAR_ZERO", near_zero)
-    config = tiny_config(tmp_path, max_steps=4)
+def test_contrast_that_is_near_zero_from_the_start_is_reported_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(announce, "NEAR_ZERO", 100.0)
+    config = tiny_config(tmp_path, max_steps=4, eval_every=10)
     train(config, devices=one_device())
     train(dataclasses.replace(config, max_steps=6), devices=one_device())
+    assert capsys.readouterr().out.count("contrastive loss is near zero") == 1
+
+
+@pytest.mark.parametrize(("nce", "warnings"), [(0.02, 0), (0.005, 1)])
+def test_contrast_is_near_zero_if_all_its_terms_are(nce, warnings, capsys):
+    announce.warn_of_easy_contrast(Config(), {"loss": 0.0, "nce": nce, "icnce": 0.001})
+    announce.warn_of_easy_contrast(Config(), {"loss": 0.0})  # no contrastive term
     assert capsys.readouterr().out.count("contrastive loss is near zero") == warnings
 
 
@@ -116,16 +122,14 @@ def test_similar_batches_are_advised_only_to_runs_that_could_have_them(tower, ba
     assert ("data.batches = similar" in harder_batches(config)) == advised
 
 
-def test_differences_are_paired_over_the_pairs_of_the_dev_set(tmp_path):
-    config = tiny_config(tmp_path, max_steps=4)
-    train(config, devices=one_device())
-    dev, workdir = Development(config.data.dev), Path(config.workdir)
-    cosines = [read_cosines(workdir, step) for step in (0, 4)]
+def test_differences_are_paired_over_the_pairs_of_the_dev_set(finished):
+    dev, workdir = Development(finished.data.dev), Path(finished.workdir)
+    cosines = [read_cosines(workdir, step) for step in (0, 4, 8, 10)]
     rho = [spearman(each, dev.pairs.gold) for each in cosines]
     found = dev.difference((workdir, 4), (workdir, 0))
     assert found.mean == pytest.approx(rho[1] - rho[0], abs=1e-9)
     assert found.low <= found.mean <= found.high
-    logged = [line["dev_spearman"] for line in lines_of(config) if "dev_spearman" in line]
+    logged = [line["dev_spearman"] for line in lines_of(finished) if "dev_spearman" in line]
     assert rho == pytest.approx(logged)
     assert dev.difference((workdir, 4), (workdir, 3)) is None  # not kept
 
@@ -172,8 +176,44 @@ def test_the_last_lines_name_the_best_stage_and_what_is_exported(two_stages):
 
 
 def test_the_start_is_the_step_of_a_stage_that_it_beats(tmp_path, monkeypatch):
-    config = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.4, 4: 0.5})
+    config, _ = scored(tmp_path, monkeypatch, {0: 0.6, 2: 0.4, 4: 0.5})
     row = stage_row("only", config)
     assert (row["step"], row["dev"]) == (0, 60.0)
     (line,) = verdict({"only": config}, {"only": row}, "only")
     assert "it is the start" in line
+
+
+class Heard(Callbacks):
+    """Records what a run reports."""
+
+    def __init__(self):
+        self.logged, self.scored, self.saved = {}, {}, []
+
+    def on_log(self, step, metrics):
+        self.logged[step] = metrics
+
+    def on_evaluation(self, step, score):
+        self.scored[step] = score.spearman
+
+    def on_save(self, step):
+        self.saved.append(step)
+
+
+def test_run_stops_when_patience_is_out_and_its_result_and_callbacks_agree_with_the_log(
+    tmp_path, monkeypatch
+):
+    heard = Heard()
+    scores = {0: 0.3, 2: 0.6, 4: 0.5, 6: 0.6, 8: 0.9}
+    fields = {"max_steps": 8, "patience": 2, "save_every": 3, "log_every": 4}
+    config, result = scored(tmp_path, monkeypatch, scores, callbacks=heard, **fields)
+    assert heard.scored == {0: 0.3, 2: 0.6, 4: 0.5, 6: 0.6}
+    assert heard.saved == [0, 2, 3, 4, 6]
+    assert (result.step, result.dev_spearman) == (6, 0.6)  # of equal scores the later step
+    assert result.encoder().encode("The cat sees me.").shape == (16,)
+    trained = {line["step"]: line for line in result.history if "loss" in line}
+    assert trained == {step: {"step": step} | line for step, line in heard.logged.items()}
+    assert list(trained) == [4, 6]  # the last one although 6 is not a multiple of log_every
+    train(config, devices=one_device())
+    assert lines_of(config) == result.history  # nothing more was trained
+    with pytest.raises(UserError, match="patience"):
+        train(dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None)))

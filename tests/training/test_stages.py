@@ -23,9 +23,9 @@ from jtcse_jax.store.card import Card
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import read_description
 from jtcse_jax.training import stages
+from jtcse_jax.training.run_record import record
 from jtcse_jax.training.stage_scores import print_table
 from jtcse_jax.training.stages import run, stage_configs
-from jtcse_jax.training.start import keep
 
 
 def test_every_stage_starts_from_those_before_it(tmp_path):
@@ -93,7 +93,7 @@ TWO_PROCESSES = """
 from pathlib import Path
 from test_stages import make_pipeline
 from jtcse_jax.training.stages import run
-from jtcse_jax.training.trainer import set_up_jax
+from jtcse_jax.runtime.command import set_up_jax
 from jtcse_jax.evaluation import development
 development.COLLAPSED = 2.0  # random towers
 set_up_jax(False)
@@ -140,7 +140,7 @@ class Trainer:
     def __call__(self, config):
         workdir = Path(config.workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        keep(workdir, config, {})
+        record(workdir, config, {})
         if workdir.name == self.fails:
             raise UserError("the disk is full: free space.")
         self.trained.append(workdir.name)

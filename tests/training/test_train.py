@@ -25,7 +25,8 @@ from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import trainer
-from jtcse_jax.training.start import check_config, keep, start_model
+from jtcse_jax.training.run_record import check_config, record
+from jtcse_jax.training.start import start_model
 from jtcse_jax.training.trainer import train
 
 
@@ -36,14 +37,6 @@ def one_device():
 def read_metrics(config) -> list[dict]:
     path = Path(config.workdir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The config of a finished run of ten steps."""
-    config = tiny_config(tmp_path_factory.mktemp("finished"))
-    train(config, devices=one_device())
-    return config
 
 
 def test_run_leaves_an_encoder_and_its_log(finished, capsys):
@@ -257,7 +250,7 @@ def test_config_chooses_pooling_and_serving_length_and_a_line_tells(tmp_path, st
 
 def test_towers_of_different_poolings_need_a_choice(tmp_path, starts):
     mean, cls, _ = starts
-    with pytest.raises(UserError, match=f"{mean}.*mean.*{cls}.*cls.*model.pooling"):
+    with pytest.raises(UserError, match=f"{mean} and {cls} differ in pooling .*model.pooling"):
         start_from(tmp_path, mean, cls)
 
 
@@ -276,7 +269,7 @@ def test_what_a_config_leaves_to_its_start_is_no_other_config(tmp_path):
     model = tiny_model(2, pooling="mean", serving_length=30)
     saved_model.describe_workdir(tmp_path, model.bank, model.serving_length)
     for begun in (config, with_model(pooling="mean"), with_model(serving_length=30)):
-        keep(tmp_path, begun, {})
+        record(tmp_path, begun, {})
         check_config(tmp_path, config)
         check_config(tmp_path, with_model(pooling="mean", serving_length=30))
         with pytest.raises(UserError, match=r"model.pooling \(was mean, now cls\)"):
