@@ -10,18 +10,18 @@ import tyro
 from rich.progress import Progress
 
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_truncation
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_truncation
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile, check_output
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.runtime.compilation import keep_compiled
 from jtcse_jax.store import ensemble
-from jtcse_jax.store.ensemble import EncoderArguments
+from jtcse_jax.store.ensemble import PromptArguments
 from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EncoderArguments):
+class Arguments(PromptArguments):
     """Encodes sentences into a .npy file of float32 vectors: row n is line n.
 
     Memory use does not grow with the text. If the command is killed, the same command resumes. A
@@ -61,7 +61,7 @@ def encode(arguments: Arguments) -> None:
         "model": ensemble.fingerprint(members),
         "normalize": arguments.normalize,
     }
-    width = check_width(arguments.truncate_dim, encoder.width)
+    width = encoder.kept_width(arguments.truncate_dim)
     with (
         VectorFile(output, rows, width, arguments.batch_size, settings) as file,
         progress_bar(rows) as progress,

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import rich
 import tyro
 from rich.table import Table
 from rich.text import Text
 
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.searching import Hit
 from jtcse_jax.errors import UserError, one_line_errors
 from jtcse_jax.runtime.compilation import keep_compiled
 from jtcse_jax.store.ensemble import EncoderArguments
+from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,23 @@ class Arguments(EncoderArguments):
     Without --query, it reads queries from standard input, one per line.
     """
 
-    input: str
+    input: str | None = None
     """Sentences, one per line: a file or glob (plain, .gz or .xz). All are kept in memory."""
+    vectors: str | None = None
+    """The .npy file that `encode` wrote for --input with this model, so as not to encode again."""
+    index: str | None = None
+    """Folder of an index that --save-index wrote, in place of --input."""
+    save_index: str | None = None
+    """New folder for the index, for later searches."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to search for; may be given several times."""
     top_k: int = 5
     """Largest number of sentences printed per query."""
+    prompt: str | None = None
+    """Text put before each query; by default the prompt `query` of the model's folder, if any."""
+    prompt_name: str | None = None
+    """Name of a prompt of the model's folder, which is put before each query. Before each sentence
+    of the text is the prompt `document`, if any."""
     threshold: float | None = None
     """Smallest cosine printed; by default no limit."""
     backend: Literal["exact", "faiss"] = "exact"
@@ -41,19 +55,50 @@ def search(arguments: Arguments) -> None:
     """Prints a table for each query. Raises the errors of the readers of the model and the text."""
     if arguments.top_k < 1:
         raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
-    source = open_source(arguments.input)
+    if (arguments.input is None) == (arguments.index is None):
+        raise UserError("Give --input, a text, or --index, the folder of an index, and not both.")
+    if arguments.vectors and arguments.index:
+        raise UserError("--vectors belongs to --input; an --index has its own.")
+    sentences = [] if arguments.input is None else _sentences(arguments.input)
+    vectors = None if arguments.vectors is None else _vectors(arguments.vectors)
+    encoder = SentenceEncoder.of(arguments.load_members())
+    if arguments.index:
+        encoder.load_index(arguments.index, backend=arguments.backend)
+    else:
+        encoder.build_index(
+            sentences, vectors=vectors, backend=arguments.backend, show_progress_bar=True
+        )
+    if arguments.save_index:
+        encoder.save_index(arguments.save_index)
+    prompt, prompt_name = arguments.prompt, arguments.prompt_name
+    for query in arguments.query or _lines_of_stdin():
+        hits = encoder.search(
+            query, arguments.top_k, arguments.threshold, prompt=prompt, prompt_name=prompt_name
+        )
+        print_hits(query, hits)
+
+
+def _sentences(name: str) -> list[str]:
+    source = open_source(name)
     if source.views > 1:
-        raise UserError(f"--input {arguments.input} has two sentences a line; give one a line.")
+        raise UserError(f"--input {name} has two sentences a line; give one a line.")
     sentences = list(source.read())
     if source.blank:
         raise UserError(
-            f"--input {arguments.input} has {source.blank} blank lines, so that the printed "
-            "numbers would not be line numbers: remove them."
+            f"--input {name} has {source.blank} blank lines, so that the printed numbers would not "
+            "be line numbers: remove them."
         )
-    encoder = SentenceEncoder.of(arguments.load_members())
-    encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
-    for query in arguments.query or _lines_of_stdin():
-        print_hits(query, encoder.search(query, arguments.top_k, arguments.threshold))
+    return sentences
+
+
+def _vectors(name: str) -> np.ndarray:
+    try:
+        vectors = np.load(user_path(name), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--vectors {name}: not a .npy file ({error}).") from error
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise UserError(f"--vectors {name}: not a file of vectors, as `encode` writes it.")
+    return vectors
 
 
 def print_hits(query: str, hits: list[Hit]) -> None:

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jtcse_jax.architecture import Pooling
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.encoding.index import make_index
 from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
 from jtcse_jax.encoding.progress import progress_bar
+from jtcse_jax.encoding.searching import Searcher
 from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member, computed_in, load_members
 from jtcse_jax.store.saved_model import SavedModel
@@ -28,20 +29,11 @@ BLOCK = 8192  # sentences that are read and encoded together
 logger = logging.getLogger(__name__)
 
 
-class Hit(NamedTuple):
-    """A sentence of the index that is similar to a query."""
-
-    #: number of the sentence, from 0, in the order of adding
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
-    sentence: str
-    score: float  #: cosine
-
-
-class SentenceEncoder(MtebEncoder):
+class SentenceEncoder(MtebEncoder, Searcher):
     """One bank of towers, or a weighted sum of several, that encodes sentences.
 
     Attributes:
-      width: size of a vector (D).
+      width: size of a vector.
       truncated: number of sentences cut at the serving length so far, over all calls.
     """
 
@@ -49,10 +41,8 @@ class SentenceEncoder(MtebEncoder):
         """Takes banks of one width; their vectors are summed with `weights` (by default 1)."""
         self.banks = tuple(banks)
         self.weights = tuple(weights or [1.0] * len(self.banks))
-        self.width = self.banks[0].width
+        self.width = self.kept_width(None)
         self.truncated = 0
-        self._index = None
-        self._sentences: list[str] = []
 
     @classmethod
     def load(
@@ -60,7 +50,7 @@ class SentenceEncoder(MtebEncoder):
         name: str | Path,
         *,
         step: int | None = None,
-        pooling: str | None = None,
+        pooling: Pooling | None = None,
         max_len: int | None = None,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "SentenceEncoder":
@@ -93,6 +83,8 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[Any],
         *,
+        prompt: str | None = ...,
+        prompt_name: str | None = ...,
         batch_size: int | None = ...,
         show_progress_bar: bool = ...,
         normalize_embeddings: bool = ...,
@@ -109,6 +101,8 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[str],
         *,
+        prompt: str | None = ...,
+        prompt_name: str | None = ...,
         batch_size: int | None = ...,
         show_progress_bar: bool = ...,
         normalize_embeddings: bool = ...,
@@ -121,6 +115,8 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[str],
         *,
+        prompt: str | None = ...,
+        prompt_name: str | None = ...,
         batch_size: int | None = ...,
         show_progress_bar: bool = ...,
         normalize_embeddings: bool = ...,
@@ -132,6 +128,8 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[Any],
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool = False,
         normalize_embeddings: bool = False,
@@ -144,18 +142,22 @@ class SentenceEncoder(MtebEncoder):
     ) -> "np.ndarray | Array | torch.Tensor":
         """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
-        No sentences give [0, D]. The empty sentence "" is allowed; its vector is that of the
-        special tokens. Sentences longer than the serving length are cut and counted in `truncated`;
-        each call warns once.
+        The vectors are those of sentence-transformers: if the model's folder has a `Normalize`
+        module, they have length 1, and its default prompt is put before each sentence. A weighted
+        sum of models adds their raw vectors. No sentences give [0, D]. The empty sentence "" is
+        allowed; its vector is that of the special tokens. Sentences longer than the serving length
+        are cut and counted in `truncated`; each call warns once.
 
         Args:
           sentences: a string, a list, or any iterable, which is read block by block.
+          prompt: text put before each sentence; by default the model's default prompt, if any.
+          prompt_name: the name of one of the model's prompts; ignored if `prompt` is given.
           batch_size: number of sentences read and encoded together, by default 8192. It does not
             change how many rows the model sees at once.
           show_progress_bar: show one on stderr.
-          normalize_embeddings: scale vectors to length 1. Otherwise they are raw; compare them by
-            their cosine.
-          truncate_dim: keep only this many components, the first ones; done before scaling.
+          normalize_embeddings: scale vectors to length 1, also those that the model does not.
+          truncate_dim: keep only this many components, the first ones; done before scaling by
+            `normalize_embeddings`, after that of the model. By default as the model's folder asks.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
           task_metadata: passed by MTEB. If given, `sentences` is MTEB's loader of batches and
             `batch_size` belongs to the loader.
@@ -164,14 +166,18 @@ class SentenceEncoder(MtebEncoder):
           prompt_type: likewise.
         Raises:
           UserError: an element is not a string (the message has its index), `truncate_dim`,
-            `batch_size` or `output` is not allowed, or torch is requested but not installed.
+            `batch_size` or `output` is not allowed, the model has no such prompt, or torch is
+            requested but not installed.
         """
+        prompts = self.prompts(prompt, prompt_name)
         if task_metadata is not None:
+            if prompt is prompt_name is None:
+                prompts = self.mteb_prompts(task_metadata, prompt_type)
             sentences, batch_size = MtebTexts(sentences, task_metadata), None
         single = isinstance(sentences, str)
         sentences = [sentences] if single else sentences
         convert = _converter(output)
-        width = check_width(truncate_dim, self.width)
+        width = self.kept_width(truncate_dim)
         before = self.truncated
         vectors = [np.empty((0, width), np.float32)]
         count = len(sentences) if isinstance(sentences, Sized) else None
@@ -179,6 +185,7 @@ class SentenceEncoder(MtebEncoder):
             for block in _blocks(sentences, batch_size):
                 encoded = self.encode_block(
                     block,
+                    prompts=prompts,
                     normalize_embeddings=normalize_embeddings,
                     truncate_dim=truncate_dim,
                     done=partial(progress.advance, progress.task_ids[0]),
@@ -188,105 +195,65 @@ class SentenceEncoder(MtebEncoder):
         whole = np.concatenate(vectors)
         return convert(whole[0] if single else whole)
 
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """As `encode`, with the model's prompt "query" unless the options choose another one."""
+        if options.get("prompt") is options.get("prompt_name") is None:
+            options["prompt_name"] = "query"
+        return self.encode(sentences, **options)
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """As `encode`, with the model's prompt "document" unless the options choose another one."""
+        if options.get("prompt") is options.get("prompt_name") is None:
+            options["prompt_name"] = "document"
+        return self.encode(sentences, **options)
+
+    def prompts(self, prompt: str | None = None, prompt_name: str | None = None) -> list[str]:
+        """The text that each bank puts before a sentence, see `Serving.prompt`."""
+        return [bank.serving.prompt(prompt, prompt_name) for bank in self.banks]
+
     def encode_block(
         self,
         sentences: list[str],
         *,
+        prompts: Sequence[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         done: Callable[[float], None] = lambda count: None,
     ) -> np.ndarray:
         """As `encode`, for one block of strings; cut sentences are counted without a warning.
 
-        `done` is called repeatedly with the number of newly finished sentences.
+        `prompts` has a text for each bank, see the method `prompts`. `done` is called repeatedly
+        with the number of newly finished sentences.
         """
-        total = np.zeros((len(sentences), self.width), np.float32)
+        total = np.zeros((len(sentences), self.banks[0].width), np.float32)
         cut = np.zeros(len(sentences), bool)
-        for bank, weight in zip(self.banks, self.weights, strict=True):
-            encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)))
+        prompts = prompts or self.prompts()
+        for bank, weight, prompt in zip(self.banks, self.weights, prompts, strict=True):
+            encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)), prompt)
             total += np.float32(weight) * encoded.vectors
             cut |= encoded.cut
         self.truncated += int(cut.sum())
-        total = total[:, : check_width(truncate_dim, self.width)]
-        if normalize_embeddings:
-            total = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-        return total
+        if self.normalizes:
+            total = scaled(total)
+        total = total[:, : self.kept_width(truncate_dim)]
+        return scaled(total) if normalize_embeddings else total
 
-    def build_index(
-        self,
-        sentences: Iterable[str],
-        *,
-        backend: Literal["exact", "faiss"] = "exact",
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> None:
-        """Builds the index that `search` uses; it replaces an earlier one.
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have length 1 without being asked to, as the model's folder defines."""
+        return len(self.banks) == 1 and self.banks[0].serving.normalize
 
-        Args:
-          sentences: the sentences to search in.
-          backend: "exact", or "faiss" if it is installed: the same result, faster.
-          batch_size: as in `encode`.
-          show_progress_bar: as in `encode`.
-        Raises:
-          UserError: as in `encode`, and for an unknown backend or one that is not installed.
-        """
-        self._index = make_index(backend, self.width)
-        self._sentences = []
-        self.add_to_index(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    def kept_width(self, truncate_dim: int | None = None) -> int:
+        """Size of a vector with this `truncate_dim`; UserError if it is not from 1 to D."""
+        width, own = self.banks[0].width, self.banks[0].serving.truncate_dim
+        if truncate_dim is None and own is not None and len(self.banks) == 1:
+            return min(own, width)
+        return check_width(truncate_dim, width)
 
-    def add_to_index(
-        self,
-        sentences: str | Iterable[str],
-        *,
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> None:
-        """Adds sentences to an index that exists. Arguments and errors as `build_index`."""
-        index = self._built_index()
-        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
-        vectors = self.encode(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        index.add(vectors)
-        self._sentences += sentences
 
-    @overload
-    def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
-        self, queries: str, top_k: int = ..., threshold: float | None = ...
-    ) -> list[Hit]: ...
-
-    @overload
-    def search(
-        self, queries: Iterable[str], top_k: int = ..., threshold: float | None = ...
-    ) -> list[list[Hit]]: ...
-
-    def search(
-        self, queries: str | Iterable[str], top_k: int = 5, threshold: float | None = None
-    ) -> list[Hit] | list[list[Hit]]:
-        """Finds the sentences of the index with the highest cosines, best first.
-
-        Args:
-          queries: one string, for a list of hits, or several, for one list of hits each.
-          top_k: largest number of hits per query.
-          threshold: smallest cosine of a hit; by default no limit.
-        Raises:
-          UserError: no index was built, `top_k` is below 1, or as in `encode`.
-        """
-        index = self._built_index()
-        if top_k < 1:
-            raise UserError(f"top_k = {top_k}: ask for at least one sentence.")
-        if isinstance(queries, str):
-            return self.search([queries], top_k, threshold)[0]
-        return [
-            [
-                Hit(number, self._sentences[number], score)
-                for number, score in zip(numbers.tolist(), cosines.tolist(), strict=True)
-            ]
-            for numbers, cosines in index.search(self.encode(queries), top_k, threshold)
-        ]
-
-    def _built_index(self):
-        if self._index is None:
-            raise UserError("There is no index to search: call build_index first.")
-        return self._index
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [n, D] scaled to length 1; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def check_width(truncate_dim: int | None, width: int) -> int:

@@ -12,6 +12,7 @@ from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.serving import Serving
 
 
 class MtebEncoder:
@@ -55,6 +56,21 @@ class MtebEncoder:
             name: None for name, field in ModelMeta.model_fields.items() if field.is_required()
         }
         return ModelMeta(**unknown | known)
+
+    def mteb_prompts(self, task_metadata: Any, prompt_type: Any) -> list[str]:
+        """The text that each bank puts before the sentences of a task, chosen by MTEB's rules.
+
+        They look for prompts named after the task, its type and "query" or "document".
+        """
+        from mteb.models.abs_encoder import get_prompt_name
+
+        def choose(serving: Serving) -> str:
+            if serving.chosen_prompt is not None:
+                return serving.chosen_prompt
+            name = get_prompt_name(serving.all_prompts, task_metadata, prompt_type)
+            return serving.prompt(name=name)
+
+        return [choose(bank.serving) for bank in self.banks]
 
     def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
         """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""

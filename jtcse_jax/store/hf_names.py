@@ -5,6 +5,7 @@ problems are listed. Only tensors that an encoder does not have (heads, position
 skipped.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -52,20 +53,28 @@ NOT_OURS = re.compile(
 
 def encoder_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The encoder's tensors under the table's names, and a list of duplicated names."""
-    # The prefix of the encoder's names varies: "", "bert.", "roberta.", "0.auto_model." ...
-    mark = "embeddings.word_embeddings.weight"
-    prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
     named: dict[str, np.ndarray] = {}
     twice = []
-    for name, value in tensors.items():
-        name = name.removeprefix(prefix)
+    for name, value in _without_prefix(tensors):
         if NOT_OURS.match(name):
             continue
-        name = _modern(name)
         if name in named:
             twice.append(f"{name} twice")
         named[name] = value
     return named, twice
+
+
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
+    """The tensors, their names without the prefix of the encoder and with new endings.
+
+    The prefix varies: "", "bert.", "0.auto_model.", "module.bert." ... A head's prefix is the part
+    that it shares with the encoder's, such as the "module." of "module.cls.predictions.bias".
+    """
+    mark = "embeddings.word_embeddings.weight"
+    prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
+    for name, value in tensors.items():
+        shared = os.path.commonprefix([prefix.split("."), name.split(".")])
+        yield _modern(name.split(".", len(shared))[-1]), value
 
 
 def _modern(name: str) -> str:
@@ -112,7 +121,7 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
 
 def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params | None:
     """The head of masked language modelling, or None if a tensor is absent or misshaped."""
-    renamed = {_modern(name): value for name, value in tensors.items()}
+    renamed = dict(_without_prefix(tensors))
     dense, norm, bias = MLM_HEAD[architecture.family]
     size = architecture.hidden_size
     shapes = {

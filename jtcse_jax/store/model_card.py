@@ -10,6 +10,14 @@ import huggingface_hub
 from jtcse_jax.store.card import FILE, Card
 from jtcse_jax.store.saved_model import SavedModel
 
+POOLINGS = {
+    "cls": "the last hidden state at [CLS]",
+    "mean": "the mean over tokens",
+    "max": "the largest values over tokens",
+    "mean_sqrt_len_tokens": "the sum over tokens, divided by the root of their number",
+    "weightedmean": "the mean over tokens, weighted by their position",
+    "lasttoken": "the last hidden state at the last token",
+}
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
 SENTENCES = 'sentences = ["A man plays a guitar.", "Someone is making music."]'
 
@@ -48,14 +56,16 @@ def _introduction(model: SavedModel, card: Card) -> list[str]:
     bank = model.bank
     shape = bank.architecture
     towers = "one tower" if bank.num_towers == 1 else f"each of {bank.num_towers} towers, summed"
-    pooling = "the last hidden state at [CLS]" if bank.pooling == "cls" else "the mean over tokens"
+    pooling = POOLINGS[bank.pooling]
     rows = {
         "Embedding": f"{shape.hidden_size} numbers: {pooling} of {towers}",
         "Normalised": "to length 1" if card.normalize else "no: compare vectors by their cosine",
         "Longest sentence": f"{model.serving_length} tokens; longer ones are cut",
         "Tower": f"{shape.family.upper()}, {shape.num_layers} layers of {shape.hidden_size}, "
         f"vocabulary of {shape.vocab_size:,}",
-        "Prompts": ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
+        "Prompts": ", ".join(
+            f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items() if text
+        )
         or "none",
     }
     trained = (
@@ -78,7 +88,6 @@ def _use(model: SavedModel, card: Card) -> list[str]:
     ours = (
         f"from jtcse_jax import SentenceEncoder\n\nmodel = SentenceEncoder.load({name})\n{example}"
     )
-    transformers = _transformers_code(model, name)
     if model.bank.num_towers == 1:
         theirs = [_code(f"{package}\nmodel = SentenceTransformer({name})\n{example}")]
     else:
@@ -96,7 +105,9 @@ def _use(model: SavedModel, card: Card) -> list[str]:
             "To run no code from this folder, use the same class of the package `jtcse_jax`:\n",
             _code(f"{imports}\n{local}\n{example}"),
         ]
-    return [*theirs, "In `transformers`:\n", _code(transformers), "In JAX:\n", _code(ours)]
+    if model.bank.pooling in ("cls", "mean"):
+        theirs += ["In `transformers`:\n", _code(_transformers_code(model, name))]
+    return [*theirs, "In JAX:\n", _code(ours)]
 
 
 def _transformers_code(model: SavedModel, name: str) -> str:

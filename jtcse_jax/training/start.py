@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtcse_jax.architecture import Architecture
+from jtcse_jax.architecture import Architecture, Pooling
 from jtcse_jax.config import SCRATCH, Config, ModelConfig
 from jtcse_jax.config_file import to_json
 from jtcse_jax.data.sources import Source
@@ -45,7 +45,7 @@ class Start(NamedTuple):
 
     architecture: Architecture
     tokenizer: Any
-    pooling: str  #: the config's, or else the start model's
+    pooling: Pooling  #: the config's, or else the start model's
     serving_length: int  #: likewise, in tokens
     towers: Params | None  #: leaves [K, ...] on the host; None if a checkpoint has them
     mlm_head: Params | None = None  #: likewise, if every tower's folder has one
