@@ -7,6 +7,7 @@ sysexits.h); 130 interrupted; 141 nobody reads the output.
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import traceback
@@ -66,18 +67,20 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def command(*args, **kwargs) -> None:
+        _show_what_it_can()
         try:
             main(*args, **kwargs)
         except Stopped:
             sys.exit(START_AGAIN)
         except (Exception, KeyboardInterrupt) as error:
+            error = _known(error)
             if isinstance(error, BrokenPipeError):
                 # The reader of our output has ended, as `head` does; Python would flush at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if _fellows is not None or isinstance(error, Hung):
                 end_at_once(error)
             if _status(error) == CRASHED:
-                raise
+                raise error
             _say(error)
             sys.exit(_status(error))
 
@@ -96,6 +99,20 @@ def end_at_once(error: BaseException) -> NoReturn:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(_status(error) if first is None else first)
+
+
+def _show_what_it_can() -> None:
+    """Makes a console print "?" for a character that it does not have, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so where a test or a notebook reads it
+            stream.reconfigure(errors="replace")
+
+
+def _known(error: BaseException) -> BaseException:
+    """The error, or a UserError in its place where the user's environment is the cause."""
+    if str(error).startswith("Unable to initialize backend"):  # a RuntimeError of jax
+        return UserError(f"JAX_PLATFORMS: {str(error).splitlines()[0]}")
+    return error
 
 
 def _status(error: BaseException) -> int:

@@ -114,9 +114,14 @@ def print_hits(query: str, hits: list[Hit]) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Standard input is not {sys.stdin.encoding} text: set PYTHONIOENCODING=utf-8."
+        ) from error
 
 
 @one_line_errors
