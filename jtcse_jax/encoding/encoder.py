@@ -3,33 +3,51 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jtcse_jax.architecture import Pooling
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
+from jtcse_jax.encoding.outputs import converter
+from jtcse_jax.encoding.precision import Precision, quantized
+from jtcse_jax.encoding.pretrained import Pretrained
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.searching import Searcher
+from jtcse_jax.encoding.similarity import scaled
+from jtcse_jax.encoding.token_embeddings import token_embeddings
 from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member, computed_in, load_members
 from jtcse_jax.store.saved_model import SavedModel
 
 if TYPE_CHECKING:
     import torch
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
 
 BLOCK = 8192  # sentences that are read and encoded together
 
 logger = logging.getLogger(__name__)
 
 
-class SentenceEncoder(MtebEncoder, Searcher):
+class EncodeOptions(TypedDict, total=False):
+    """The options of `encode` that do not change the type of its result."""
+
+    prompt: str | None
+    prompt_name: str | None
+    batch_size: int | None
+    show_progress_bar: bool
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    precision: Precision
+
+
+class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
     """One bank of towers, or a weighted sum of several, that encodes sentences.
 
     Attributes:
@@ -81,19 +99,10 @@ class SentenceEncoder(MtebEncoder, Searcher):
     @overload
     def encode(
         self,
-        sentences: str | Iterable[Any],
+        sentences: str | Iterable[str],
         *,
-        prompt: str | None = ...,
-        prompt_name: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["numpy"] = ...,
-        task_metadata: Any = ...,
-        hf_split: str | None = ...,
-        hf_subset: str | None = ...,
-        prompt_type: Any = ...,
+        **options: Unpack[EncodeOptions],
     ) -> np.ndarray: ...
 
     @overload
@@ -101,13 +110,8 @@ class SentenceEncoder(MtebEncoder, Searcher):
         self,
         sentences: str | Iterable[str],
         *,
-        prompt: str | None = ...,
-        prompt_name: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["jax"],
+        **options: Unpack[EncodeOptions],
     ) -> Array: ...
 
     @overload
@@ -115,18 +119,52 @@ class SentenceEncoder(MtebEncoder, Searcher):
         self,
         sentences: str | Iterable[str],
         *,
-        prompt: str | None = ...,
-        prompt_name: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["torch"],
+        **options: Unpack[EncodeOptions],
     ) -> "torch.Tensor": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        convert_to_tensor: Literal[True],
+        **options: Unpack[EncodeOptions],
+    ) -> "torch.Tensor": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        convert_to_numpy: Literal[False],
+        **options: Unpack[EncodeOptions],
+    ) -> "list[torch.Tensor]": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        output_value: Literal["token_embeddings"],
+        **options: Unpack[EncodeOptions],
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: "Iterable[Mapping[str, Sequence[str]]]",
+        *,
+        task_metadata: "TaskMetadata",
+        hf_split: str = ...,
+        hf_subset: str = ...,
+        prompt_type: "PromptType | None" = ...,
+        **options: Unpack[EncodeOptions],
+    ) -> np.ndarray: ...
 
     def encode(
         self,
-        sentences: str | Iterable[Any],
+        sentences: "str | Iterable[str] | Iterable[Mapping[str, Sequence[str]]]",
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -134,12 +172,16 @@ class SentenceEncoder(MtebEncoder, Searcher):
         show_progress_bar: bool = False,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        precision: Precision = "float32",
         output: Literal["numpy", "jax", "torch"] = "numpy",
-        task_metadata: Any = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        task_metadata: "TaskMetadata | None" = None,
         hf_split: str | None = None,
         hf_subset: str | None = None,
-        prompt_type: Any = None,
-    ) -> "np.ndarray | Array | torch.Tensor":
+        prompt_type: "PromptType | None" = None,
+    ) -> "np.ndarray | Array | torch.Tensor | list[torch.Tensor] | list[np.ndarray]":
         """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
         The vectors are those of sentence-transformers: if the model's folder has a `Normalize`
@@ -158,7 +200,12 @@ class SentenceEncoder(MtebEncoder, Searcher):
           normalize_embeddings: scale vectors to length 1, also those that the model does not.
           truncate_dim: keep only this many components, the first ones; done before scaling by
             `normalize_embeddings`, after that of the model. By default as the model's folder asks.
+          precision: "float32", or fewer bits, see `precision.quantized`.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
+          output_value: "token_embeddings" gives the last hidden states [tokens, D] of each sentence
+            instead, of a model with one tower; options of the result have no effect on them.
+          convert_to_tensor: as output = "torch".
+          convert_to_numpy: False, without `convert_to_tensor`, gives a list of torch's vectors.
           task_metadata: passed by MTEB. If given, `sentences` is MTEB's loader of batches and
             `batch_size` belongs to the loader.
           hf_split: passed by MTEB and ignored.
@@ -176,7 +223,14 @@ class SentenceEncoder(MtebEncoder, Searcher):
             sentences, batch_size = MtebTexts(sentences, task_metadata), None
         single = isinstance(sentences, str)
         sentences = [sentences] if single else sentences
-        convert = _converter(output)
+        if output_value == "token_embeddings":
+            blocks = _blocks(sentences, batch_size)
+            states = [
+                state for block in blocks for state in token_embeddings(self.banks, block, prompts)
+            ]
+            return states[0] if single else states
+        as_list = not convert_to_numpy and not convert_to_tensor
+        convert = converter("torch" if convert_to_tensor or as_list else output)
         width = self.kept_width(truncate_dim)
         before = self.truncated
         vectors = [np.empty((0, width), np.float32)]
@@ -192,16 +246,21 @@ class SentenceEncoder(MtebEncoder, Searcher):
                 )
                 vectors.append(encoded)
         warn_of_truncation(self.truncated - before, self)
-        whole = np.concatenate(vectors)
-        return convert(whole[0] if single else whole)
+        whole = quantized(np.concatenate(vectors), precision)
+        converted = convert(whole[0] if single else whole)
+        return list(converted) if as_list and not single else converted
 
-    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
+    def encode_query(
+        self, sentences: str | Iterable[str], **options: Unpack[EncodeOptions]
+    ) -> np.ndarray:
         """As `encode`, with the model's prompt "query" unless the options choose another one."""
         if options.get("prompt") is options.get("prompt_name") is None:
             options["prompt_name"] = "query"
         return self.encode(sentences, **options)
 
-    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+    def encode_document(
+        self, sentences: str | Iterable[str], **options: Unpack[EncodeOptions]
+    ) -> np.ndarray:
         """As `encode`, with the model's prompt "document" unless the options choose another one."""
         if options.get("prompt") is options.get("prompt_name") is None:
             options["prompt_name"] = "document"
@@ -241,19 +300,14 @@ class SentenceEncoder(MtebEncoder, Searcher):
     @property
     def normalizes(self) -> bool:
         """Whether vectors have length 1 without being asked to, as the model's folder defines."""
-        return len(self.banks) == 1 and self.banks[0].serving.normalize
+        return self.banks[0].serving.normalize and len(self.banks) == 1
 
     def kept_width(self, truncate_dim: int | None = None) -> int:
         """Size of a vector with this `truncate_dim`; UserError if it is not from 1 to D."""
         width, own = self.banks[0].width, self.banks[0].serving.truncate_dim
-        if truncate_dim is None and own is not None and len(self.banks) == 1:
-            return min(own, width)
+        if truncate_dim is None:
+            return width if own is None or len(self.banks) > 1 else min(own, width)
         return check_width(truncate_dim, width)
-
-
-def scaled(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, D] scaled to length 1; zeros stay."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def check_width(truncate_dim: int | None, width: int) -> int:
@@ -285,17 +339,3 @@ def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[s
             if not isinstance(sentence, str):
                 raise UserError(f"encode takes strings, but sentence {number} is {sentence!r}.")
         yield [sentence for _, sentence in block]
-
-
-def _converter(output: str) -> Callable[[np.ndarray], "np.ndarray | Array | torch.Tensor"]:
-    if output == "numpy":
-        return lambda vectors: vectors
-    if output == "jax":
-        return jnp.asarray
-    if output != "torch":
-        raise UserError(f"output = {output!r}: choose numpy, jax or torch.")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("output torch needs the package torch: pip install torch") from error
-    return torch.from_numpy

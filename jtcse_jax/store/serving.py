@@ -177,7 +177,9 @@ def lowercased(tokenizer: Any) -> Any:
     """
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own = backend.normalizer
-    steps = list(own) if isinstance(own, normalizers.Sequence) else [own] * (own is not None)
+    steps = [] if own is None else [own]
+    if isinstance(own, normalizers.Sequence):
+        steps = list(own)  # pyright: ignore[reportArgumentType]  # it has only __getitem__
     if any(isinstance(step, normalizers.Lowercase) for step in steps):
         return tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from sentence_transformers.models import Pooling
+from sentence_transformers.models import Pooling  # pyright: ignore[reportMissingImports]
 from transformers import AutoModel, AutoTokenizer
 
 DESCRIPTION = "jtcse.json"
