@@ -13,6 +13,10 @@ from jtcse_jax.families.registry import FAMILIES
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
+# How the last hidden states of a sentence become one vector, by sentence-transformers' names.
+Pooling = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
 
 def check_fields(section: str, fields: object) -> None:
     """Raises UserError if a field has a value that its type does not allow.

@@ -7,7 +7,7 @@ A file in `configs/` binds the name `config` to a `Config`. The command line can
 from dataclasses import dataclass
 from typing import Literal
 
-from jtcse_jax.architecture import Architecture, Cross, check_choice, check_fields
+from jtcse_jax.architecture import Architecture, Cross, Pooling, check_choice, check_fields
 from jtcse_jax.errors import UserError
 from jtcse_jax.traits import TRAITS, Traits
 
@@ -31,9 +31,10 @@ class ModelConfig:
     default a WordPiece tokenizer with `scratch.vocab_size` entries, trained on the text."""
     lowercase: bool = True
     """Whether a tokenizer that is trained on the text ignores case."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Sentence vector of a tower: the last hidden state at [CLS], or the mean over its tokens. By
-    default the pooling of the folders in `towers`, or cls if they name none; cls for scratch."""
+    pooling: Pooling | None = None
+    """Sentence vector of a tower: the last hidden state at [CLS], the mean over its tokens, or
+    another pooling of sentence-transformers. By default the pooling of the folders in `towers`, or
+    cls if they name none; cls for scratch."""
     serving_length: int | None = None
     """Longest sentence, in tokens, that the trained model reads when it is evaluated, encodes,
     searches or is exported. By default that of the first folder in `towers`, or for scratch the

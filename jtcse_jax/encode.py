@@ -10,18 +10,18 @@ from rich.progress import Progress
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.unknown import percentage
-from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, check_width, warn_of_losses
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile, check_output
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
 from jtcse_jax.store import ensemble
-from jtcse_jax.store.ensemble import EncoderArguments
+from jtcse_jax.store.ensemble import PromptArguments
 from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(EncoderArguments, TextArguments):
+class Arguments(PromptArguments, TextArguments):
     """Encodes sentences into a .npy file of float32 vectors: row n is line n.
 
     Memory use does not grow with the text. If the command is killed, the same command resumes. A
@@ -64,7 +64,7 @@ def encode(arguments: Arguments) -> None:
         "model": ensemble.fingerprint(members),
         "normalize": arguments.normalize,
     }
-    width = check_width(arguments.truncate_dim, encoder.width)
+    width = encoder.kept_width(arguments.truncate_dim)
     with (
         VectorFile(output, rows, width, arguments.batch_size, settings) as file,
         progress_bar(rows) as progress,

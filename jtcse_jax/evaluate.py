@@ -22,9 +22,10 @@ from jtcse_jax.evaluation.suites import SUITES
 from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.environment import environment
 from jtcse_jax.runtime.files import check_replaceable, replace
-from jtcse_jax.store.ensemble import EncoderArguments
+from jtcse_jax.store.ensemble import PromptArguments
 from jtcse_jax.user_path import user_path
 
+MODEL_OPTIONS = ("step", "pooling", "max_len", "prompt", "prompt_name")
 logger = logging.getLogger(__name__)
 
 
@@ -33,12 +34,12 @@ _OPTIONS = tuple(suite.options for suite in reversed(SUITES.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(*_OPTIONS, EncoderArguments):
+class Arguments(*_OPTIONS, PromptArguments):
     """Scores a model and prints the protocol with each score.
 
     A model is anything that `--model` takes, or `sentence-transformers:NAME`. Separate several
-    seeds of one method by commas; they may have a name: `jtcse=runs/0,runs/1`. --step, --pooling
-    and --max-len apply to --model only, --compute-dtype to all models of this project.
+    seeds of one method by commas; they may have a name: `jtcse=runs/0,runs/1`. --step, --pooling,
+    --max-len and prompts apply to --model only, --compute-dtype to all models of this project.
     """
 
     suite: str | None = None
@@ -68,7 +69,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     chosen = _chosen_suites(arguments)
     names = _names(arguments)
     several = len(names) > 1
-    options = {key: getattr(arguments, key) for key in ("step", "pooling", "max_len")}
+    options = {key: getattr(arguments, key) for key in MODEL_OPTIONS}
     conditions = {"seed": arguments.seed, "environment": environment()}
     results: list[dict[str, Any]] = []
     for method, name in names:

@@ -4,8 +4,9 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import rich
 import tyro
 from rich.table import Table
@@ -13,10 +14,12 @@ from rich.text import Text
 
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.text_files import STDIN
-from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.searching import Hit
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
 from jtcse_jax.store.ensemble import EncoderArguments
+from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +30,24 @@ class Arguments(EncoderArguments, TextArguments):
     memory.
     """
 
+    input: Annotated[str, tyro.conf.arg(aliases=("--source",))] = ""
+    """The text, one sentence per line: a file or glob (plain, .gz or .xz), a table (name its
+    columns), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, stdlib, or - for standard input."""
+    vectors: str | None = None
+    """The .npy file that `encode` wrote for --input with this model, so as not to encode again."""
+    index: str | None = None
+    """Folder of an index that --save-index wrote, in place of --input."""
+    save_index: str | None = None
+    """New folder for the index, for later searches."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to search for; may be given several times."""
     top_k: int = 5
     """Largest number of sentences printed per query."""
+    prompt: str | None = None
+    """Text put before each query; by default the prompt `query` of the model's folder, if any."""
+    prompt_name: str | None = None
+    """Name of a prompt of the model's folder, which is put before each query. Before each sentence
+    of the text is the prompt `document`, if any."""
     threshold: float | None = None
     """Smallest cosine printed; by default no limit."""
     backend: Literal["exact", "faiss"] = "exact"
@@ -43,16 +60,51 @@ def search(arguments: Arguments) -> None:
     """Prints the hits of each query. Raises the errors of the readers of model and text."""
     if arguments.top_k < 1:
         raise UserError(f"--top-k {arguments.top_k}: ask for at least one sentence.")
+    if bool(arguments.input) == bool(arguments.index):
+        raise UserError("Give --input, a text, or --index, the folder of an index, and not both.")
+    if arguments.vectors and arguments.index:
+        raise UserError("--vectors belongs to --input; an --index has its own.")
     if arguments.input == STDIN and not arguments.query:
         raise UserError("--input -: standard input is the text; give the queries with --query.")
-    source = arguments.open_sentences()
-    sentences = list(source.read())
-    arguments.check_numbers(source)
-    encoder = SentenceEncoder.of(arguments.load_members())
-    encoder.build_index(sentences, backend=arguments.backend, show_progress_bar=True)
+    encoder = _with_index(arguments)
+    if arguments.save_index:
+        encoder.save_index(arguments.save_index)
+    prompt, prompt_name = arguments.prompt, arguments.prompt_name
     print_one = print_json if arguments.json else print_hits
     for query in arguments.query or _lines_of_stdin():
-        print_one(query, encoder.search(query, arguments.top_k, arguments.threshold))
+        hits = encoder.search(
+            query, arguments.top_k, arguments.threshold, prompt=prompt, prompt_name=prompt_name
+        )
+        print_one(query, hits)
+
+
+def _with_index(arguments: Arguments) -> SentenceEncoder:
+    """The encoder with the index of the text, or with the one that was saved."""
+    sentences, vectors = [], None
+    if arguments.input:
+        source = arguments.open_sentences()
+        sentences = list(source.read())
+        arguments.check_numbers(source)
+    if arguments.vectors:
+        vectors = _vectors(arguments.vectors)
+    encoder = SentenceEncoder.of(arguments.load_members())
+    if arguments.index:
+        encoder.load_index(arguments.index, backend=arguments.backend)
+    else:
+        encoder.build_index(
+            sentences, vectors=vectors, backend=arguments.backend, show_progress_bar=True
+        )
+    return encoder
+
+
+def _vectors(name: str) -> np.ndarray:
+    try:
+        vectors = np.load(user_path(name), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--vectors {name}: not a .npy file ({error}).") from error
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise UserError(f"--vectors {name}: not a file of vectors, as `encode` writes it.")
+    return vectors
 
 
 def print_json(query: str, hits: list[Hit]) -> None:
@@ -74,9 +126,14 @@ def print_hits(query: str, hits: list[Hit]) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"Standard input is not {sys.stdin.encoding} text: set PYTHONIOENCODING=utf-8."
+        ) from error
 
 
 main = command("search", Arguments, search)

@@ -280,8 +280,9 @@ def weights(folder: Path) -> Made:
     strategies = {
         f"model/{name}": json_bytes(json.loads((model / name).read_text()))
         for name in (
-            *("config.json", "jtcse.json", "tokenizer.json", "tokenizer_config.json"),
+            *("config.json", "tokenizer.json", "tokenizer_config.json"),
             *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+            "config_sentence_transformers.json",
             "model.safetensors.index.json",
         )
     }

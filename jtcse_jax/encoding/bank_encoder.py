@@ -1,5 +1,6 @@
 """Encodes sentences with one bank: tokenises them, packs them into rows, and sums the towers."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -20,6 +21,7 @@ from jtcse_jax.models.towers import Bank, Params, sum_towers
 from jtcse_jax.runtime import sharding
 from jtcse_jax.runtime.ahead import map_ahead
 from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.store.serving import Serving
 
 PART = 1024  # sentences per device that are tokenised and packed together
 AHEAD = 2  # parts that are prepared at once: while one is tokenised, in Rust, another is packed
@@ -78,6 +80,7 @@ class BankEncoder:
         tokenizer: Any,
         serving_length: int,
         mesh: Mesh | None = None,
+        serving: Serving | None = None,
     ):
         """Stores the parameters unchanged: host arrays, or arrays on the devices of `mesh`.
 
@@ -88,13 +91,16 @@ class BankEncoder:
           serving_length: longest sentence in tokens, special tokens included.
           mesh: the devices; rows are split over them. By default the bank's own mesh, or all
             devices of this process.
+          serving: the prompts; by default none.
         Raises:
           UserError: `serving_length` has no room for a token, or the tokenizer adds no [CLS].
         """
         self.bank = bank
         self.params = params
         self.serving_length = serving_length
+        self.serving = serving or Serving()
         self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
+        self._special = frozenset(tokenizer.all_special_ids)
         self._tokenizer = truncating_backend(tokenizer, serving_length)
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
             # An empty sentence would have no token, and no sentence would have a [CLS].
@@ -113,7 +119,13 @@ class BankEncoder:
         Raises UserError, with the parameter's name, if a parameter is NaN or infinite.
         """
         _check_finite(model)
-        encoder = cls(model.bank, model.params, model.tokenizer, model.serving_length)
+        encoder = cls(
+            model.bank,
+            model.params,
+            model.tokenizer,
+            model.serving_length,
+            serving=model.serving,
+        )
         shardings = sharding.whole_towers(encoder.mesh, model.params)
         encoder.params = jax.device_put(model.params, shardings)
         return encoder
@@ -124,14 +136,21 @@ class BankEncoder:
         return self.bank.architecture.hidden_size
 
     def encode(
-        self, sentences: Sequence[str], done: Callable[[int], None] = lambda count: None
+        self,
+        sentences: Sequence[str],
+        done: Callable[[int], None] = lambda count: None,
+        prompt: str | None = None,
     ) -> Encoded:
         """Encodes sentences, in order; the empty sentence "" is allowed.
 
-        After each call of the model, `done` gets the number of sentences it encoded. Raises
-        UserError if a string is not valid Unicode.
+        After each call of the model, `done` gets the number of sentences it encoded. `prompt` is
+        put before each sentence; by default it is the model's own. Raises UserError if a string is
+        not valid Unicode.
         """
-        return self._encode(self.place, sentences, done)
+        prompt = self.serving.prompt(prompt)
+        skipped = 0 if self.serving.include_prompt or not prompt else self._prompt_length(prompt)
+        bank = dataclasses.replace(self.bank, skipped=skipped)
+        return self._encode(partial(self.place, prompt=prompt), sentences, done, bank)
 
     def encode_tokens(
         self, tokens: Sequence[np.ndarray], done: Callable[[int], None] = lambda count: None
@@ -145,12 +164,12 @@ class BankEncoder:
             nothing = np.zeros(len(part), np.int64)
             return Placed(nothing.astype(bool), nothing, list(self._calls(part)))
 
-        return self._encode(place_tokens, tokens, done).vectors
+        return self._encode(place_tokens, tokens, done, self.bank).vectors
 
-    def place(self, sentences: Sequence[str]) -> Placed:
+    def place(self, sentences: Sequence[str], prompt: str = "") -> Placed:
         """Tokenises and packs sentences. Raises the errors of `encode`."""
         try:
-            encoded = self._tokenizer.encode_batch_fast(sentences)
+            encoded = self._tokenizer.encode_batch_fast([prompt + text for text in sentences])
         except TypeError as error:  # half a surrogate pair; the tokenizer does not say which string
             raise UserError(f"A sentence is not valid Unicode text ({error}).") from error
         ids = [encoding.ids for encoding in encoded]
@@ -158,11 +177,20 @@ class BankEncoder:
         unknown = self._unknown.count(sentences, ids)
         return Placed(cut, unknown, list(self._calls([np.array(one, np.int32) for one in ids])))
 
+    def _prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt without the last special one, counted as sentence-transformers does.
+
+        They may be one more than the prompt has inside a text, such as the space at its end.
+        """
+        ids = self._tokenizer.encode(prompt).ids
+        return len(ids) - (ids[-1] in self._special)
+
     def _encode(
         self,
         place: Callable[[Sequence[Any]], Placed],
         sentences: Sequence[Any],
         done: Callable[[int], None],
+        bank: Bank,
     ) -> Encoded:
         size = PART * sharding.row_shards(self.mesh)
         parts = (sentences[start : start + size] for start in range(0, len(sentences), size))
@@ -170,16 +198,15 @@ class BankEncoder:
         encoded = [Encoded(vectors, np.empty(0, bool), np.empty(0, np.int64))]
         with closing(map_ahead(place, parts, AHEAD)) as placed:
             # The calls of a part are dispatched before the results of an earlier one are awaited.
-            for running, _ in pairwise(chain(map(self._start, placed), [None])):
+            started = (self._start(bank, part) for part in placed)
+            for running, _ in pairwise(chain(started, [None])):
                 assert running is not None  # None is the last, and begins no pair
                 encoded.append(self._finish(running, done))
         return Encoded(*map(np.concatenate, zip(*encoded, strict=True)))
 
-    def _start(self, part: Placed) -> "_Running":
+    def _start(self, bank: Bank, part: Placed) -> "_Running":
         """Dispatches all calls of the model for some sentences, without waiting for the results."""
-        calls = [
-            (call, embed(self.bank, self.mesh, self.params, call.batch)) for call in part.calls
-        ]
+        calls = [(call, embed(bank, self.mesh, self.params, call.batch)) for call in part.calls]
         return _Running(part.cut, part.unknown, calls)
 
     def _calls(self, tokens: Sequence[np.ndarray]) -> Iterator[Call]:

@@ -3,46 +3,56 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jtcse_jax.architecture import Pooling
 from jtcse_jax.data.unknown import warn_of_unknown
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.encoding.index import make_index
 from jtcse_jax.encoding.mteb_encoder import MtebEncoder, MtebTexts
+from jtcse_jax.encoding.outputs import converter
+from jtcse_jax.encoding.precision import Precision, quantized
+from jtcse_jax.encoding.pretrained import Pretrained
 from jtcse_jax.encoding.progress import progress_bar
+from jtcse_jax.encoding.searching import Searcher
+from jtcse_jax.encoding.similarity import scaled
+from jtcse_jax.encoding.token_embeddings import token_embeddings
 from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member, computed_in, load_members
 from jtcse_jax.store.saved_model import SavedModel
 
 if TYPE_CHECKING:
     import torch
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
 
 BLOCK = 8192  # sentences that are read and encoded together
 
 logger = logging.getLogger(__name__)
 
 
-class Hit(NamedTuple):
-    """A sentence of the index that is similar to a query."""
+class EncodeOptions(TypedDict, total=False):
+    """The options of `encode` that do not change the type of its result."""
 
-    #: number of the sentence, from 0, in the order of adding
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
-    sentence: str
-    score: float  #: cosine
+    prompt: str | None
+    prompt_name: str | None
+    batch_size: int | None
+    show_progress_bar: bool
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    precision: Precision
 
 
-class SentenceEncoder(MtebEncoder):
+class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
     """One bank of towers, or a weighted sum of several, that encodes sentences.
 
     Attributes:
-      width: size of a vector (D).
+      width: size of a vector.
       truncated: number of sentences cut at the serving length so far, over all calls.
       characters: number of characters of all sentences so far.
       unknown: number of these that a bank's tokenizer does not know.
@@ -52,10 +62,8 @@ class SentenceEncoder(MtebEncoder):
         """Takes banks of one width; their vectors are summed with `weights` (by default 1)."""
         self.banks = tuple(banks)
         self.weights = tuple(weights or [1.0] * len(self.banks))
-        self.width = self.banks[0].width
+        self.width = self.kept_width(None)
         self.truncated = self.characters = self.unknown = 0
-        self._index = None
-        self._sentences: list[str] = []
 
     @classmethod
     def load(
@@ -63,7 +71,7 @@ class SentenceEncoder(MtebEncoder):
         name: str | Path,
         *,
         step: int | None = None,
-        pooling: str | None = None,
+        pooling: Pooling | None = None,
         max_len: int | None = None,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> "SentenceEncoder":
@@ -94,17 +102,10 @@ class SentenceEncoder(MtebEncoder):
     @overload
     def encode(
         self,
-        sentences: str | Iterable[Any],
+        sentences: str | Iterable[str],
         *,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["numpy"] = ...,
-        task_metadata: Any = ...,
-        hf_split: str | None = ...,
-        hf_subset: str | None = ...,
-        prompt_type: Any = ...,
+        **options: Unpack[EncodeOptions],
     ) -> np.ndarray: ...
 
     @overload
@@ -112,11 +113,8 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[str],
         *,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["jax"],
+        **options: Unpack[EncodeOptions],
     ) -> Array: ...
 
     @overload
@@ -124,42 +122,94 @@ class SentenceEncoder(MtebEncoder):
         self,
         sentences: str | Iterable[str],
         *,
-        batch_size: int | None = ...,
-        show_progress_bar: bool = ...,
-        normalize_embeddings: bool = ...,
-        truncate_dim: int | None = ...,
         output: Literal["torch"],
+        **options: Unpack[EncodeOptions],
     ) -> "torch.Tensor": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        convert_to_tensor: Literal[True],
+        **options: Unpack[EncodeOptions],
+    ) -> "torch.Tensor": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        convert_to_numpy: Literal[False],
+        **options: Unpack[EncodeOptions],
+    ) -> "list[torch.Tensor]": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        output_value: Literal["token_embeddings"],
+        **options: Unpack[EncodeOptions],
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: "Iterable[Mapping[str, Sequence[str]]]",
+        *,
+        task_metadata: "TaskMetadata",
+        hf_split: str = ...,
+        hf_subset: str = ...,
+        prompt_type: "PromptType | None" = ...,
+        **options: Unpack[EncodeOptions],
+    ) -> np.ndarray: ...
 
     def encode(
         self,
-        sentences: str | Iterable[Any],
+        sentences: "str | Iterable[str] | Iterable[Mapping[str, Sequence[str]]]",
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool = False,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        precision: Precision = "float32",
         output: Literal["numpy", "jax", "torch"] = "numpy",
-        task_metadata: Any = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        task_metadata: "TaskMetadata | None" = None,
         hf_split: str | None = None,
         hf_subset: str | None = None,
-        prompt_type: Any = None,
-    ) -> "np.ndarray | Array | torch.Tensor":
+        prompt_type: "PromptType | None" = None,
+    ) -> "np.ndarray | Array | torch.Tensor | list[torch.Tensor] | list[np.ndarray]":
         """Returns [n, D] float32 vectors in the order of the sentences, or [D] for one string.
 
-        No sentences give [0, D]. The empty sentence "" is allowed; its vector is that of the
-        special tokens. Sentences longer than the serving length are cut and counted in `truncated`,
-        characters that a tokenizer does not know in `unknown`; each call warns once.
+        The vectors are those of sentence-transformers: if the model's folder has a `Normalize`
+        module, they have length 1, and its default prompt is put before each sentence. A weighted
+        sum of models adds their raw vectors. No sentences give [0, D]. The empty sentence "" is
+        allowed; its vector is that of the special tokens. Sentences longer than the serving length
+        are cut and counted in `truncated`, characters that a tokenizer does not know in `unknown`;
+        each call warns once.
 
         Args:
           sentences: a string, a list, or any iterable, which is read block by block.
+          prompt: text put before each sentence; by default the model's default prompt, if any.
+          prompt_name: the name of one of the model's prompts; ignored if `prompt` is given.
           batch_size: number of sentences read and encoded together, by default 8192. It does not
             change how many rows the model sees at once.
           show_progress_bar: show one on stderr.
-          normalize_embeddings: scale vectors to length 1. Otherwise they are raw; compare them by
-            their cosine.
-          truncate_dim: keep only this many components, the first ones; done before scaling.
+          normalize_embeddings: scale vectors to length 1, also those that the model does not.
+          truncate_dim: keep only this many components, the first ones; done before scaling by
+            `normalize_embeddings`, after that of the model. By default as the model's folder asks.
+          precision: "float32", or fewer bits, see `precision.quantized`.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
+          output_value: "token_embeddings" gives the last hidden states [tokens, D] of each sentence
+            instead, of a model with one tower; options of the result have no effect on them.
+          convert_to_tensor: as output = "torch".
+          convert_to_numpy: False, without `convert_to_tensor`, gives a list of torch's vectors.
           task_metadata: passed by MTEB. If given, `sentences` is MTEB's loader of batches and
             `batch_size` belongs to the loader.
           hf_split: passed by MTEB and ignored.
@@ -167,14 +217,25 @@ class SentenceEncoder(MtebEncoder):
           prompt_type: likewise.
         Raises:
           UserError: an element is not a string (the message has its index), `truncate_dim`,
-            `batch_size` or `output` is not allowed, or torch is requested but not installed.
+            `batch_size` or `output` is not allowed, the model has no such prompt, or torch is
+            requested but not installed.
         """
+        prompts = self.prompts(prompt, prompt_name)
         if task_metadata is not None:
+            if prompt is prompt_name is None:
+                prompts = self.mteb_prompts(task_metadata, prompt_type)
             sentences, batch_size = MtebTexts(sentences, task_metadata), None
         single = isinstance(sentences, str)
         sentences = [sentences] if single else sentences
-        convert = _converter(output)
-        width = check_width(truncate_dim, self.width)
+        if output_value == "token_embeddings":
+            blocks = _blocks(sentences, batch_size)
+            states = [
+                state for block in blocks for state in token_embeddings(self.banks, block, prompts)
+            ]
+            return states[0] if single else states
+        as_list = not convert_to_numpy and not convert_to_tensor
+        convert = converter("torch" if convert_to_tensor or as_list else output)
+        width = self.kept_width(truncate_dim)
         before = self.truncated, self.unknown, self.characters
         vectors = [np.empty((0, width), np.float32)]
         count = len(sentences) if isinstance(sentences, Sized) else None
@@ -182,124 +243,79 @@ class SentenceEncoder(MtebEncoder):
             for block in _blocks(sentences, batch_size):
                 encoded = self.encode_block(
                     block,
+                    prompts=prompts,
                     normalize_embeddings=normalize_embeddings,
                     truncate_dim=truncate_dim,
                     done=partial(progress.advance, progress.task_ids[0]),
                 )
                 vectors.append(encoded)
         warn_of_losses(self, *before)
-        whole = np.concatenate(vectors)
-        return convert(whole[0] if single else whole)
+        whole = quantized(np.concatenate(vectors), precision)
+        converted = convert(whole[0] if single else whole)
+        return list(converted) if as_list and not single else converted
+
+    def encode_query(
+        self, sentences: str | Iterable[str], **options: Unpack[EncodeOptions]
+    ) -> np.ndarray:
+        """As `encode`, with the model's prompt "query" unless the options choose another one."""
+        if options.get("prompt") is options.get("prompt_name") is None:
+            options["prompt_name"] = "query"
+        return self.encode(sentences, **options)
+
+    def encode_document(
+        self, sentences: str | Iterable[str], **options: Unpack[EncodeOptions]
+    ) -> np.ndarray:
+        """As `encode`, with the model's prompt "document" unless the options choose another one."""
+        if options.get("prompt") is options.get("prompt_name") is None:
+            options["prompt_name"] = "document"
+        return self.encode(sentences, **options)
+
+    def prompts(self, prompt: str | None = None, prompt_name: str | None = None) -> list[str]:
+        """The text that each bank puts before a sentence, see `Serving.prompt`."""
+        return [bank.serving.prompt(prompt, prompt_name) for bank in self.banks]
 
     def encode_block(
         self,
         sentences: list[str],
         *,
+        prompts: Sequence[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         done: Callable[[float], None] = lambda count: None,
     ) -> np.ndarray:
         """As `encode`, for one block of strings; what is lost is counted without a warning.
 
-        `done` is called repeatedly with the number of newly finished sentences.
+        `prompts` has a text for each bank, see the method `prompts`. `done` is called repeatedly
+        with the number of newly finished sentences.
         """
-        total = np.zeros((len(sentences), self.width), np.float32)
+        total = np.zeros((len(sentences), self.banks[0].width), np.float32)
         cut = np.zeros(len(sentences), bool)
         unknown = np.zeros(len(sentences), np.int64)
-        for bank, weight in zip(self.banks, self.weights, strict=True):
-            encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)))
+        prompts = prompts or self.prompts()
+        for bank, weight, prompt in zip(self.banks, self.weights, prompts, strict=True):
+            encoded = bank.encode(sentences, lambda count: done(count / len(self.banks)), prompt)
             total += np.float32(weight) * encoded.vectors
             cut |= encoded.cut
             unknown = np.maximum(unknown, encoded.unknown)
         self.truncated += int(cut.sum())
         self.characters += sum(map(len, sentences))
         self.unknown += int(unknown.sum())
-        total = total[:, : check_width(truncate_dim, self.width)]
-        if normalize_embeddings:
-            total = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
-        return total
+        if self.normalizes:
+            total = scaled(total)
+        total = total[:, : self.kept_width(truncate_dim)]
+        return scaled(total) if normalize_embeddings else total
 
-    def build_index(
-        self,
-        sentences: Iterable[str],
-        *,
-        backend: Literal["exact", "faiss"] = "exact",
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> None:
-        """Builds the index that `search` uses; it replaces an earlier one.
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have length 1 without being asked to, as the model's folder defines."""
+        return self.banks[0].serving.normalize and len(self.banks) == 1
 
-        Args:
-          sentences: the sentences to search in.
-          backend: "exact", or "faiss" if it is installed: the same result, faster.
-          batch_size: as in `encode`.
-          show_progress_bar: as in `encode`.
-        Raises:
-          UserError: as in `encode`; for a string, which may be meant as a file's name; and for an
-            unknown backend or one that is not installed.
-        """
-        if isinstance(sentences, str):
-            raise UserError(
-                f"build_index({sentences!r}): give the sentences as a list; those of a file are "
-                "open(name).read().splitlines()."
-            )
-        self._index = make_index(backend, self.width)
-        self._sentences = []
-        self.add_to_index(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
-
-    def add_to_index(
-        self,
-        sentences: str | Iterable[str],
-        *,
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> None:
-        """Adds sentences to an index that exists. Arguments and errors as `build_index`."""
-        index = self._built_index()
-        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
-        vectors = self.encode(sentences, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        index.add(vectors)
-        self._sentences += sentences
-
-    @overload
-    def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
-        self, queries: str, top_k: int = ..., threshold: float | None = ...
-    ) -> list[Hit]: ...
-
-    @overload
-    def search(
-        self, queries: Iterable[str], top_k: int = ..., threshold: float | None = ...
-    ) -> list[list[Hit]]: ...
-
-    def search(
-        self, queries: str | Iterable[str], top_k: int = 5, threshold: float | None = None
-    ) -> list[Hit] | list[list[Hit]]:
-        """Finds the sentences of the index with the highest cosines, best first.
-
-        Args:
-          queries: one string, for a list of hits, or several, for one list of hits each.
-          top_k: largest number of hits per query.
-          threshold: smallest cosine of a hit; by default no limit.
-        Raises:
-          UserError: no index was built, `top_k` is below 1, or as in `encode`.
-        """
-        index = self._built_index()
-        if top_k < 1:
-            raise UserError(f"top_k = {top_k}: ask for at least one sentence.")
-        if isinstance(queries, str):
-            return self.search([queries], top_k, threshold)[0]
-        return [
-            [
-                Hit(number, self._sentences[number], score)
-                for number, score in zip(numbers.tolist(), cosines.tolist(), strict=True)
-            ]
-            for numbers, cosines in index.search(self.encode(queries), top_k, threshold)
-        ]
-
-    def _built_index(self):
-        if self._index is None:
-            raise UserError("There is no index to search: call build_index first.")
-        return self._index
+    def kept_width(self, truncate_dim: int | None = None) -> int:
+        """Size of a vector with this `truncate_dim`; UserError if it is not from 1 to D."""
+        width, own = self.banks[0].width, self.banks[0].serving.truncate_dim
+        if truncate_dim is None:
+            return width if own is None or len(self.banks) > 1 else min(own, width)
+        return check_width(truncate_dim, width)
 
 
 def check_width(truncate_dim: int | None, width: int) -> int:
@@ -335,17 +351,3 @@ def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[s
             if not isinstance(sentence, str):
                 raise UserError(f"encode takes strings, but sentence {number} is {sentence!r}.")
         yield [sentence for _, sentence in block]
-
-
-def _converter(output: str) -> Callable[[np.ndarray], "np.ndarray | Array | torch.Tensor"]:
-    if output == "numpy":
-        return lambda vectors: vectors
-    if output == "jax":
-        return jnp.asarray
-    if output != "torch":
-        raise UserError(f"output = {output!r}: choose numpy, jax or torch.")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("output torch needs the package torch: pip install torch") from error
-    return torch.from_numpy

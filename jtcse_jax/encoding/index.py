@@ -1,11 +1,21 @@
-"""Nearest neighbours by cosine: exact in numpy, or in faiss if it is installed."""
+"""Nearest neighbours by cosine: exact in numpy, or in faiss if it is installed.
 
-from collections.abc import Iterator
+On disk an index is a folder: `vectors.npy` [n, D] float32, `sentences.jsonl` with one JSON string a
+line, and `index.json` with the hash of the model.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, writing
+from jtcse_jax.user_path import user_path
+
+VECTORS, SENTENCES, MODEL = "vectors.npy", "sentences.jsonl", "index.json"
 
 ROWS = 65_536  # vectors compared at once
 QUERIES = 256  # queries compared at once; with ROWS, 64 MiB of scores
@@ -36,6 +46,11 @@ class ExactIndex:
             self._vectors = grown
         self._vectors[self._count : needed] = vectors
         self._count = needed
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[n, width] float32, of length 1."""
+        return self._vectors[: self._count]
 
     def search(
         self, queries: np.ndarray, top_k: int, threshold: float | None = None
@@ -78,6 +93,11 @@ class FaissIndex:
         """As `ExactIndex.add`."""
         self._index.add(unit(vectors))
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """[n, width] float32, of length 1."""
+        return self._index.reconstruct_n(0, len(self))
+
     def search(
         self, queries: np.ndarray, top_k: int, threshold: float | None = None
     ) -> list[Found]:
@@ -90,14 +110,75 @@ class FaissIndex:
         return found
 
 
+Index = ExactIndex | FaissIndex
 BACKENDS = {"exact": ExactIndex, "faiss": FaissIndex}
 
 
-def make_index(backend: str, width: int) -> ExactIndex | FaissIndex:
+def make_index(backend: str, width: int) -> Index:
     """Makes an empty index, "exact" or "faiss". UserError: another name, or faiss is missing."""
     if backend not in BACKENDS:
         raise UserError(f"backend = {backend!r}: choose {' or '.join(BACKENDS)}.")
     return BACKENDS[backend](width)
+
+
+def save(folder: str | Path, index: Index, sentences: Sequence[str], model: str) -> None:
+    """Writes an index; the folder appears complete or not at all.
+
+    Args:
+      folder: must be empty or not exist.
+      index: the vectors.
+      sentences: their sentences, in the same order.
+      model: the hash of the model that encoded them.
+    Raises:
+      UserError: the folder is not empty or cannot be written.
+    """
+    folder = user_path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; choose a new folder for the index.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            np.save(partial / VECTORS, index.vectors)
+            with (partial / SENTENCES).open("w", encoding="ascii") as file:
+                file.writelines(json.dumps(sentence) + "\n" for sentence in sentences)
+            (partial / MODEL).write_text(json.dumps({"model": model}) + "\n", encoding="ascii")
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: str | Path, backend: str, model: str) -> tuple[Index, list[str]]:
+    """Reads an index and its sentences.
+
+    Raises UserError if the folder holds no index, it is damaged, or `model` did not encode it.
+    """
+    folder = user_path(folder)
+    try:
+        vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        with (folder / SENTENCES).open(encoding="ascii") as file:
+            sentences = [json.loads(line) for line in file]
+        encoded_by = json.loads((folder / MODEL).read_text(encoding="ascii"))["model"]
+        intact = vectors.dtype == np.float32 and vectors.ndim == 2
+        intact = intact and len(vectors) == len(sentences)
+        intact = intact and all(isinstance(sentence, str) for sentence in sentences)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not an index: it has no {Path(error.filename).name}."
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError) as error:
+        raise UserError(f"{folder}: the index is damaged ({error}): build it again.") from error
+    if not intact:
+        raise UserError(f"{folder}: the index is damaged: build it again.")
+    if encoded_by != model:
+        raise UserError(
+            f"{folder}: another model encoded this index, or this one with other settings: build "
+            "it again."
+        )
+    index = make_index(backend, vectors.shape[1])
+    index.add(vectors)
+    return index, sentences
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

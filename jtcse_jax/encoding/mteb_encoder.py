@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jtcse_jax.encoding import similarity
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
+from jtcse_jax.store.serving import Serving
 
 
 class MtebEncoder:
@@ -48,7 +50,7 @@ class MtebEncoder:
             "embed_dim": self.width,
             "max_tokens": max(bank.serving_length for bank in self.banks),
             "framework": ["JAX"],
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": self.similarity_fn_name,
             "use_instructions": False,
         }
         unknown: dict[str, Any] = {
@@ -56,23 +58,38 @@ class MtebEncoder:
         }
         return ModelMeta(**unknown | known)
 
+    @property
+    def similarity_fn_name(self) -> str:
+        """How the model's folder compares two vectors: cosine, dot, euclidean or manhattan."""
+        return "cosine" if len(self.banks) > 1 else self.banks[0].serving.similarity
+
+    def mteb_prompts(self, task_metadata: Any, prompt_type: Any) -> list[str]:
+        """The text that each bank puts before the sentences of a task, chosen by MTEB's rules.
+
+        They look for prompts named after the task, its type and "query" or "document".
+        """
+        from mteb.models.abs_encoder import get_prompt_name
+
+        def choose(serving: Serving) -> str:
+            if serving.chosen_prompt is not None:
+                return serving.chosen_prompt
+            name = get_prompt_name(serving.all_prompts, task_metadata, prompt_type)
+            return serving.prompt(name=name)
+
+        return [choose(bank.serving) for bank in self.banks]
+
     def similarity(self, first: np.ndarray | Array, second: np.ndarray | Array) -> np.ndarray:
-        """[n, m] cosines of vectors [n, D] and [m, D]; UserError for anything but vectors."""
-        # Scaled before the product, so that only one [n, m] array is in memory.
-        first, second = _scaled("similarity", first, second)
-        return first @ second.T
+        """[n, m] similarities, by `similarity_fn_name`, of vectors [n, D] and [m, D].
+
+        Raises UserError for anything but vectors.
+        """
+        return similarity.similarity(self.similarity_fn_name, first, second)
 
     def similarity_pairwise(
         self, first: np.ndarray | Array, second: np.ndarray | Array
     ) -> np.ndarray:
-        """[n] cosines of vectors [n, D] and [n, D], row by row; UserError for anything else."""
-        first, second = _scaled("similarity_pairwise", first, second)
-        if len(first) != len(second):
-            raise UserError(
-                f"similarity_pairwise takes equally many vectors on both sides, not {len(first)} "
-                f"and {len(second)}."
-            )
-        return np.sum(first * second, axis=1)
+        """[n] similarities of vectors [n, D] and [n, D], row by row; UserError for others."""
+        return similarity.similarity_pairwise(self.similarity_fn_name, first, second)
 
 
 class MtebTexts:
@@ -93,19 +110,6 @@ class MtebTexts:
             if "text" not in batch:
                 raise UserError(f"{self.task} has {', '.join(batch)} but no text: leave it out.")
             yield from batch["text"]
-
-
-def _scaled(name: str, *vectors: Any) -> list[np.ndarray]:
-    """Scales vectors to length 1; zeros stay."""
-    sides = [np.atleast_2d(side) for side in vectors]
-    if not all(np.issubdtype(side.dtype, np.number) for side in sides):
-        raise UserError(f"{name} takes vectors: encode the sentences first.")
-    if sides[0].shape[-1] != sides[1].shape[-1]:
-        raise UserError(
-            f"{name} takes vectors of one width, not of {sides[0].shape[-1]} and "
-            f"{sides[1].shape[-1]}."
-        )
-    return [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]
 
 
 def _slug(source: str) -> str:

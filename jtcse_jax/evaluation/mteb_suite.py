@@ -45,14 +45,12 @@ class Mteb:
     def score(self, model: Model) -> dict[str, Any]:
         """As `evaluate_mteb`."""
         fingerprint = model.description["fingerprint"]
-        scaled = "-normalized" * model.normalize
         return evaluate_mteb(
             model.encoder.model if isinstance(model.encoder, ForeignEncoder) else model.encoder,
             self.tasks_file,
-            self.folder / (fingerprint[:16] + scaled),
+            self.folder / fingerprint[:16],
             fingerprint=fingerprint,
             names=self.names,
-            encode_kwargs={"normalize_embeddings": True} if model.normalize else {},
             report=logger.warning,
         )
 

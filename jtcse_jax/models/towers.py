@@ -19,12 +19,13 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from jtcse_jax.architecture import Architecture, Cross
+from jtcse_jax.architecture import Architecture, Cross, Pooling
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ModelConfig
 from jtcse_jax.models.bert import Encoder
 from jtcse_jax.models.encoders import encoder_class
 from jtcse_jax.models.parts import INITIAL_STDDEV, TOWER_AXIS
+from jtcse_jax.models.pooling import pool
 
 Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a leading axis K
 
@@ -32,7 +33,7 @@ Params = dict[str, Any]  # nested dictionary of arrays; in a bank each has a lea
 class TowerOutputs(NamedTuple):
     """One vector per sentence view and tower, float32."""
 
-    hidden: Array  #: [K, 2B, D] h: last hidden state at [CLS], or its mean over the sentence
+    hidden: Array  #: [K, 2B, D] h: last hidden states of the sentence, pooled
     pooled: Array  #: [K, 2B, D] p: pooler output of h
     crossed: Array  #: [K, 2B, D] c: like h, for the crossed stream; h itself if nothing crosses
 
@@ -50,12 +51,13 @@ class Bank:
 
     architecture: Architecture
     num_towers: int
-    pooling: str = "cls"
+    pooling: Pooling = "cls"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     compute_dtype: str = "float32"
     cross: Cross = Cross("off")
     mesh: Mesh | None = None
+    skipped: int = 0  #: tokens at a sentence's start that pooling leaves out: those of a prompt
 
     @classmethod
     def from_config(
@@ -64,7 +66,7 @@ class Bank:
         architecture: Architecture,
         mesh: Mesh | None = None,
         *,
-        pooling: str = "cls",
+        pooling: Pooling = "cls",
     ) -> "Bank":
         """The bank that a run trains; `pooling` comes from the config or the start model."""
         return cls(
@@ -122,7 +124,7 @@ class Bank:
                 rows.segments,
                 key=key,
                 cross=cross,
-                places=rows.cls_positions if self.pooling == "cls" else None,
+                places=rows.cls_positions if self._only_cls else None,
             )
             hidden = self._sentence_vectors(main, rows)
             return TowerOutputs(
@@ -201,17 +203,15 @@ class Bank:
     def _sentence_vectors(self, hidden: Array, rows: Batch) -> Array:
         """[2B, D] float32 in the batch's order, from states [R, P, D], or of [CLS], [R, C, D]."""
         slots = hidden
-        if self.pooling == "mean":
-            slot_numbers = 1 + jnp.arange(rows.cls_positions.shape[1])
-            member = (rows.segments[..., None] == slot_numbers).astype(jnp.float32)
-            sums = jnp.einsum(
-                "rpc,rpd->rcd",
-                member,
-                hidden.astype(jnp.float32),
-                precision=jax.lax.Precision.HIGHEST,
-            )
-            slots = sums / jnp.maximum(member.sum(axis=1), 1)[..., None]
+        if not self._only_cls:
+            count = rows.cls_positions.shape[1]
+            slots = pool(self.pooling, hidden, rows.segments, rows.positions, count, self.skipped)
         return slots.reshape(-1, hidden.shape[-1])[rows.order].astype(jnp.float32)
+
+    @property
+    def _only_cls(self) -> bool:
+        """Whether the last layer's states are needed at [CLS] only."""
+        return self.pooling == "cls" and not self.skipped
 
     def _merge(self, params: Params) -> Encoder:
         graph, state = self._split

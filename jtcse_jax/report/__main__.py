@@ -5,10 +5,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
+from jtcse_jax.architecture import Pooling
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.report.models import Look, look_at
@@ -37,7 +38,7 @@ class Arguments:
     if it has none."""
     models: bool = True
     """Read the weights, for similarities, spectrum, attention and nearest neighbours."""
-    pooling: Literal["cls", "mean"] | None = None
+    pooling: Pooling | None = None
     """Pooling of folders that do not define it."""
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jtcse_jax.architecture import Pooling
 from jtcse_jax.encoding.index import ExactIndex
 from jtcse_jax.evaluation.diagnostics import embed_pairs
 from jtcse_jax.evaluation.inspection import diagnose
@@ -34,7 +35,7 @@ class Look:
     diagnostics: dict[str, Any]  #: the result of `inspection.diagnose`
 
 
-def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: str | None = None) -> Look:
+def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: Pooling | None = None) -> Look:
     """Reads the model in a folder and inspects it on `pairs`, which are named `dev`.
 
     Vectors are raw or scaled, as the folder defines. Errors as in `load_model` and `embed_pairs`.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import traceback
@@ -36,18 +37,20 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> None:
+        _print_every_character()
         try:
             main(*args, **kwargs)
         except Stopped:
             sys.exit(START_AGAIN)
         except (Exception, KeyboardInterrupt) as error:
+            error = _users_error(error)
             if isinstance(error, BrokenPipeError):
                 # The reader of our output has ended, as `head` does; Python would flush at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if _notify_others is not None or isinstance(error, Hung):
                 end_at_once(error)
             if _status(error) == CRASHED:
-                raise
+                raise error
             _print(error)
             sys.exit(_status(error))
 
@@ -66,6 +69,20 @@ def end_at_once(error: BaseException) -> NoReturn:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(_status(error) if first is None else first)
+
+
+def _print_every_character() -> None:
+    """Makes a console print "?" for a character that it does not have, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so where a test or a notebook reads it
+            stream.reconfigure(errors="replace")
+
+
+def _users_error(error: BaseException) -> BaseException:
+    """The error, or a UserError in its place where the user's environment is the cause."""
+    if str(error).startswith("Unable to initialize backend"):  # a RuntimeError of jax
+        return UserError(f"JAX_PLATFORMS: {str(error).splitlines()[0]}")
+    return error
 
 
 def _status(error: BaseException) -> int:

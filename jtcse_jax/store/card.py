@@ -46,9 +46,15 @@ def read_card(model: SavedModel) -> Card:
     """Returns what is known of a loaded model; local paths are shortened to their last part.
 
     A workdir has its training config and the metrics saved with the step, an exported folder its
-    `jtcse_card.json`, a sentence-transformers folder its normalisation and prompts. Raises
-    UserError if one of these files is damaged.
+    `jtcse_card.json`. Scaling and prompts are those that the model is served with. Raises UserError
+    if one of these files is damaged.
     """
+    return dataclasses.replace(
+        _known(model), normalize=model.serving.normalize, prompts=model.serving.prompts
+    )
+
+
+def _known(model: SavedModel) -> Card:
     folder = model.folder
     if folder is None:
         return Card()
@@ -57,7 +63,7 @@ def read_card(model: SavedModel) -> Card:
     if (folder / CHECKPOINTS).is_dir():
         return _of_workdir(folder, model.step)
     own_name = [model.source] if _is_hub_name(model.source) else _own_name(folder)
-    return Card(base_models=own_name, **_sentence_transformers_settings(folder))
+    return Card(base_models=own_name)
 
 
 def _from_json(path: Path) -> Card:
@@ -160,15 +166,3 @@ def _public(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~")):
         return Path(value).name
     return value
-
-
-def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
-    settings = {}
-    if (folder / "modules.json").is_file():
-        kinds = [module["type"] for module in read_json(folder / "modules.json", list)]
-        settings["normalize"] = any(kind.endswith(".Normalize") for kind in kinds)
-    path = folder / "config_sentence_transformers.json"
-    if path.is_file():
-        prompts = read_json(path, dict).get("prompts") or {}
-        settings["prompts"] = {name: text for name, text in prompts.items() if text}
-    return settings

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jtcse_jax.architecture import Pooling
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.hf_files import lies_in
@@ -55,7 +56,7 @@ class ModelArguments:
     runs/b"`), or the JSON file of one."""
     step: int | None = None
     """Step of a workdir; by default the best by dev score, or the newest if no step has one."""
-    pooling: Literal["cls", "mean"] | None = None
+    pooling: Pooling | None = None
     """Pooling; needed if the model's folder does not name it."""
     max_len: int | None = None
     """Longest sentence in tokens; by default the model's own serving length."""
@@ -77,11 +78,25 @@ class EncoderArguments(ModelArguments):
         return computed_in(self.compute_dtype, super().load_members())
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptArguments(EncoderArguments):
+    """The arguments of every command that encodes all its sentences in the same way."""
+
+    prompt: str | None = None
+    """Text put before each sentence; by default the default prompt of the model's folder."""
+    prompt_name: str | None = None
+    """Name of a prompt of the model's folder, which is put before each sentence."""
+
+    def load_members(self) -> tuple[Member, ...]:
+        """Loads the model that the arguments name; errors as `load_members` and `prompted`."""
+        return prompted(super().load_members(), self.prompt, self.prompt_name)
+
+
 def load_members(
     name: str | Path,
     *,
     step: int | None = None,
-    pooling: str | None = None,
+    pooling: Pooling | None = None,
     max_len: int | None = None,
 ) -> tuple[Member, ...]:
     """Loads the members of an ensemble; any other model is one member of weight 1.
@@ -162,6 +177,29 @@ def computed_in(dtype: str, members: tuple[Member, ...]) -> tuple[Member, ...]:
     )
 
 
+def prompted(
+    members: tuple[Member, ...], prompt: str | None, prompt_name: str | None
+) -> tuple[Member, ...]:
+    """The members, which put a text, or their own prompt of that name, before each sentence.
+
+    With neither they are unchanged. Raises UserError if a member has no such prompt.
+    """
+    if prompt is prompt_name is None:
+        return members
+    return tuple(
+        Member(
+            weight,
+            dataclasses.replace(
+                model,
+                serving=dataclasses.replace(
+                    model.serving, chosen_prompt=model.serving.prompt(prompt, prompt_name)
+                ),
+            ),
+        )
+        for weight, model in members
+    )
+
+
 def find_description(name: str | Path) -> Path | None:
     """The JSON file that describes the ensemble `name`, or None if `name` is another model.
 
@@ -187,7 +225,8 @@ def source(members: tuple[Member, ...]) -> str:
 def fingerprint(members: tuple[Member, ...]) -> str:
     """sha256 (hex) of everything that determines the vectors.
 
-    This is the weights, tokenizers, pooling, lengths and the dtype of matrix products.
+    This is the weights, tokenizers, pooling, lengths, the dtype of matrix products, and what the
+    folders do before and after: default prompt, scaling, truncation.
     """
     digest = hashlib.sha256()
     for weight, model in members:
@@ -201,6 +240,8 @@ def fingerprint(members: tuple[Member, ...]) -> str:
         ]
         if bank.compute_dtype != "float32":  # so that hashes of float32 models stay as they were
             shape.append(bank.compute_dtype)
+        if model.serving.changes():
+            shape.append(model.serving.changes())
         digest.update(json.dumps(shape).encode())
         digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
         for path, leaf in jax.tree.leaves_with_path(model.params):

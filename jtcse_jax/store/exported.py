@@ -2,7 +2,9 @@
 folders."""
 
 import copy
+import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from jtcse_jax.store import hf_config, hf_files, hf_weights
 from jtcse_jax.store.card import Card, read_card
 from jtcse_jax.store.model_card import write_card
 from jtcse_jax.store.saved_model import SavedModel, write_description
+from jtcse_jax.store.serving import MODULES, POOLING_KEYS, SETTINGS, TRANSFORMER, Serving
 from jtcse_jax.user_path import user_path
+
+logger = logging.getLogger(__name__)
 
 MODULE = "sum_of_towers.py"  # copied into the folder if there are several towers
 # Arguments of a tokenizer's last call, which transformers keeps and would save.
@@ -99,21 +104,17 @@ def _write(model: SavedModel, folder: Path, card: Card) -> None:
         modules.append({"path": path, "type": "sentence_transformers.models.Normalize"})
     numbered = [{"idx": number, "name": str(number)} for number in range(len(modules))]
     _write_json(
-        folder / "modules.json",
+        folder / MODULES,
         [number | module for number, module in zip(numbered, modules, strict=True)],
     )
-    settings = {
-        "prompts": card.prompts,
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
-    }
-    _write_json(folder / "config_sentence_transformers.json", settings)
-    description = {
-        "towers": names,
-        "pooling": model.bank.pooling,
-        "serving_length": model.serving_length,
-    }
-    write_description(folder, description)
+    _write_json(folder / SETTINGS, _settings(model.serving, card))
+    if len(towers) > 1:
+        description = {
+            "towers": names,
+            "pooling": model.bank.pooling,
+            "serving_length": model.serving_length,
+        }
+        write_description(folder, description)
     write_card(folder, model, card)
 
 
@@ -122,17 +123,36 @@ def _one_tower(folder: Path, model: SavedModel) -> list[dict[str, Any]]:
     # The old module paths and keys, which old and new releases can read.
     pooling = {
         "word_embedding_dimension": model.bank.architecture.hidden_size,
-        "pooling_mode_cls_token": model.bank.pooling == "cls",
-        "pooling_mode_mean_tokens": model.bank.pooling == "mean",
+        **{key: mode == model.bank.pooling for key, mode in POOLING_KEYS.items()},
+        "include_prompt": model.serving.include_prompt,
     }
     (folder / "1_Pooling").mkdir()
     _write_json(folder / "1_Pooling" / "config.json", pooling)
+    # The tokenizer itself writes lower case, if the model's folder asked for it.
     lengths = {"max_seq_length": model.serving_length, "do_lower_case": False}
-    _write_json(folder / "sentence_bert_config.json", lengths)
+    _write_json(folder / TRANSFORMER[0], lengths)
     return [
         {"path": "", "type": "sentence_transformers.models.Transformer"},
         {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
+
+
+def _settings(serving: Serving, card: Card) -> dict[str, Any]:
+    """The folder's own settings, with the prompts of the card, which the user may have given."""
+    default = serving.default_prompt_name
+    if (
+        default is not None
+        and default not in dataclasses.replace(serving, prompts=card.prompts).all_prompts
+    ):
+        logger.warning("The default prompt %r is dropped: it is not among the prompts.", default)
+        default = None
+    settings = {
+        "prompts": card.prompts,
+        "default_prompt_name": default,
+        "similarity_fn_name": serving.similarity,
+    }
+    width = serving.truncate_dim
+    return settings if width is None else settings | {"truncate_dim": width}
 
 
 def _write_json(path: Path, content: Any) -> None:

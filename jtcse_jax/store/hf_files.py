@@ -29,7 +29,7 @@ def find_folder(name: str) -> Path:
     if os.path.isdir(folder):
         return Path(folder)
     try:
-        patterns = ["*.json", "*.txt", "*.safetensors"]
+        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # many types: bad name, unknown, gated, offline, timeout ...
         reason = str(error).strip().split("\n")[0]
@@ -42,14 +42,23 @@ def find_folder(name: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a folder; UserError if there is none."""
+    return _read(path, dict, "object")
+
+
+def read_list(path: Path) -> list[Any]:
+    """The list in a JSON file of a folder; UserError if there is none."""
+    return _read(path, list, "list")
+
+
+def _read(path: Path, kind: type, name: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent}: no {path.name}: not a Hugging Face folder.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object.")
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: is not a JSON {name}.")
     return content
 
 

@@ -5,6 +5,7 @@ problem, and all problems are listed. Only tensors that an encoder does not have
 buffers) are skipped.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,16 +36,12 @@ def encoder_tensors(
     tensors: Mapping[str, np.ndarray], names: Names
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The encoder's tensors under the table's names, and a list of duplicated names."""
-    # The prefix of the encoder's names varies: "", "bert.", "roberta.", "0.auto_model." ...
-    mark = f"{names.outside['embeddings.word']}.weight"
-    prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
     named: dict[str, np.ndarray] = {}
     twice = []
-    for name, value in tensors.items():
-        name = name.removeprefix(prefix)
+    for name, value in _without_prefix(tensors, names):
         if NOT_OURS.match(name):
             continue
-        for part, part_value in _parts(_modern(name), value, names):
+        for part, part_value in _parts(name, value, names):
             if part in named:
                 twice.append(f"{part} twice")
             named[part] = part_value
@@ -72,6 +69,21 @@ def _parts(name: str, value: np.ndarray, names: Names) -> list[tuple[str, np.nda
             stem = name.removesuffix(end)
             return [(f"{stem}.{part}.weight", x) for part, x in zip(parts, values, strict=True)]
     return [(name, value)]
+
+
+def _without_prefix(
+    tensors: Mapping[str, np.ndarray], names: Names
+) -> Iterable[tuple[str, np.ndarray]]:
+    """The tensors, their names without the prefix of the encoder and with new endings.
+
+    The prefix varies: "", "bert.", "0.auto_model.", "module.bert." ... A head's prefix is the part
+    that it shares with the encoder's, such as the "module." of "module.cls.predictions.bias".
+    """
+    mark = f"{names.outside['embeddings.word']}.weight"
+    prefix = next((name.removesuffix(mark) for name in tensors if name.endswith(mark)), "")
+    for name, value in tensors.items():
+        shared = os.path.commonprefix([prefix.split("."), name.split(".")])
+        yield _modern(name.split(".", len(shared))[-1]), value
 
 
 def _modern(name: str) -> str:
@@ -126,11 +138,11 @@ def to_tower(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> P
 
 def to_mlm_head(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Params | None:
     """The head of masked language modelling, or None if a tensor is absent or misshaped."""
-    renamed = {_modern(name): value for name, value in tensors.items()}
-    head = names_of(architecture).mlm_head
-    if head is None:
+    names = names_of(architecture)
+    if names.mlm_head is None:
         return None
-    dense, norm, bias = head
+    renamed = dict(_without_prefix(tensors, names))
+    dense, norm, bias = names.mlm_head
     size = architecture.embedding_width
     shapes = {
         f"{dense}.weight": (size, architecture.hidden_size),

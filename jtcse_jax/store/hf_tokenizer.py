@@ -32,6 +32,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     except Exception as error:  # many types, from transformers and tokenizers
         reason = str(error).strip().split("\n")[0]
+        if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
+            # transformers then tries other formats and names their packages.
+            advice = f"pip install 'sentencepiece<0.2.2' protobuf, or {advice}"
         raise UserError(f"{folder}: cannot load its tokenizer ({reason}): {advice}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: its tokenizer is not fast (tokenizer.json): {advice}")

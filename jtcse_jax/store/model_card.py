@@ -15,6 +15,14 @@ from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store.card import FILE, Card
 from jtcse_jax.store.saved_model import SavedModel
 
+POOLINGS = {
+    "cls": "the last hidden state at [CLS]",
+    "mean": "the mean over tokens",
+    "max": "the largest values over tokens",
+    "mean_sqrt_len_tokens": "the sum over tokens, divided by the root of their number",
+    "weightedmean": "the mean over tokens, weighted by their position",
+    "lasttoken": "the last hidden state at the last token",
+}
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
 TRAINED = (
     " Trained without labels by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its "
@@ -45,9 +53,11 @@ def write_card(folder: Path, model: SavedModel, card: Card) -> None:
 def card_text(model: SavedModel, card: Card) -> str:
     """The model card: the hub's YAML header and Markdown."""
     bank, shape = model.bank, model.bank.architecture
-    one, cls = bank.num_towers == 1, bank.pooling == "cls"
+    one = bank.num_towers == 1
     path = json.dumps(card.name or "path/to/this/folder")
-    prompts = ", ".join(f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items())
+    prompts = ", ".join(
+        f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items() if text
+    )
     bases = ", ".join(f"`{name}`" for name in card.base_models)
     note = f" The start models have their own licences: {bases}." if bases else ""
     return _fill(
@@ -56,7 +66,7 @@ def card_text(model: SavedModel, card: Card) -> str:
         name=card.name or "A sentence encoder",
         trained=TRAINED if card.train_config else "",
         hidden_size=shape.hidden_size,
-        pooled="the last hidden state at [CLS]" if cls else "the mean over tokens",
+        pooled=POOLINGS[bank.pooling],
         towers="one tower" if one else f"each of {bank.num_towers} towers, summed",
         normalised="to length 1" if card.normalize else "no: compare vectors by their cosine",
         serving_length=model.serving_length,
@@ -71,14 +81,30 @@ def card_text(model: SavedModel, card: Card) -> str:
             import_normalize=IMPORT_NORMALIZE if card.normalize else "",
             prompts=f", prompts={json.dumps(card.prompts)}" if card.prompts else "",
         ).rstrip(),
-        first_tower=path if one else f'{path}, subfolder="tower_0"',
-        folders=json.dumps([""] if one else [f"tower_{k}" for k in range(bank.num_towers)]),
+        transformers=_transformers(model, path),
         path=path,
-        pool="hidden[:, 0]" if cls else "(hidden * mask).sum(1) / mask.sum(1)",
         scores=_scores(card),
         training=_training(card),
         license=(f"`{card.license}`." if card.license else "Not stated.") + note,
     )
+
+
+def _transformers(model: SavedModel, path: str) -> str:
+    """Code for `transformers`, which has no pooling of its own; "" for the rarer poolings."""
+    bank = model.bank
+    pool = {"cls": "hidden[:, 0]", "mean": "(hidden * mask).sum(1) / mask.sum(1)"}
+    if bank.pooling not in pool:
+        return ""
+    towers = [""] if bank.num_towers == 1 else [f"tower_{k}" for k in range(bank.num_towers)]
+    code = _fill(
+        "model_card_transformers.md",
+        first_tower=f'{path}, subfolder="{towers[0]}"' if towers[0] else path,
+        folders=json.dumps(towers),
+        path=path,
+        serving_length=model.serving_length,
+        pool=pool[bank.pooling],
+    )
+    return f"{code}\n"
 
 
 def _fill(file: str, **fields: object) -> str:

@@ -7,24 +7,29 @@ folder, written by `exported.py`, has one Hugging Face folder per tower.
 
 import dataclasses
 import json
+import logging
 import os
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jtcse_jax.architecture import Architecture
+from jtcse_jax.architecture import POOLINGS, Architecture, Pooling
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.pipeline_config import MODEL
-from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights
+from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, serving
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_files import lies_in
+from jtcse_jax.store.serving import Serving
 from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION, TOKENIZER
 
 MOST_TOWERS = 1024
+ADAPTER = "adapter_config.json"  # of weights to be added to others, which transformers would do
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,14 @@ class SavedModel:
     source: str  #: the model's origin, as text for a log line
     folder: Path | None = None  #: folder of its files; None if it was made in memory
     step: int | None = None  #: step of the workdir it was read from
+    serving: Serving = field(default_factory=Serving)  #: prompts and scaling of its folder
 
 
 def load(
     name: str | Path,
     *,
     step: int | None = None,
-    pooling: str | None = None,
+    pooling: Pooling | None = None,
     max_len: int | None = None,
     seed: int = 0,
 ) -> SavedModel:
@@ -54,18 +60,20 @@ def load(
       name: folder or hub name; NAME#K is only its tower K, from 0.
       step: step of a workdir; by default the best undamaged one by dev score, or the newest if no
         step has a score.
-      pooling: "cls" or "mean"; overrides that of the folder. Needed if neither a `jtcse.json` nor a
+      pooling: overrides that of the folder. Needed if neither a `jtcse.json` nor a
         sentence-transformers folder names it.
       max_len: overrides the serving length (see `find_serving_length`).
       seed: seed for a random pooler, if the weights have none. Towers that start from the same
         weights need different seeds, or they get the same pooler.
     Raises:
       UserError: there is no such model or tower, the pooling is unknown, a step is given for
-        something without steps, or `max_len` is above the model's positions.
+        something without steps, `max_len` is above the model's positions, or the folder needs
+        something that is not supported.
     """
     name, tower = split_name(str(name))
     folder = hf_files.find_folder(name)
-    known = any((folder / file).is_file() for file in (DESCRIPTION, hf_config.CONFIG))
+    files = (DESCRIPTION, hf_config.CONFIG, serving.MODULES)
+    known = any((folder / file).is_file() for file in files)
     if not known and (folder / MODEL).is_dir():
         raise UserError(f"{name} is a pipeline's workdir; its model is {folder / MODEL}.")
     description = read_description(folder)
@@ -75,8 +83,9 @@ def load(
             f"{name}: no file there names the pooling of sentence vectors: give --pooling cls or "
             "--pooling mean (SimCSE-like models: cls)."
         )
-    if pooling not in ("cls", "mean"):
-        raise UserError(f"{name}: pooling = {pooling!r}: choose cls or mean.")
+    if pooling not in POOLINGS:
+        found = reprlib.repr(pooling)
+        raise UserError(f"{name}: pooling = {found}: choose one of {', '.join(POOLINGS)}.")
     if (folder / CHECKPOINTS).is_dir():
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
@@ -84,7 +93,7 @@ def load(
     else:
         if step is not None:
             raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
-        towers = _tower_folders(folder, description.get("towers", ["."]))
+        towers = _tower_folders(folder, description)
         architecture = hf_config.read_architecture(towers[0])
         params = stack(
             [
@@ -93,6 +102,8 @@ def load(
             ]
         )
         tokenizer = hf_tokenizer.load_tokenizer(towers[0])
+        if description.get("lowercase"):
+            tokenizer = serving.lowercased(tokenizer)
         source = str(name)
     longest = architecture.longest_sentence
     if max_len is None:
@@ -108,7 +119,8 @@ def load(
     if tower is not None:
         params, source = _pick(params, tower, name), f"{source}, tower {tower}"
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
-    return SavedModel(bank, params, tokenizer, serving_length, source, folder, step)
+    settings = serving.read_serving(folder)
+    return SavedModel(bank, params, tokenizer, serving_length, source, folder, step, settings)
 
 
 def split_name(name: str) -> tuple[str, int | None]:
@@ -121,16 +133,24 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The description in `jtcse.json`, or else in a sentence-transformers folder; {} if neither."""
+    """What a folder tells of its towers, pooling and serving length; {} if nothing.
+
+    It is that of sentence-transformers' files, or else of a `jtcse.json`, which a workdir and a sum
+    of towers have.
+    """
+    description = serving.read_modules(folder)
+    if description is not None:
+        return description
     path = folder / DESCRIPTION
-    return read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
+    return read_json(path, dict) if path.is_file() else {}
 
 
 def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
     """The longest sentence, in tokens, that the model in a folder reads; at most `longest`.
 
     It is the length in the folder's description, else the limit of its tokenizer, else `longest`.
-    Raises UserError if the description has anything but a whole number above 0.
+    Warns if the description has more than `longest`. Raises UserError if it has anything but a
+    whole number above 0.
     """
     length = read_description(folder).get("serving_length")
     if length is None:
@@ -139,6 +159,12 @@ def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
     if type(length) is not int or length < 1:
         found = reprlib.repr(length)
         raise UserError(f"{folder}: serving_length = {found}: write a whole number above 0.")
+    if length > longest and read_description(folder).get("serving_length"):
+        logger.warning(
+            "%s: its longest sentence, %s tokens, is above the %s positions of the model, which "
+            "are used.",
+            *(folder, length, longest),
+        )
     return min(length, longest)
 
 
@@ -210,8 +236,9 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
     return state["params"], taken, f"{workdir}, step {taken} ({why})"
 
 
-def _tower_folders(folder: Path, names: Any) -> list[Path]:
-    """The folders of an exported folder's towers; all must lie inside it."""
+def _tower_folders(folder: Path, description: dict[str, Any]) -> list[Path]:
+    """The folders of a folder's towers; all must lie inside it and have weights of their own."""
+    names = description.get("towers", ["."])
     if not isinstance(names, list) or not names:
         raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)}: must be a list.")
     if len(names) > MOST_TOWERS or len(set(map(str, names))) < len(names):
@@ -224,7 +251,13 @@ def _tower_folders(folder: Path, names: Any) -> list[Path]:
             raise UserError(
                 f"{folder / DESCRIPTION}: tower {reprlib.repr(name)} is not a folder inside it."
             )
-    return [folder / name for name in names]
+    towers = [folder / name for name in names]
+    for tower in towers:
+        if (tower / ADAPTER).is_file():
+            raise UserError(
+                f"{tower / ADAPTER}: adapters are not supported: merge it into the model's weights."
+            )
+    return towers
 
 
 def _pick(params: Params, tower: int, name: str) -> Params:
@@ -232,29 +265,3 @@ def _pick(params: Params, tower: int, name: str) -> Params:
     if tower >= count:
         raise UserError(f"{name}#{tower}: {name} has {count} tower(s), numbered from 0.")
     return jax.tree.map(lambda leaf: leaf[tower : tower + 1], params)
-
-
-def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
-    pooling_file = folder / "1_Pooling" / "config.json"
-    if not (folder / "modules.json").is_file() or not pooling_file.is_file():
-        return {}
-    for module in read_json(folder / "modules.json", list):
-        kind = str(module.get("type") if isinstance(module, dict) else module).rsplit(".", 1)[-1]
-        if kind not in ("Transformer", "Pooling", "Normalize"):  # cosines need no Normalize
-            raise UserError(
-                f"{folder / 'modules.json'}: its {reprlib.repr(kind)} module is not supported."
-            )
-    pooling = read_json(pooling_file, dict)
-    mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
-    if mode is None:
-        modes = [key for key, value in pooling.items() if value is True and "_mode_" in key]
-        mode = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}.get(
-            modes[0] if len(modes) == 1 else ""
-        )
-    if mode not in ("cls", "mean"):
-        raise UserError(f"{pooling_file}: only cls and mean pooling are supported.")
-    description = {"pooling": mode}
-    lengths = folder / "sentence_bert_config.json"
-    if lengths.is_file():
-        description["serving_length"] = read_json(lengths, dict).get("max_seq_length")
-    return description

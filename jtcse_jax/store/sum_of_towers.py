@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from sentence_transformers.models import Pooling  # pyright: ignore[reportMissingImports]
 from transformers import AutoModel, AutoTokenizer
 
 DESCRIPTION = "jtcse.json"
@@ -35,15 +36,14 @@ class SumOfTowers(torch.nn.Module):
         Args:
           towers: the models.
           tokenizer: their transformers tokenizer.
-          pooling: "cls": the last hidden state of the first token; "mean": the mean over all.
+          pooling: a mode of sentence-transformers' `Pooling`, such as "cls" or "mean".
           max_seq_length: longest sentence in tokens; longer ones are cut.
         """
         super().__init__()
-        if pooling not in ("cls", "mean"):
-            raise ValueError(f"pooling = {pooling!r}: choose cls or mean")
         self.towers: Any = torch.nn.ModuleList(towers)  # which forgets the type of its modules
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self._pool = Pooling(self.get_embedding_dimension(), pooling_mode=pooling)
         self.max_seq_length = max_seq_length
 
     @classmethod
@@ -123,8 +123,11 @@ class SumOfTowers(torch.nn.Module):
         inputs = {name: features[name] for name in names if name in features}
         total = 0
         for tower in self.towers:
-            hidden = tower(**inputs).last_hidden_state
-            total = total + self._pool(hidden, inputs["attention_mask"])
+            states = {
+                "token_embeddings": tower(**inputs).last_hidden_state,
+                "attention_mask": inputs["attention_mask"],
+            }
+            total = total + self._pool(states)["sentence_embedding"]
         features["sentence_embedding"] = total
         return features
 
@@ -135,9 +138,3 @@ class SumOfTowers(torch.nn.Module):
     def get_sentence_embedding_dimension(self) -> int:
         """The older name of `get_embedding_dimension`."""
         return self.get_embedding_dimension()
-
-    def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        mask = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)

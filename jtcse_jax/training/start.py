@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtcse_jax.architecture import Architecture
+from jtcse_jax.architecture import Architecture, Pooling
 from jtcse_jax.config import SCRATCH, Config, ModelConfig
 from jtcse_jax.data.sources import Source
 from jtcse_jax.data.vocabulary import train_tokenizer
@@ -31,7 +31,7 @@ class Start(NamedTuple):
 
     architecture: Architecture
     tokenizer: Any
-    pooling: str  #: the config's, or else the start model's
+    pooling: Pooling  #: the config's, or else the start model's
     serving_length: int  #: likewise, in tokens
     towers: Params | None  #: leaves [K, ...] on the host; None if a checkpoint has them
     mlm_head: Params | None = None  #: likewise, if every tower's folder has one

@@ -62,9 +62,9 @@ def test_the_next_parts_are_prepared_before_the_results_of_one_are_awaited(model
     begun, awaited = [], []
     real_place, real_embed = bank.place, bank_encoder.embed
 
-    def place(part):
+    def place(part, prompt):
         begun.append(int(part[0]))
-        placed = real_place(part)
+        placed = real_place(part, prompt)
         prepared[int(part[0])].set()
         return placed
 

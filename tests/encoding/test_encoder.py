@@ -15,7 +15,8 @@ from tiny_models import (
 )
 from transformers import BertTokenizer
 
-from jtcse_jax.encoding.encoder import Hit, SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.searching import Hit
 from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member
 

@@ -1,6 +1,8 @@
 """MTEB takes our encoder as it is, and an exported tower, and scores them as it scores others."""
 
 import dataclasses
+import importlib
+import json
 import socket
 import sys
 
@@ -190,3 +192,29 @@ def test_mteb_scores_an_exported_tower_as_we_do(mteb, tmp_path):
     np.testing.assert_allclose(
         theirs, spearman(cosine_scores(encoder.encode, pairs), pairs.gold), atol=1e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["NFCorpus", "BUCC.v2"])
+@pytest.mark.parametrize("prompt_type", ["query", "document", None])
+def test_prompts_of_a_task_are_those_of_mtebs_own_encoder(mteb, tmp_path, name, prompt_type):
+    exported.export(tiny_model(1), tmp_path / "out")
+    settings = {
+        "prompts": {"query": "the cat ", "BitextMining": "a dog ", "NFCorpus-query": "old "},
+        "default_prompt_name": "query",
+    }
+    (tmp_path / "out" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    texts = some_sentences(20)
+    kinds = importlib.import_module("mteb.types").PromptType
+    options = {
+        "task_metadata": mteb.get_task(name).metadata,
+        "hf_split": "test",
+        "hf_subset": "default",
+        "prompt_type": prompt_type and kinds(prompt_type),
+    }
+    theirs = mteb.SentenceTransformerEncoderWrapper(str(tmp_path / "out"), device="cpu")
+    data = importlib.import_module("datasets").Dataset.from_dict({"text": texts})
+    loader = importlib.import_module("torch.utils.data").DataLoader(data, batch_size=7)
+    ours = SentenceEncoder.load(tmp_path / "out")
+    found = ours.encode(loader, **options)
+    np.testing.assert_allclose(found, theirs.encode(loader, **options), atol=1e-5)

@@ -193,7 +193,7 @@ def test_the_payload_works(tmp_path, wrapping):
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_a_pickle_as_any_file_of_a_model_is_refused(tmp_path, folder, mark, wrapping):
     data = pickles(mark)[wrapping]
-    for name in ("model.safetensors", "config.json", "jtcse.json", "tokenizer.json"):
+    for name in ("model.safetensors", "config.json", "modules.json", "tokenizer.json"):
         copy = tmp_path / f"bad {name}"
         shutil.copytree(folder, copy)
         (copy / name).write_bytes(data)

@@ -168,7 +168,7 @@ WRONG = [
         '{"members": [{"model": "one", "weight": 1, "max_len": "9"}]}',
         "max_len = '9' is not of type int",
     ),
-    ('{"members": [{"model": "one", "weight": 1, "pooling": "max"}]}', "member 0: .*'max'"),
+    ('{"members": [{"model": "one", "weight": 1, "pooling": "sum"}]}', "member 0: .*'sum'"),
     ('{"members": [{"model": "none.json", "weight": 1}]}', "none.json: no such file"),
     ('{"members": [{"model": "./none", "weight": 1}]}', "member 0: ./none is neither a folder"),
 ]

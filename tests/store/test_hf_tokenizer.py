@@ -83,3 +83,25 @@ def test_check_tokenizer():
     tokenizer.pad_token = "word0"
     with pytest.raises(UserError, match="pads with id 5, the model with pad_token_id = 0"):
         hf_tokenizer.check_tokenizer(tokenizer, ARCHITECTURE)
+
+
+def test_folder_with_a_sentencepiece_model_only(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    try:
+        from sentencepiece import sentencepiece_model_pb2  # noqa: F401
+    except Exception as error:
+        pytest.skip(f"sentencepiece and protobuf do not fit each other: {error}")
+    (tmp_path / "text").write_text("the cat sees the dog\nthe river and the garden\n" * 20)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+    )
+    (folder / "sentencepiece.bpe.vocab").unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    own = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
+    tokenizer = hf_tokenizer.load_tokenizer(folder)
+    assert tokenizer.tokenize("the cat sees") == own.encode("the cat sees", out_type=str)

@@ -128,11 +128,13 @@ def test_exported_folder_gives_identical_vectors(exported, twin, single, count):
 
 
 def as_sentence_transformers(folder: Path, exported: Path, pooling: dict, modules=()) -> Path:
-    """A folder as sentence-transformers writes it, without our own description."""
+    """A folder as sentence-transformers writes it."""
     shutil.copytree(exported, folder)
-    (folder / DESCRIPTION).unlink()
-    types = ("Transformer", "Pooling", *modules)
-    listed = [{"type": f"sentence_transformers.models.{name}"} for name in types]
+    paths = {"Transformer": "", "Pooling": "1_Pooling"} | {name: f"2_{name}" for name in modules}
+    listed = [
+        {"type": f"sentence_transformers.models.{name}", "path": path}
+        for name, path in paths.items()
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 11}))
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -172,29 +174,6 @@ def test_new_sentence_transformers_folder_says_length_with_its_tokenizer(
     assert saved_model.load(folder).serving_length == taken
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"pooling_mode": "max"},
-        {"pooling_mode": ["cls", "mean"]},
-        OLD | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-        OLD | {"pooling_mode_max_tokens": True},
-        OLD,
-    ],
-)
-def test_other_poolings_of_sentence_transformers_are_refused(exported, tmp_path, config):
-    folder = as_sentence_transformers(tmp_path / "st", exported[1], config)
-    with pytest.raises(UserError, match="1_Pooling.*only cls and mean pooling"):
-        saved_model.load(folder)
-
-
-def test_other_modules_of_sentence_transformers_are_refused(exported, tmp_path):
-    config = {"pooling_mode": "mean"}
-    folder = as_sentence_transformers(tmp_path / "st", exported[1], config, ("Dense",))
-    with pytest.raises(UserError, match="modules.json: .*Dense"):
-        saved_model.load(folder)
-
-
 @pytest.mark.parametrize(("limit", "taken"), [(17, 17), (512, 200), (10**30, 200), (0, 200)])
 def test_length_of_a_plain_folder_is_its_tokenizers_within_the_positions(
     exported, tmp_path, limit, taken
@@ -207,24 +186,18 @@ def test_length_of_a_plain_folder_is_its_tokenizers_within_the_positions(
     assert saved_model.load(folder, pooling="cls").serving_length == taken
 
 
-def test_length_of_a_folder_is_at_most_the_positions(exported, tmp_path):
-    folder = as_sentence_transformers(tmp_path / "st", exported[1], {"pooling_mode": "cls"})
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
-    assert saved_model.load(folder).serving_length == 200
-
-
 def test_older_exported_folder_keeps_its_length(exported, tmp_path):
     """Its jtcse.json has the length under another name; its tokenizer has the same."""
-    folder = Path(shutil.copytree(exported[1], tmp_path / "older"))
+    folder = Path(shutil.copytree(exported[2], tmp_path / "older"))
     description = json.loads((folder / DESCRIPTION).read_text())
     description["max_len"] = description.pop("serving_length")
     (folder / DESCRIPTION).write_text(json.dumps(description))
-    assert saved_model.load(folder).serving_length == 20
+    assert saved_model.load(folder).serving_length == 16
 
 
 @pytest.mark.parametrize("length", ["16", 0, 16.0, True])
 def test_serving_length_that_is_no_whole_number_is_named(exported, tmp_path, length):
-    folder = Path(shutil.copytree(exported[1], tmp_path / "odd"))
+    folder = Path(shutil.copytree(exported[2], tmp_path / "odd"))
     description = json.loads((folder / DESCRIPTION).read_text())
     description["serving_length"] = length
     (folder / DESCRIPTION).write_text(json.dumps(description))
@@ -252,8 +225,8 @@ def test_poolers_that_are_drawn_differ_by_seed_and_by_tower(exported, tmp_path):
 def test_pooling_is_never_guessed(exported):
     with pytest.raises(UserError, match="--pooling cls or --pooling mean"):
         saved_model.load(exported[2] / "tower_0")
-    with pytest.raises(UserError, match="pooling = 'max': choose cls or mean"):
-        saved_model.load(exported[2] / "tower_0", pooling="max")
+    with pytest.raises(UserError, match="pooling = 'sum': choose one of cls, mean"):
+        saved_model.load(exported[2] / "tower_0", pooling="sum")
 
 
 def test_step_needs_a_workdir_that_has_it(exported, run):
@@ -273,7 +246,7 @@ def test_sentences_longer_than_the_positions_are_refused(exported, run):
 @pytest.mark.parametrize("content", ['{"pooling": "cls"', "[1]", "\xff"])
 def test_damaged_description_is_named(exported, tmp_path, content):
     folder = tmp_path / "damaged"
-    shutil.copytree(exported[1], folder)
+    shutil.copytree(exported[2], folder)
     (folder / DESCRIPTION).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="damaged/jtcse.json is not valid JSON"):
         saved_model.load(folder)

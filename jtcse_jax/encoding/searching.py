@@ -1,0 +1,179 @@
+"""Search of similar sentences, for an encoder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+
+from jtcse_jax.encoding import index as indexes
+from jtcse_jax.errors import UserError
+from jtcse_jax.store import ensemble
+from jtcse_jax.store.ensemble import Member
+
+Backend = Literal["exact", "faiss"]
+
+
+class Hit(NamedTuple):
+    """A sentence of the index that is similar to a query."""
+
+    #: number of the sentence, from 0, in the order of adding
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
+    sentence: str
+    score: float  #: cosine
+
+
+class Searcher:
+    """An index of sentences, for a class with `encode_document`, `encode_query` and `width`."""
+
+    width: int
+    members: tuple[Member, ...] | None
+    encode_document: Any
+    encode_query: Any
+    _index: indexes.Index | None = None
+    _sentences: list[str]
+
+    def build_index(
+        self,
+        sentences: Iterable[str],
+        *,
+        vectors: np.ndarray | None = None,
+        backend: Backend = "exact",
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        """Builds the index that `search` uses; it replaces an earlier one.
+
+        Args:
+          sentences: the sentences to search in, encoded as by `encode_document`.
+          vectors: their vectors [n, D] by this model, if they were encoded before.
+          backend: "exact", or "faiss" if it is installed: the same result, faster.
+          batch_size: as in `encode`.
+          show_progress_bar: as in `encode`.
+        Raises:
+          UserError: as in `encode`, for one string, for vectors that do not belong to the
+            sentences, and for an unknown backend or one that is not installed.
+        """
+        if isinstance(sentences, str):
+            raise UserError(
+                f"build_index takes the sentences, not the string {sentences!r:.100}: for a file "
+                "of sentences give its lines."
+            )
+        sentences = list(sentences)
+        if vectors is None:
+            vectors = self._encoded(sentences, batch_size, show_progress_bar)
+        elif vectors.shape != (len(sentences), self.width):
+            raise UserError(
+                f"vectors of shape {list(vectors.shape)} do not belong to {len(sentences)} "
+                f"sentences and a model of width {self.width}: encode the sentences with it."
+            )
+        made = indexes.make_index(backend, self.width)
+        made.add(vectors)
+        self._index, self._sentences = made, sentences
+
+    def add_to_index(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        """Adds one sentence or several to an index that exists; see `build_index`."""
+        index = self._built_index()
+        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
+        index.add(self._encoded(sentences, batch_size, show_progress_bar))
+        self._sentences += sentences
+
+    def save_index(self, folder: str | Path) -> None:
+        """Writes the index, with its sentences, into a new folder that `load_index` reads.
+
+        Raises UserError if there is no index, or the folder is not empty or cannot be written.
+        """
+        indexes.save(folder, self._built_index(), self._sentences, self._model_hash())
+
+    def load_index(self, folder: str | Path, *, backend: Backend = "exact") -> None:
+        """Reads an index that `save_index` wrote; it replaces an earlier one.
+
+        Raises UserError if the folder holds no index, it is damaged, or another model, or this one
+        with other settings, wrote it.
+        """
+        self._index, self._sentences = indexes.load(folder, backend, self._model_hash())
+
+    @overload
+    def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
+        self,
+        queries: str,
+        top_k: int = ...,
+        threshold: float | None = ...,
+        *,
+        prompt: str | None = ...,
+        prompt_name: str | None = ...,
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        queries: Iterable[str],
+        top_k: int = ...,
+        threshold: float | None = ...,
+        *,
+        prompt: str | None = ...,
+        prompt_name: str | None = ...,
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self,
+        queries: str | Iterable[str],
+        top_k: int = 5,
+        threshold: float | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Finds the sentences of the index with the highest cosines, best first.
+
+        Args:
+          queries: one string, for a list of hits, or several, for one list of hits each. They are
+            encoded as by `encode_query`.
+          top_k: largest number of hits per query.
+          threshold: smallest cosine of a hit; by default no limit.
+          prompt: as in `encode_query`.
+          prompt_name: likewise.
+        Raises:
+          UserError: no index was built, `top_k` is below 1, or as in `encode`.
+        """
+        index = self._built_index()
+        if top_k < 1:
+            raise UserError(f"top_k = {top_k}: ask for at least one sentence.")
+        single = isinstance(queries, str)
+        vectors = self.encode_query(
+            [queries] if single else queries, prompt=prompt, prompt_name=prompt_name
+        )
+        hits = [
+            [
+                Hit(number, self._sentences[number], score)
+                for number, score in zip(numbers.tolist(), cosines.tolist(), strict=True)
+            ]
+            for numbers, cosines in index.search(vectors, top_k, threshold)
+        ]
+        return hits[0] if single else hits
+
+    def _encoded(
+        self, sentences: list[str], batch_size: int | None, show_progress_bar: bool
+    ) -> np.ndarray:
+        return self.encode_document(
+            sentences, batch_size=batch_size, show_progress_bar=show_progress_bar
+        )
+
+    def _model_hash(self) -> str:
+        if self.members is None:
+            raise UserError(
+                "The index on disk names its model: make the encoder with SentenceEncoder.load or "
+                "SentenceEncoder.of."
+            )
+        return ensemble.fingerprint(self.members)
+
+    def _built_index(self) -> indexes.Index:
+        if self._index is None:
+            raise UserError("There is no index to search: call build_index first.")
+        return self._index
