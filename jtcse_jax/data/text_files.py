@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -140,7 +140,7 @@ def pair_lines(path: Path, part: range) -> Iterator[str]:
             yield from columns
 
 
-def identity(paths: list[Path]) -> str:
+def identity(paths: Sequence[Path]) -> str:
     """sha256 (hex) of each file."""
     digests = []
     for path in paths:

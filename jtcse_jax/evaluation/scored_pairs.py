@@ -75,7 +75,8 @@ def _by_position(table: Delimited) -> Iterator[tuple[str, Any, Any, Any]]:
                 )
         if not layout or _POSITIONS.get(count) != layout:
             raise UserError(f"{place}: {count} columns between {table.delimiter!r}; {_WHAT}")
-        yield place, *(cells[position] for position in layout)
+        first, second, score = (cells[position] for position in layout)
+        yield place, first, second, score
 
 
 def is_number(text: Any) -> bool:

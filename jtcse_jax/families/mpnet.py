@@ -12,7 +12,8 @@ MPNET = Family(
     relative_bias=True,
     fields={ours: theirs for ours, theirs in bert.FIELDS.items() if ours != "type_vocab_size"},
     defaults={"layer_norm_eps": 1e-12, "pad_token_id": 1, "activation": "gelu"},
-    fixed={"relative_attention_num_buckets": 32},
+    # transformers computes positions and distances with these numbers whatever the config has.
+    fixed={"relative_attention_num_buckets": 32, "pad_token_id": 1},
     written={
         "relative_attention_num_buckets": 32,
         "hidden_dropout_prob": 0.1,

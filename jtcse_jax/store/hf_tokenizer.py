@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
+from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store.hf_files import find_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -72,4 +73,10 @@ def check_tokenizer(tokenizer: Any, architecture: Architecture) -> None:
         raise UserError(
             f"The tokenizer pads with id {tokenizer.pad_token_id}, the model with pad_token_id = "
             f"{architecture.pad_token_id}: use the tokenizer of this model."
+        )
+    only = FAMILIES[architecture.family].fixed.get("pad_token_id", architecture.pad_token_id)
+    if architecture.pad_token_id != only:
+        raise UserError(
+            f"The tokenizer pads with id {tokenizer.pad_token_id}; {architecture.family} needs one "
+            f"that pads with id {only}: name one of its models, model.tokenizer."
         )

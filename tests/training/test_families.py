@@ -4,11 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from exports import roberta_model
 from family_cases import CASES
 from runs import largest_difference, saved_params, tiny_config
 
 from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
+from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store.hf_tokenizer import save_tokenizer
 from jtcse_jax.training import trainer
 
 
@@ -20,9 +24,17 @@ def test_towers_train_and_are_exported(tmp_path, family):
 
     config = tiny_config(tmp_path, max_steps=2, eval_every=2)
     scratch = dataclasses.replace(config.model.scratch, family=family, embedding_size=8)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, scratch=scratch))
+    model = dataclasses.replace(config.model, scratch=scratch)
+    if "pad_token_id" in FAMILIES[family].fixed:  # that of a tokenizer of single bytes
+        with pytest.raises(UserError, match="model.tokenizer"):
+            trainer.train(dataclasses.replace(config, model=model))
+        tokenizer = roberta_model().tokenizer
+        save_tokenizer(tokenizer, tmp_path / "tokenizer")
+        scratch = dataclasses.replace(scratch, vocab_size=len(tokenizer))
+        model = dataclasses.replace(model, scratch=scratch, tokenizer=str(tmp_path / "tokenizer"))
+    config = dataclasses.replace(config, model=model, workdir=str(tmp_path / "trained"))
     trainer.train(config)
-    workdir = tmp_path / "run"
+    workdir = tmp_path / "trained"
     assert largest_difference(saved_params(workdir, 0), saved_params(workdir, 2)) > 1e-4
 
     exported.export(saved_model.load(workdir), tmp_path / "export")
