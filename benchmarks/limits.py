@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from benchmarks.race import report
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.errors import one_line_errors
-from jtcse_jax.models.bert import exact
+from jtcse_jax.models.lean import exact
 from jtcse_jax.runtime.files import check_replaceable
 from jtcse_jax.training.flops import Work, crossed_layers, forward_flops
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.models import lean
 from jtcse_jax.models.dropout import dropout, random_bits, site_key
+from jtcse_jax.models.lean import exact
 
 TOWER_AXIS = "tower"
 INITIAL_STDDEV = 0.02  # of kernels and embeddings, as in BERT
@@ -227,39 +228,22 @@ class Attention(nnx.Module):
         """
         query = self._heads(self.query(asking))
         keys, value = self._heads(self.key(hidden)), self._heads(self.value(hidden))
-        probs = attention_probs(query, keys, allowed)
+        probs = lean.attention_probs(query, keys, allowed)
         if exchange == "value":
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
-        probs = dropout(probs, self.dropout, bits).astype(value.dtype)
-        context = jnp.einsum("...hqk,...khd->...qhd", probs, value, precision=exact(hidden.dtype))
-        return self.output(context.reshape(asking.shape))
+        context = lean.weighted_values(probs, value, bits, self.dropout)
+        return self.output(context.swapaxes(-3, -2).reshape(asking.shape))
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
         query, keys = (self._heads(projection(hidden)) for projection in (self.query, self.key))
-        return attention_probs(query, keys, allowed)
+        return lean.attention_probs(query, keys, allowed).astype(jnp.float32)
 
     def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
-
-
-def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
-    """softmax(Q K^T / sqrt(d)) over the allowed keys, float32.
-
-    Returns [..., R, H, Q, P] for queries [..., R, Q, H, d] and keys [..., R, P, H, d].
-    """
-    # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
-    scores = jnp.einsum(
-        "...qhd,...khd->...hqk",
-        query,
-        keys,
-        precision=exact(query.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    scores = jnp.where(allowed, scores * query.shape[-1] ** -0.5, -1e30)
-    return jax.nn.softmax(scores, axis=-1)
+        """[..., H, P, d] from [..., P, D]."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
 
 
 def look_up(table: nnx.Embed, ids: Array) -> Array:
@@ -309,11 +293,6 @@ def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
         precision=exact(dtype),
         rngs=rngs,
     )
-
-
-def exact(dtype) -> jax.lax.Precision | None:
-    """Full float32 precision for float32 products: accelerators would round the factors."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def embed(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:

@@ -1,7 +1,9 @@
-"""GELU and dropout-residual-LayerNorm with backward passes that keep little and read little.
+"""Parts of a layer with backward passes that keep little and read little.
 
-Differentiated as written, both keep several arrays of a layer's size for the backward pass. Here
-they keep one (and the mean and deviation of each vector), and compute the rest from it again.
+Differentiated as written, GELU and dropout-residual-LayerNorm keep several arrays of a layer's size
+for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
+the rest from it again. Attention keeps its probabilities once, in the compute dtype, instead of
+float32 scores and dropped probabilities.
 """
 
 from functools import partial
@@ -81,3 +83,68 @@ def _add_norm_backward(rate: float, epsilon: float, kept: Any, gradient: Array) 
 
 
 dropout_add_norm.defvjp(_add_norm_forward, _add_norm_backward)
+
+
+@jax.custom_vjp
+def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
+    """softmax(Q K^T / sqrt(d)) over the allowed keys, computed in float32.
+
+    Returns [..., R, H, Q, P] in the dtype of the queries [..., R, H, Q, d], for keys
+    [..., R, H, P, d] and `allowed` [R, 1, Q, P] bool.
+    """
+    # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
+    scores = _product("...qd,...kd->...qk", query, keys, jnp.float32)
+    scores = jnp.where(allowed, scores * query.shape[-1] ** -0.5, -1e30)
+    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+def _probs_forward(query: Array, keys: Array, allowed: Array) -> tuple[Array, Any]:
+    probs = attention_probs(query, keys, allowed)
+    return probs, (query, keys, probs)
+
+
+def _probs_backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
+    query, keys, probs = kept
+    wide, gradient = probs.astype(jnp.float32), gradient.astype(jnp.float32)
+    to_scores = wide * (gradient - (wide * gradient).sum(-1, keepdims=True))
+    to_scores = (to_scores * query.shape[-1] ** -0.5).astype(query.dtype)
+    to_query = _product("...qk,...kd->...qd", to_scores, keys)
+    return to_query, _product("...qk,...qd->...kd", to_scores, query), None
+
+
+attention_probs.defvjp(_probs_forward, _probs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def weighted_values(probs: Array, values: Array, bits: Array | None, rate: float) -> Array:
+    """dropout(probs) V: [..., Q, d] from [..., Q, P] and [..., P, d]; bits, rate as in `dropout`.
+
+    Only the three arrays are kept for the backward pass, and those of `attention_probs` are the
+    same probabilities.
+    """
+    return _product("...qk,...kd->...qd", dropout(probs, rate, bits), values)
+
+
+def _values_forward(probs, values, bits, rate) -> tuple[Array, Any]:
+    return weighted_values(probs, values, bits, rate), (probs, values, bits)
+
+
+def _values_backward(rate: float, kept: Any, gradient: Array) -> tuple[Array, Array, None]:
+    probs, values, bits = kept
+    to_dropped = _product("...qd,...kd->...qk", gradient, values)
+    to_values = _product("...qk,...qd->...kd", dropout(probs, rate, bits), gradient)
+    return dropout(to_dropped, rate, bits), to_values, None
+
+
+weighted_values.defvjp(_values_forward, _values_backward)
+
+
+def _product(equation: str, one: Array, other: Array, dtype: Any = None) -> Array:
+    return jnp.einsum(
+        equation, one, other, precision=exact(one.dtype), preferred_element_type=dtype
+    )
+
+
+def exact(dtype: Any) -> jax.lax.Precision | None:
+    """Full float32 precision for float32 products: accelerators would round the factors."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

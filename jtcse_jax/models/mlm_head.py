@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models.bert import exact, initializer
+from jtcse_jax.models.bert import initializer
+from jtcse_jax.models.lean import exact
 from jtcse_jax.models.towers import Params
 
 
