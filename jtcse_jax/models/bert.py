@@ -21,10 +21,8 @@ from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.models import lean
 from jtcse_jax.models.activations import activation
 from jtcse_jax.models.dropout import dropout, random_bits, site_key
-from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, exact, layer_norm, look_up
+from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, layer_norm, look_up
 from jtcse_jax.models.relative import BUCKETS, distance_buckets
-
-FORBIDDEN = -1e30  # score of a pair that attention must not connect
 
 
 class Encoder(nnx.Module):
@@ -130,7 +128,7 @@ class Encoder(nnx.Module):
             distances = positions[:, None, :] - from_[:, :, None]
             buckets = distance_buckets(distances)
             bias = jnp.moveaxis(look_up(self.relative, buckets), -1, 1)
-            allowed = jnp.where(allowed, bias, FORBIDDEN)
+            allowed = jnp.where(allowed, bias, lean.FORBIDDEN)
         return lambda number: allowed
 
     def finish(self, hidden: Array) -> Array:
@@ -214,7 +212,7 @@ class Layer(nnx.Module):
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
-        return self.attention.probabilities(hidden, hidden, allowed)
+        return self.attention.probabilities(hidden, hidden, allowed).astype(jnp.float32)
 
     def _add_norm(
         self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None
@@ -268,37 +266,17 @@ class Attention(nnx.Module):
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
-        probs = dropout(probs, self.dropout, bits).astype(value.dtype)
-        context = jnp.einsum("...hqk,...khd->...qhd", probs, value, precision=exact(hidden.dtype))
-        return self.output(context.reshape(asking.shape))
+        context = lean.weighted_values(probs, value, bits, self.dropout)
+        return self.output(context.swapaxes(-3, -2).reshape(asking.shape))
 
     def probabilities(self, asking: Array, hidden: Array, allowed: Any) -> Array:
-        """Probabilities [..., R, H, Q, P] float32, without dropout; args as in `__call__`."""
+        """[..., R, H, Q, P] in the compute dtype, without dropout; args as in `__call__`."""
         query, keys = self._heads(self.query(asking)), self._heads(self.key(hidden))
-        return attention_probs(query, keys, allowed)
+        return lean.attention_probs(query, keys, allowed)
 
     def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
-
-
-def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
-    """softmax(Q K^T / sqrt(d)) over the allowed keys, float32.
-
-    Returns [..., R, H, Q, P] for queries [..., R, Q, H, d] and keys [..., R, P, H, d]. `allowed` is
-    bool, or a float32 bias, as from `Encoder.allowed`.
-    """
-    # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
-    scores = jnp.einsum(
-        "...qhd,...khd->...hqk",
-        query,
-        keys,
-        precision=exact(query.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    scores *= query.shape[-1] ** -0.5
-    biased = allowed.dtype != jnp.bool_
-    scores = scores + allowed if biased else jnp.where(allowed, scores, FORBIDDEN)
-    return jax.nn.softmax(scores, axis=-1)
+        """[..., H, P, d] from [..., P, D]."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
 
 
 def same_sentence(asking: Array, segments: Array) -> Array:

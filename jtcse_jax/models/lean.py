@@ -1,7 +1,9 @@
-"""GELU and dropout-residual-LayerNorm with backward passes that keep little and read little.
+"""Parts of a layer with backward passes that keep little and read little.
 
-Differentiated as written, both keep several arrays of a layer's size for the backward pass. Here
-they keep one (and the mean and deviation of each vector), and compute the rest from it again.
+Differentiated as written, GELU and dropout-residual-LayerNorm keep several arrays of a layer's size
+for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
+the rest from it again. Attention keeps its probabilities once, in the compute dtype, instead of
+float32 scores and dropped probabilities.
 """
 
 from functools import partial
@@ -13,6 +15,9 @@ import numpy as np
 from jax import Array
 
 from jtcse_jax.models.dropout import dropout
+from jtcse_jax.models.parts import exact
+
+FORBIDDEN = -1e30  # score of a pair that attention must not connect
 
 
 @jax.custom_vjp
@@ -81,3 +86,74 @@ def _add_norm_backward(rate: float, epsilon: float, kept: Any, gradient: Array) 
 
 
 dropout_add_norm.defvjp(_add_norm_forward, _add_norm_backward)
+
+
+@jax.custom_vjp
+def attention_probs(query: Array, keys: Array, allowed: Array) -> Array:
+    """softmax(Q K^T / sqrt(d)) over the allowed keys, computed in float32.
+
+    Returns [..., R, H, Q, P] in the dtype of the queries [..., R, H, Q, d], for keys
+    [..., R, H, P, d]. `allowed` is bool, or a float32 bias that is added to the scores; it
+    broadcasts to them.
+    """
+    # Softmax in float32: sums over a row of bf16 exponentials lose a percent.
+    scores = _product("...qd,...kd->...qk", query, keys, jnp.float32) * query.shape[-1] ** -0.5
+    biased = allowed.dtype != jnp.bool_
+    scores = scores + allowed if biased else jnp.where(allowed, scores, FORBIDDEN)
+    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+def _probs_forward(query: Array, keys: Array, allowed: Array) -> tuple[Array, Any]:
+    probs = attention_probs(query, keys, allowed)
+    bias = None if allowed.dtype == jnp.bool_ else allowed
+    return probs, (query, keys, probs, bias)
+
+
+def _probs_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array | None]:
+    query, keys, probs, bias = kept
+    wide, gradient = probs.astype(jnp.float32), gradient.astype(jnp.float32)
+    to_scores = wide * (gradient - (wide * gradient).sum(-1, keepdims=True))
+    to_bias = None if bias is None else _summed_to(to_scores, bias.shape)
+    to_products = (to_scores * query.shape[-1] ** -0.5).astype(query.dtype)
+    to_query = _product("...qk,...kd->...qd", to_products, keys)
+    return to_query, _product("...qk,...qd->...kd", to_products, query), to_bias
+
+
+def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an array of this shape that was broadcast to that of x."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return x.sum(axis=axes, keepdims=True)
+
+
+attention_probs.defvjp(_probs_forward, _probs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def weighted_values(probs: Array, values: Array, bits: Array | None, rate: float) -> Array:
+    """dropout(probs) V: [..., Q, d] from [..., Q, P] and [..., P, d]; bits, rate as in `dropout`.
+
+    Only the three arrays are kept for the backward pass, and those of `attention_probs` are the
+    same probabilities.
+    """
+    return _product("...qk,...kd->...qd", dropout(probs, rate, bits), values)
+
+
+def _values_forward(probs, values, bits, rate) -> tuple[Array, Any]:
+    return weighted_values(probs, values, bits, rate), (probs, values, bits)
+
+
+def _values_backward(rate: float, kept: Any, gradient: Array) -> tuple[Array, Array, None]:
+    probs, values, bits = kept
+    to_dropped = _product("...qd,...kd->...qk", gradient, values)
+    to_values = _product("...qk,...qd->...kd", dropout(probs, rate, bits), gradient)
+    return dropout(to_dropped, rate, bits), to_values, None
+
+
+weighted_values.defvjp(_values_forward, _values_backward)
+
+
+def _product(equation: str, one: Array, other: Array, dtype: Any = None) -> Array:
+    return jnp.einsum(
+        equation, one, other, precision=exact(one.dtype), preferred_element_type=dtype
+    )

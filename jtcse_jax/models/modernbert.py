@@ -13,9 +13,9 @@ from flax import nnx
 from jax import Array
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.models import bert
+from jtcse_jax.models import bert, lean
 from jtcse_jax.models.activations import activation
-from jtcse_jax.models.bert import attention_probs, same_sentence
+from jtcse_jax.models.bert import same_sentence
 from jtcse_jax.models.dropout import dropout, random_bits
 from jtcse_jax.models.parts import dense, embed, layer_norm, look_up
 
@@ -149,7 +149,7 @@ class Layer(nnx.Module):
     def probabilities(self, hidden: Array, allowed: Pairs) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
         normed = self._normed(hidden)
-        return self.attention.probabilities(normed, normed, allowed)
+        return self.attention.probabilities(normed, normed, allowed).astype(jnp.float32)
 
     def _normed(self, hidden: Array) -> Array:
         if self.attention_norm is None:
@@ -172,17 +172,17 @@ class Attention(bert.Attention):
         """As in `bert.Attention`."""
         query = rotated(self._heads(self.query(asking)), allowed.asking)
         keys = rotated(self._heads(self.key(hidden)), allowed.keys)
-        return attention_probs(query, keys, allowed.allowed)
+        return lean.attention_probs(query, keys, allowed.allowed)
 
 
 def angles(positions: Array, channels: int, base: float) -> Array:
-    """[R, P, 1, channels / 2] float32: position / base^(2 i / channels) for the i-th pair."""
+    """[R, 1, P, channels / 2] float32: position / base^(2 i / channels) for the i-th pair."""
     powers = jnp.arange(0, channels, 2, dtype=jnp.float32) / channels
-    return positions[..., None, None].astype(jnp.float32) / base**powers
+    return positions[:, None, :, None].astype(jnp.float32) / base**powers
 
 
 def rotated(x: Array, by: Array) -> Array:
-    """x [..., H, d] with channels i and i + d / 2 rotated as a pair by angle i; the dtype of x."""
+    """x [..., d] with channels i and i + d / 2 rotated as a pair by angle i; the dtype of x."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(by), jnp.sin(by)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

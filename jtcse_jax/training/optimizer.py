@@ -1,7 +1,11 @@
 """AdamW with a schedule, a decay mask and clipping, all from optax."""
 
+from collections import defaultdict
+
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 from jtcse_jax.config import OptimizerConfig
 
@@ -18,7 +22,29 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     )
     if config.max_grad_norm is None:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+    return optax.chain(clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """As optax's, but with the norm of `global_norm`, which the step needs too."""
+
+    def clip(grads: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        scale = max_norm / jnp.maximum(global_norm(grads), max_norm)
+        return jax.tree.map(lambda grad: scale * grad, grads)
+
+    return optax.stateless(clip)
+
+
+def global_norm(tree: optax.Updates) -> Array:
+    """The Euclidean norm of all leaves together, a float32 scalar.
+
+    Leaves of one shape, those of equal layers, are reduced together: on a GPU that takes two
+    kernels for each shape, not for each leaf, and the stack is never written.
+    """
+    by_shape = defaultdict(list)
+    for leaf in jax.tree.leaves(tree):
+        by_shape[leaf.shape].append(leaf)
+    return jnp.sqrt(sum(jnp.square(jnp.stack(leaves)).sum() for leaves in by_shape.values()))
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -17,6 +17,7 @@ from jtcse_jax.runtime import sharding
 from jtcse_jax.runtime.compilation import step_options
 from jtcse_jax.training.flops import Work, step_flops
 from jtcse_jax.training.gradients import loss_and_gradient
+from jtcse_jax.training.optimizer import global_norm
 
 
 class TrainState(NamedTuple):
@@ -86,7 +87,7 @@ def make_train_step(
         new = optax.apply_updates(params, updates), new_opt_state
         # If the norm is finite, moments and updates are finite too, so the new state need not be
         # checked: a pass over it costs a CPU 7 % of a step.
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         old = params, opt_state
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)

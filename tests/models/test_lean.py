@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jtcse_jax.models.dropout import dropout
-from jtcse_jax.models.lean import dropout_add_norm, gelu
+from jtcse_jax.models.lean import attention_probs, dropout_add_norm, gelu, weighted_values
 
 EPSILON = 1e-12
 
@@ -81,3 +81,63 @@ def test_gelu_has_the_value_and_derivatives_of_jax():
     low = jax.grad(lambda x: (gelu(x).astype(jnp.float32) * wanted).sum())(x.astype(jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
+
+
+def plain_attention(query, keys, values, allowed, bits, rate):
+    scores = jnp.einsum("rhqd,rhkd->rhqk", query, keys) / np.sqrt(query.shape[-1])
+    probs = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
+    return jnp.einsum("rhqk,rhkd->rhqd", dropout(probs, rate, bits), values)
+
+
+def lean_attention(query, keys, values, allowed, bits, rate):
+    return weighted_values(attention_probs(query, keys, allowed), values, bits, rate)
+
+
+def drawn_attention():
+    """Two rows with three heads and five queries, of eight positions in two sentences."""
+    keys = iter(jax.random.split(jax.random.key(1), 5))
+    query, wanted = (jax.random.normal(next(keys), (2, 3, 5, 4)) for _ in range(2))
+    others = [jax.random.normal(next(keys), (2, 3, 8, 4)) for _ in range(2)]
+    segments = jnp.array([[1, 1, 1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2]])
+    allowed = (segments[:, :5, None] == segments[:, None])[:, None]
+    bits = jax.random.bits(next(keys), (2, 3, 5, 8), jnp.uint16)
+    return [query, *others], allowed, bits, wanted
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attention_has_the_value_and_gradient_of_its_parts(rate):
+    arrays, allowed, bits, wanted = drawn_attention()
+
+    def found(attention):
+        return jax.value_and_grad(
+            lambda *arrays: (attention(*arrays, allowed, bits, rate) * wanted).sum(), (0, 1, 2)
+        )(*arrays)
+
+    ours, theirs = found(lean_attention), found(plain_attention)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_in_bfloat16_stays_near_float32():
+    arrays, allowed, bits, wanted = drawn_attention()
+
+    def gradient(dtype):
+        def loss(*arrays):
+            context = lean_attention(*arrays, allowed, bits, 0.1)
+            assert context.dtype == dtype
+            return (context.astype(jnp.float32) * wanted).sum()
+
+        return jax.grad(loss, (0, 1, 2))(*(array.astype(dtype) for array in arrays))
+
+    for low, high in zip(gradient(jnp.bfloat16), gradient(jnp.float32), strict=True):
+        assert low.dtype == jnp.bfloat16
+        error = np.linalg.norm(low.astype(jnp.float32) - high) / np.linalg.norm(high)
+        assert error < 0.01
+
+
+def test_attention_keeps_probabilities_once_for_the_backward_pass():
+    arrays, allowed, bits, _ = drawn_attention()
+    arrays = [array.astype(jnp.bfloat16) for array in arrays]
+    _, back = jax.vjp(lambda *arrays: lean_attention(*arrays, allowed, bits, 0.1), *arrays)
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(back) if leaf.shape == bits.shape}
+    assert sorted(str(leaf.dtype) for leaf in kept.values()) == ["bfloat16", "uint16"]

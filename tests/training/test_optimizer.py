@@ -11,7 +11,12 @@ import pytest
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import OptimizerConfig
 from jtcse_jax.models.towers import Bank
-from jtcse_jax.training.optimizer import make_optimizer, make_schedule, only_kernels
+from jtcse_jax.training.optimizer import (
+    global_norm,
+    make_optimizer,
+    make_schedule,
+    only_kernels,
+)
 
 NAMES = ("kernel", "bias", "scale", "embedding")
 
@@ -63,6 +68,25 @@ def test_three_steps_are_those_of_adamw(fields, decayed):
         params = optax.apply_updates(params, updates)
     for name in NAMES:
         np.testing.assert_allclose(params["layer"][name], expected[name], rtol=2e-5, atol=5e-6)
+
+
+def test_global_norm_is_that_of_all_leaves_together():
+    random = np.random.default_rng(0)
+    shapes = [(2, 3), (2, 3), (3, 2), (6,), (), (2, 3)]
+    leaves = [np.asarray(random.normal(size=shape), np.float32) for shape in shapes]
+    expected = np.linalg.norm(np.concatenate([leaf.ravel() for leaf in leaves]))
+    np.testing.assert_allclose(global_norm(leaves), expected, rtol=1e-6)
+    assert np.isnan(global_norm([*leaves, np.full((2, 3), np.nan, np.float32)]))
+
+
+def test_clipping_keeps_the_state_of_optax():
+    """So that a checkpoint of a run that clips stays readable."""
+    config = OptimizerConfig(max_grad_norm=1.0)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3))
+    ).init(tree(0))
+    ours = make_optimizer(config, total_steps=4).init(tree(0))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
 
 
 @pytest.mark.parametrize(
