@@ -61,7 +61,8 @@ class MtebEncoder:
     @property
     def similarity_fn_name(self) -> str:
         """How the model's folder compares two vectors: cosine, dot, euclidean or manhattan."""
-        return "cosine" if len(self.banks) > 1 else self.banks[0].serving.similarity
+        similarities = [bank.serving.similarity for bank in self.banks]
+        return similarities[0] if len(similarities) == 1 else "cosine"
 
     def mteb_prompts(self, task_metadata: Any, prompt_type: Any) -> list[str]:
         """The text that each bank puts before the sentences of a task, chosen by MTEB's rules.

@@ -258,7 +258,7 @@ def test_json_holds_every_field(file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(pooling="max"), r"model\.pooling = 'max': choose one of cls, mean"),
+        (lambda: ModelConfig(pooling="sum"), r"model\.pooling = 'sum': choose one of cls, mean"),
         (lambda: Cross(mode="sid"), r"model\.cross\.mode = 'sid': choose one of side, main, off"),
         (lambda: ObjectiveConfig(name="JTCSE"), r"objective\.name = 'JTCSE'.*simcse, tncse"),
         (lambda: OptimizerConfig(schedule="Linear"), r"optimizer\.schedule = 'Linear'.*cosine"),

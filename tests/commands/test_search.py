@@ -5,11 +5,13 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 from tiny_models import some_sentences, tiny_model
 
 from jtcse_jax import search
 from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
 from jtcse_jax.store import exported
 
 SENTENCES = [f"the dog {words}".strip() for words in some_sentences(20, longest=6)]
@@ -97,3 +99,22 @@ def test_what_cannot_be_is_one_line(command, capsys):
             command(*arguments)
         assert exit.value.code == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+
+
+def test_vectors_and_index_of_an_earlier_command_give_the_same_hits(command, folder, tmp_path):
+    expected = shown(command("--query", "the cat"))
+    vectors = SentenceEncoder.load(folder / "two").encode([*SENTENCES, "see [/old] river"])
+    np.save(tmp_path / "vectors.npy", vectors)
+    with_vectors = ("--vectors", str(tmp_path / "vectors.npy"), "--query", "the cat")
+    saving = ("--save-index", str(tmp_path / "index"))
+    assert shown(command(*with_vectors, *saving)) == expected
+    arguments = search.Arguments(
+        model=str(folder / "two"), index=str(tmp_path / "index"), query=("the cat",)
+    )
+    assert shown(command(*with_vectors)) == expected
+    search.search(arguments)
+    with pytest.raises(UserError, match="--input"):
+        search.search(search.Arguments(model=str(folder / "two"), query=("the cat",)))
+    np.save(tmp_path / "vectors.npy", vectors[1:])
+    with pytest.raises(SystemExit):
+        command(*with_vectors)

@@ -143,7 +143,7 @@ class Batches(list):
 
 
 class Metadata:
-    name = "SomeTask"
+    name, type = "SomeTask", "STS"
 
 
 def test_batches_of_mteb_give_the_vectors_of_their_texts():

@@ -276,3 +276,24 @@ def test_transformers_opens_the_written_folder(tmp_path, tensors, family):
         assert torch.equal(state[name], torch.tensor(value)), name
     assert model.config.hidden_act == "gelu" and model.dtype == torch.float32
     assert model.config.layer_norm_eps == 1e-12 and model.config.pad_token_id == 1
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "0.auto_model.", "module.model."])
+@pytest.mark.parametrize("inner", ["bert.", "encoder."])
+def test_prefix_before_encoder_and_head(tmp_path, tensors, wrapper, inner):
+    head = {
+        "cls.predictions.transform.dense.weight": np.ones((HIDDEN, HIDDEN), np.float32),
+        "cls.predictions.transform.dense.bias": np.full(HIDDEN, 2, np.float32),
+        "cls.predictions.transform.LayerNorm.gamma": np.full(HIDDEN, 3, np.float32),
+        "cls.predictions.transform.LayerNorm.beta": np.full(HIDDEN, 4, np.float32),
+        "cls.predictions.bias": np.full(VOCAB, 5, np.float32),
+    }
+    named = {wrapper + inner + name: value for name, value in tensors.items()}
+    named |= {wrapper + name: value for name, value in head.items()}
+    folder = save(tmp_path / "wrapped", named)
+    expected = hf_weights.read_tower(save(tmp_path / "plain", tensors), ARCHITECTURE)
+    assert_equal(hf_weights.read_tower(folder, ARCHITECTURE), expected)
+    found = hf_weights.read_mlm_head(folder, ARCHITECTURE)
+    assert found is not None
+    assert [leaf.flat[0] for leaf in (found["dense"]["bias"], found["norm"]["scale"])] == [2, 3]
+    assert found["bias"].tolist() == [5] * VOCAB
