@@ -55,27 +55,29 @@ def verdict(runs: Sequence[Run]) -> str:
     The gain is over the next best run of the same dev set or, if there is none, over the start of
     the run. It has a paired interval if the cosines and the pairs are still there.
     """
-    scored = sorted((run for run in runs if run.best), key=lambda run: -run.best[METRIC])
-    if not scored:
+    bests = [(run, best) for run in runs if (best := run.best)]
+    if not bests:
         return ""
-    first = scored[0]
-    dev = first.config.get("data", {}).get("dev")
-    others = [run for run in scored[1:] if run.config.get("data", {}).get("dev") == dev]
-    score = f"{first.name} has the best dev score, {100 * first.best[METRIC]:.2f}"
+    bests.sort(key=lambda each: -each[1][METRIC])
+    (first, best), *others = bests
+    name = first.config.get("data", {}).get("dev")
+    others = [each for each in others if each[0].config.get("data", {}).get("dev") == name]
+    score = f"{first.name} has the best dev score, {100 * best[METRIC]:.2f}"
     if others:
-        other, step, against = others[0], others[0].best["step"], others[0].name
+        other, old = others[0]
+        against = other.name
+    elif best["step"] == 0:
+        return f"{score}, which is that of its start: no later step is better."
     else:
-        other, step, against = first, 0, "its start"
-        if first.best["step"] == 0:
-            return f"{score}, which is that of its start: no later step is better."
-    old = next((line[METRIC] for line in other.scored if line["step"] == step), None)
-    if old is None:
-        return f"{score}."
+        other, against = first, "its start"
+        old = next((line for line in first.scored if line["step"] == 0), None)
+        if old is None:
+            return f"{score}."
     difference = None
     with contextlib.suppress(UserError):
-        pairs = Development(dev or "builtin")
-        difference = pairs.difference((first.folder, first.best["step"]), (other.folder, step))
-    gain = difference or f"{100 * (first.best[METRIC] - old):+.2f}"
+        steps = (first.folder, int(best["step"])), (other.folder, int(old["step"]))
+        difference = Development(name or "builtin").difference(*steps)
+    gain = difference or f"{100 * (best[METRIC] - old[METRIC]):+.2f}"
     return f"{score}; compared with {against}: {gain}."
 
 
