@@ -26,8 +26,8 @@ def token_embeddings(
     (encoder,), (prompt,) = encoders, prompts
     found: list[np.ndarray] = [np.empty(0)] * len(sentences)
     for start in range(0, len(sentences), PART):
-        _, calls = encoder.place(sentences[start : start + PART], prompt)
-        for numbers, batch in calls:
+        placed = encoder.place(sentences[start : start + PART], prompt)
+        for numbers, batch in placed.calls:
             states = np.asarray(_states(encoder.bank, encoder.params, batch))
             segments, slots = np.asarray(batch.segments), batch.cls_positions.shape[1]
             for number, place in zip(numbers.tolist(), np.asarray(batch.order), strict=False):

@@ -266,7 +266,7 @@ class Attention(nnx.Module):
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
-        context = lean.weighted_values(probs, value, bits, self.dropout)
+        context: Array = lean.weighted_values(probs, value, bits, self.dropout)
         return self.output(context.swapaxes(-3, -2).reshape(asking.shape))
 
     def probabilities(self, asking: Array, hidden: Array, allowed: Any) -> Array:
