@@ -32,10 +32,11 @@ from benchmarks.program.steps import Case, checked_config, lower_encoder, lower_
 from benchmarks.program.targets import Target, find_target
 from benchmarks.race import report, show
 from jtcse_jax.architecture import Cross
-from jtcse_jax.config import Config, ModelConfig, ObjectiveConfig
+from jtcse_jax.config import Config, ModelConfig
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.runtime.failure import one_line_errors
 from jtcse_jax.runtime.files import check_replaceable
+from jtcse_jax.traits import TRAITS
 
 PROGRAMS = {"step": lower_step, "encoder": lower_encoder}
 
@@ -106,7 +107,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--target", required=True, help="h100, h200, a100 or, say, v5e:2x4")
     parser.add_argument("--devices", type=int, help="default: one GPU, all chips of a TPU topology")
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=[*PROGRAMS])
-    parser.add_argument("--objective", choices=_choices(ObjectiveConfig, "name"), default="tncse")
+    parser.add_argument("--objective", choices=tuple(TRAITS), default="tncse")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--layers", type=int, help="default: those of the size")
     parser.add_argument("--towers", type=int, help="default: 2 for tncse and jtcse, else 1")
