@@ -247,6 +247,7 @@ def test_json_holds_every_field(file):
     }
     written["model"]["towers"] = tuple(written["model"]["towers"])
     written["data"]["columns"] = tuple(written["data"]["columns"])
+    written["objective"]["matryoshka"] = tuple(written["objective"]["matryoshka"])
     written["model"]["cross"] = Cross(**written["model"]["cross"])
     written["model"]["scratch"] = Architecture(**written["model"]["scratch"])
     parts = {name: kind(**written[name]) for name, kind in kinds.items()}

@@ -25,7 +25,12 @@ ADDED = {
     ".venv/bin/pip install": "tests use no network; the packages are in requirements-dev.txt",
     ".venv/bin/python -m jtcse_jax.train": SMALL,
     ".venv/bin/python -m jtcse_jax.pipeline": [
-        *("--stages.jtcse.max-steps", "1", "--stages.jtcse.data.batch-size", "4"),
+        *(
+            option
+            for stage in ("tncse", "simcse", "distilled")
+            for option in (f"--stages.{stage}.max-steps", "1")
+            + (f"--stages.{stage}.data.batch-size", "4")
+        ),
     ],
     ".venv/bin/python -m jtcse_jax.augment repeat-words": [],
     ".venv/bin/python -m jtcse_jax.preflight": [],

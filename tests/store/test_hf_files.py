@@ -19,7 +19,7 @@ def test_find_folder(tmp_path, monkeypatch):
     assert hf_files.find_folder(f"~/{tmp_path.name}") == tmp_path
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert hf_files.find_folder("owner/name") == tmp_path / "cache"
-    assert asked == [("owner/name", ["*.json", "*.txt", "*.safetensors"])]
+    assert asked == [("owner/name", ["*.json", "*.txt", "*.model", "*.safetensors"])]
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "nobody/has-this-model", "two words"])
