@@ -85,40 +85,36 @@ class DataConfig:
     hub:NAME:SPLIT:FIELD (also of a folder that `datasets` saved), or stdlib (the English text of
     Python's own documentation). `-` and other pipes are copied to a temporary file."""
     columns: tuple[str, ...] = ()
-    """Columns of the table in `source`, a .csv, .tsv with a header, .jsonl, .json, .parquet or
-    .arrow: one of sentences, or two of pairs. Empty for text without columns."""
+    """Columns of a table in `source` (.csv, .tsv with a header, .jsonl, .json, .parquet, .arrow):
+    one of sentences, or two of pairs. Empty for text without columns."""
     pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
     """The two views of an item. same: the sentence twice (dropout makes them differ), or the pair
     in a .tsv; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
     repeated (ESimCSE); none: each sentence once, for mlm."""
     repeat_rate: float = 0.32
     """pairs = repeat: largest share of words to repeat; up to two words may always be repeated. The
-    second view keeps all tokens of the first, so it may be longer than max_len, up to row_length
-    and the model's positions. If these leave too little room, fewer words are repeated."""
+    second view may be longer than max_len; it repeats fewer words where the row has no room."""
     max_len: int = 64
     """Longest sentence in training, in tokens, including [CLS] and [SEP]. Longer sentences are cut,
     and the run prints how many. The trained model reads `model.serving_length` tokens."""
     batch_size: int = 64
     """Sentences in a batch, over all devices; each has two views."""
     batches: Literal["random", "similar"] = "random"
-    """random, or similar: a batch groups sentences that the first tower finds similar at the start
-    of the run, so that they are hard negatives of each other. Near-duplicates (cosine above 0.9)
-    are kept out of each other's groups. All sentences are encoded once before the first step."""
+    """random, or similar: a batch groups sentences that the first tower finds similar, which are hard
+    negatives of each other; near-duplicates (cosine above 0.9) are kept apart. All sentences are
+    encoded once before the first step."""
     random_share: float = 0.25
     """batches = similar: share of the sentences in a batch that are drawn at random."""
     row_length: int | None = None
-    """Tokens in a packed row (P), at least max_len. By default 64, or more if the longest view
-    (max_len, and with pairs = repeat its repeated words) needs more."""
+    """Tokens in a packed row (P), at least max_len; by default 64, or what the longest view needs."""
     micro_batch: int | None = None
     """Number of sentences, over all devices, whose activations are in memory at a time; must divide
-    batch_size. Loss and gradient are still those of the whole batch; the price is a second forward
-    pass. None runs the whole batch at once."""
+    batch_size. Loss and gradient stay those of the batch; the price is a second forward pass."""
     slots: int | None = None
     """Largest number of sentence views in a row (C); by default one per ten tokens."""
     dev: str | None = None
-    """Development set: scored pairs in a file, as lines sentence1<TAB>sentence2<TAB>score or in any
-    other form that `evaluate --sts` reads; an STS-B folder; or `builtin`. Without one no best step
-    is selected, and the newest is kept."""
+    """Development set: a file of scored pairs as `evaluate --sts` reads it, an STS-B folder, or
+    `builtin`. Without one no best step is selected, and the newest is kept."""
     cache_dir: str = "~/.cache/jtcse_jax"
     """Folder for tokenised text."""
     timeout: float = 600
@@ -209,14 +205,12 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name} = {getattr(self, name)}: must be above 0.")
         if not 0 < self.mask_share < 1:
             raise UserError(f"objective.mask_share = {self.mask_share}: choose between 0 and 1.")
-        if any(d < 1 for d in self.matryoshka) or len({*self.matryoshka}) < len(self.matryoshka):
+        cuts = self.matryoshka
+        usable = self.traits.embeds and not self.mlp_head
+        if cuts and (min(cuts) < 1 or len({*cuts}) < len(cuts) or not usable):
             raise UserError(
-                f"objective.matryoshka = {self.matryoshka}: list different numbers above 0."
-            )
-        if self.matryoshka and (self.mlp_head or not self.traits.embeds):
-            raise UserError(
-                "objective.matryoshka needs the sentence vectors in the loss: it does not go with "
-                "mlp_head or mlm."
+                f"objective.matryoshka = {cuts}: list different numbers above 0, without mlp_head "
+                "and not for mlm, whose losses have no sentence vectors."
             )
         if self.traits.needs_teacher != (self.teacher is not None):
             raise UserError(

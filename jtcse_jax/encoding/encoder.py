@@ -315,16 +315,9 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
         width, own = self.banks[0].width, self.banks[0].serving.truncate_dim
         if truncate_dim is None:
             return width if own is None or len(self.banks) > 1 else min(own, width)
-        return check_width(truncate_dim, width)
-
-
-def check_width(truncate_dim: int | None, width: int) -> int:
-    """Number of components to keep. UserError if `truncate_dim` is not from 1 to `width`."""
-    if truncate_dim is None:
-        return width
-    if not 1 <= truncate_dim <= width:
-        raise UserError(f"truncate_dim = {truncate_dim}: choose 1 to {width}.")
-    return truncate_dim
+        if not 1 <= truncate_dim <= width:
+            raise UserError(f"truncate_dim = {truncate_dim}: choose 1 to {width}.")
+        return truncate_dim
 
 
 def warn_of_losses(

@@ -246,7 +246,9 @@ def test_search_needs_an_index_and_a_number(model):
             call("cat")
     with pytest.raises(UserError, match="backend = 'fast': choose exact or faiss"):
         embed.build_index(["cat"], backend="fast")
-    with pytest.raises(UserError, match="build_index takes the sentences, not the string 'text.txt'"):
+    with pytest.raises(
+        UserError, match="build_index takes the sentences, not the string 'text.txt'"
+    ):
         embed.build_index("text.txt")
     embed.build_index([])
     assert embed.search("cat") == []
