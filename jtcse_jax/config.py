@@ -100,13 +100,13 @@ class DataConfig:
     batch_size: int = 64
     """Sentences in a batch, over all devices; each has two views."""
     batches: Literal["random", "similar"] = "random"
-    """random, or similar: a batch groups sentences that the first tower finds similar, which are hard
-    negatives of each other; near-duplicates (cosine above 0.9) are kept apart. All sentences are
-    encoded once before the first step."""
+    """random, or similar: a batch groups sentences that the first tower finds similar, which
+    are hard negatives; near-duplicates (cosine above 0.9) are kept apart. All sentences are encoded
+    once before the first step."""
     random_share: float = 0.25
     """batches = similar: share of the sentences in a batch that are drawn at random."""
     row_length: int | None = None
-    """Tokens in a packed row (P), at least max_len; by default 64, or what the longest view needs."""
+    """Tokens in a packed row (P), at least max_len; by default 64, or the longest view."""
     micro_batch: int | None = None
     """Number of sentences, over all devices, whose activations are in memory at a time; must divide
     batch_size. Loss and gradient stay those of the batch; the price is a second forward pass."""
