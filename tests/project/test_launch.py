@@ -253,7 +253,7 @@ def test_package_reads_its_requirements_from_the_one_list():
     # A range each and no pin; setuptools understands no option lines in this file.
     lines = [line.split("#")[0].strip() for line in open(ROOT / "requirements.txt")]
     requirements = [line for line in lines if line]
-    assert all(re.fullmatch(r"[a-zA-Z_-]+>=[0-9.]+", line) for line in requirements)
+    assert all(re.fullmatch(r"[a-zA-Z_-]+>=[0-9.]+(,<[0-9.]+)?", line) for line in requirements)
     assert "-r requirements.txt\n" in (ROOT / "requirements-dev.txt").read_text()
 
 

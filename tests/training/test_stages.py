@@ -91,7 +91,7 @@ def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
 
 TWO_PROCESSES = """
 from pathlib import Path
-from test_stages import make_pipeline
+from runs import make_pipeline
 from jtcse_jax.training.stages import run
 from jtcse_jax.runtime.command import set_up_jax
 from jtcse_jax.evaluation import development
