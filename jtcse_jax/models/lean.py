@@ -2,8 +2,9 @@
 
 Differentiated as written, GELU and dropout-residual-LayerNorm keep several arrays of a layer's size
 for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
-the rest from it again. Attention keeps its probabilities once, in the compute dtype, instead of
-float32 scores and dropped probabilities.
+the rest from it again. Attention
+needs only its probabilities, in the compute dtype; a compiler may still choose to keep the float32
+scores, as XLA does for the H100.
 """
 
 from functools import partial
