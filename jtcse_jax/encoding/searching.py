@@ -87,7 +87,7 @@ class Searcher:
     def save_index(self, folder: str | Path) -> None:
         """Writes the index, with its sentences, into a new folder that `load_index` reads.
 
-        Raises UserError if there is no index, or the folder is not empty or cannot be written.
+        Raises UserError without an index, and for a folder that has files or cannot be written.
         """
         indexes.save(folder, self._built_index(), self._sentences, self._model_hash())
 
@@ -175,5 +175,5 @@ class Searcher:
 
     def _built_index(self) -> indexes.Index:
         if self._index is None:
-            raise UserError("There is no index to search: call build_index first.")
+            raise UserError("No index was built or loaded: call build_index first.")
         return self._index

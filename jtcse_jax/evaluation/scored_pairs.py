@@ -10,7 +10,7 @@
 Columns of text are separated by tabs, `||`, commas or semicolons (`data/text_tables.py` has the
 rules for quotes). The header of KorSTS, JSTS, GLUE's STS-B, SICK and the sets of MTEB names its
 sentences `sentence1` and `sentence2`, or as in `data.tables.PAIRS`. The score is `score` or one of
-its other names; a `label` counts as the score if there is no other.
+its other names; a `label` is the score only in a table without a score column.
 """
 
 import math

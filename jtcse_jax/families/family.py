@@ -14,9 +14,9 @@ class Names:
     """
 
     outside: Mapping[str, str]
-    """Of modules outside the layers; "embeddings.word" must be there."""
+    """Names of the modules outside the layers; must contain "embeddings.word"."""
     inside: Mapping[str, str]
-    """Of modules inside a layer."""
+    """Names of the modules inside a layer."""
     layers: str = "encoder.layer"
     """Where the layers are, each under its number."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

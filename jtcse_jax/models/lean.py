@@ -3,8 +3,8 @@
 Differentiated as written, GELU and dropout-residual-LayerNorm keep several arrays of a layer's size
 for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
 the rest from it again. Attention
-needs only its probabilities, in the compute dtype; a compiler may still choose to keep the float32
-scores, as XLA does for the H100.
+needs only its probabilities, in the compute dtype. XLA may keep the float32 scores too; for the
+H100 it does.
 """
 
 from functools import partial

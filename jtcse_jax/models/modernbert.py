@@ -24,8 +24,8 @@ class Pairs(NamedTuple):
     """What a layer must know of queries and keys."""
 
     allowed: Array  #: [R, 1, Q, P] bool
-    asking: Array  #: [R, Q, 1, d / 2] float32, angles by which queries are rotated
-    keys: Array  #: [R, P, 1, d / 2] float32, the same for keys
+    asking: Array  #: [R, 1, Q, d / 2] float32, angles by which queries are rotated
+    keys: Array  #: [R, 1, P, d / 2] float32, the same for keys
 
 
 class Encoder(bert.Encoder):

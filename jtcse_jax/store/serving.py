@@ -71,7 +71,7 @@ class Serving:
         """The text put before a sentence: `text`, else the prompt `name`, else the default one.
 
         As in sentence-transformers, every model has the prompts "query" and "document", which are
-        empty unless it defines them. Raises UserError if there is no prompt `name`.
+        empty unless it defines them. Raises UserError if the folder lacks a prompt of that name.
         """
         if text is not None:
             return text

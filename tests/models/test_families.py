@@ -140,7 +140,7 @@ def test_distances_are_in_the_buckets_of_mpnet():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_gets_a_gradient(family):
-    """Of a bank that crosses, with dropout; the embeddings of tokens that occur."""
+    """The bank crosses and has dropout; only embeddings of tokens in the batch get one."""
     architecture = Architecture(
         family=family,
         vocab_size=12,
