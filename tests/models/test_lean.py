@@ -118,6 +118,30 @@ def test_attention_has_the_value_and_gradient_of_its_parts(rate):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("streams", [(), (2,)], ids=["one stream", "two streams"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 8), (2, 1, 5, 8)], ids=["each head", "all heads"])
+def test_a_bias_of_the_scores_gets_its_gradient(streams, shape):
+    """Also if it is broadcast: over heads, or over the plain and the crossed stream."""
+    (query, keys, values), allowed, _, wanted = drawn_attention()
+    bias = jnp.where(allowed, jax.random.normal(jax.random.key(2), shape), -1e30)
+    # The second stream differs, so that a gradient of only one of them would be seen.
+    factor = jnp.ones((*streams, 1, 1, 1, 1)).at[-1:].multiply(1.7) if streams else 1.0
+
+    def lean(query, keys, values, bias):
+        return (attention_probs(query * factor, keys * factor, bias) @ values * wanted).sum()
+
+    def plain(query, keys, values, bias):
+        scores = (query * factor) @ (keys * factor).swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+        return (jax.nn.softmax(scores + bias, axis=-1) @ values * wanted).sum()
+
+    ours, theirs = (
+        jax.value_and_grad(loss, (0, 1, 2, 3))(query, keys, values, bias) for loss in (lean, plain)
+    )
+    assert np.abs(theirs[1][3]).max() > 0.01
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_attention_in_bfloat16_stays_near_float32():
     arrays, allowed, bits, wanted = drawn_attention()
 
