@@ -13,9 +13,10 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from jtcse_jax.config import SCRATCH
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store import hf_files
 from jtcse_jax.store.checkpoint import Checkpoints
-from jtcse_jax.store.saved_model import SavedModel, read_json
+from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG
 from jtcse_jax.user_path import user_path
 
@@ -65,7 +66,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
-    content = read_json(path, dict)
+    content = read_json(path)
     scores = content.get("sts")
     tasks = scores.get("spearman") if isinstance(scores, dict) else None
     if not isinstance(tasks, dict) or not all(
@@ -80,7 +81,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 
 
 def _from_json(path: Path) -> Card:
-    content, empty = read_json(path, dict), dataclasses.asdict(Card(step=0))
+    content, empty = read_json(path), dataclasses.asdict(Card(step=0))
     wrong = [
         name
         for name, value in content.items()
@@ -92,7 +93,7 @@ def _from_json(path: Path) -> Card:
 
 
 def _of_workdir(workdir: Path, step: int | None) -> Card:
-    config = read_json(workdir / CONFIG, dict) if (workdir / CONFIG).is_file() else {}
+    config = read_json(workdir / CONFIG) if (workdir / CONFIG).is_file() else {}
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         metrics = {} if step is None else checkpoints.metrics(step)
     return Card(
@@ -119,7 +120,7 @@ def _base_models(config: dict[str, Any], seen: set[Path]) -> set[str]:
             found |= set(_from_json(folder / FILE).base_models)
         elif (folder / CONFIG).is_file():
             seen.add(folder.resolve())
-            found |= _base_models(read_json(folder / CONFIG, dict), seen)
+            found |= _base_models(read_json(folder / CONFIG), seen)
     return found
 
 
@@ -152,6 +153,6 @@ def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
         settings["normalize"] = any(kind.endswith(".Normalize") for kind in kinds)
     path = folder / "config_sentence_transformers.json"
     if path.is_file():
-        prompts = read_json(path, dict).get("prompts") or {}
+        prompts = read_json(path).get("prompts") or {}
         settings["prompts"] = {name: text for name, text in prompts.items() if text}
     return settings

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.store.hf_files import read_json
+from jtcse_jax.runtime.files import read_json
 
 CONFIG = "config.json"
 
@@ -41,7 +41,7 @@ FIXED = {
 def read_architecture(folder: str | Path) -> Architecture:
     """The architecture in the folder's `config.json`; UserError if it is not supported."""
     path = Path(folder) / CONFIG
-    config = read_json(path)
+    config = read_json(path, advice="name a Hugging Face folder")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(FAMILIES)

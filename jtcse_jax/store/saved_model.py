@@ -19,6 +19,7 @@ from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.pipeline_config import MODEL
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_files import lies_in
@@ -123,7 +124,7 @@ def split_name(name: str) -> tuple[str, int | None]:
 def read_description(folder: Path) -> dict[str, Any]:
     """The description in `jtcse.json`, or else in a sentence-transformers folder; {} if neither."""
     path = folder / DESCRIPTION
-    return read_json(path, dict) if path.is_file() else _read_sentence_transformers(folder)
+    return read_json(path) if path.is_file() else _read_sentence_transformers(folder)
 
 
 def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
@@ -174,17 +175,6 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
         found = reprlib.repr(num_towers)
         raise UserError(f"{path}: num_towers = {found}: must be from 1 to {MOST_TOWERS}.")
     return bank, hf_tokenizer.load_tokenizer(workdir / TOKENIZER)
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file; UserError if it is not of type `kind` (dict or list)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"a {type(content).__name__} instead of a {kind.__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore or delete it.") from error
-    return content
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:
@@ -244,7 +234,7 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
             raise UserError(
                 f"{folder / 'modules.json'}: its {reprlib.repr(kind)} module is not supported."
             )
-    pooling = read_json(pooling_file, dict)
+    pooling = read_json(pooling_file)
     mode = pooling.get("pooling_mode")  # the new spelling; the old one is a set of booleans
     if mode is None:
         modes = [key for key, value in pooling.items() if value is True and "_mode_" in key]
@@ -256,5 +246,5 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     description = {"pooling": mode}
     lengths = folder / "sentence_bert_config.json"
     if lengths.is_file():
-        description["serving_length"] = read_json(lengths, dict).get("max_seq_length")
+        description["serving_length"] = read_json(lengths).get("max_seq_length")
     return description

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from jtcse_jax.data.token_parts import TokenParts
 
 from jtcse_jax import prepare
+from jtcse_jax.config import DataConfig
 from jtcse_jax.data import text_files
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.data.tokens import TokenCache, tokenize
 from jtcse_jax.store import hf_tokenizer
 
@@ -118,7 +119,7 @@ def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, c
     assert {path.name: path.read_bytes() for path in made.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
-    batches = PackedBatches(TokenCache(made), batch_size=8, row_length=32, slots=4, seed=0)
+    batches = PackedBatches(TokenCache(made), DataConfig(batch_size=8), seed=0)
     assert batches.num_items == len(reference) == len(expected_sentences(documents))
     assert batches[3].mask.all()
 
