@@ -213,7 +213,7 @@ def _write(
             with output.aside() as whole:
                 output.join("tsv", whole)
                 output.publish(whole)
-            blank = f"; {blocks.source.blank:,} blank lines skipped" * (blocks.source.blank > 0)
+            blank = f"; {blocks.num_blank:,} blank lines skipped" * (blocks.num_blank > 0)
             equal = f"{sums['equal']:,} with two equal sentences"
             _say(f"{arguments.output}: {sums['pairs']:,} pairs, {equal}{blank}")
     return sums

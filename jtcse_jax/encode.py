@@ -51,10 +51,10 @@ def encode(arguments: Arguments) -> None:
         raise UserError(f"--batch-size {arguments.batch_size}: give at least 1.")
     text = open_source(arguments.input)
     blocks = Blocks(text, arguments.batch_size)
-    if text.blank:
+    if blocks.num_blank:
         raise UserError(
-            f"--input {arguments.input} has {text.blank} blank lines, so that row n of the output "
-            "would not be line n: remove them."
+            f"--input {arguments.input} has {blocks.num_blank} blank lines, so that row n of the "
+            "output would not be line n: remove them."
         )
     rows = blocks.num_sentences
     members = arguments.load_members()

@@ -16,6 +16,7 @@ class Blocks:
         source: the source.
         size: the size of a block.
         num_sentences: sentences of the source.
+        num_blank: blank lines of the source, which are skipped.
     """
 
     def __init__(self, source: Source, size: int):
@@ -26,6 +27,7 @@ class Blocks:
         if source.views > 1:
             raise UserError(f"{source.spec} has two sentences a line; give one a line.")
         self.num_sentences = sum(1 for _ in source.read())
+        self.num_blank = source.blank
         self.source, self.size = source, size
         self._sentences: Iterator[str] = iter(())
         self._next = len(self)  # the block that follows in `_sentences`

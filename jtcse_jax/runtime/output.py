@@ -175,11 +175,14 @@ class Output:
                 raise Gone(
                     f"another process has completed or given up {self.path}: start again."
                 ) from error
+            advice = "choose another place"
+            if self.folder.is_dir():
+                advice = (
+                    f"what is finished is in {self.folder}: free space there and start the same "
+                    "command again"
+                )
             reason = error.strerror or error
-            raise UserError(
-                f"{self.path} cannot be written: {reason}; what is finished is in {self.folder}: "
-                "free space there and start the same command again, or choose another place."
-            ) from error
+            raise UserError(f"{self.path} cannot be written: {reason}; {advice}.") from error
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         path = self.folder / SETTINGS

@@ -130,7 +130,7 @@ def test_options_beside_an_ensemble_are_refused(folder, tmp_path, option):
 
 
 WRONG = [
-    ("{", "not readable JSON"),
+    ("{", "is not valid JSON"),
     ("[]", "an ensemble is"),
     ('{"members": []}', "an ensemble is"),
     ('{"members": {"model": "one", "weight": 1}}', "an ensemble is"),
