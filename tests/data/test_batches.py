@@ -220,16 +220,11 @@ def test_usual_rows_cost_least_over_the_first_batches():
     assert work(batches.usual_rows) == min(map(work, range(1, 33)))
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"batch_size": 51}, "some.txt has 50 sentences.*data.batch_size from 51"),
-        ({"batch_size": 50, "pairs": "adjacent"}, "has 49 sentences"),
-    ],
-)
-def test_a_field_that_cannot_work_is_named(changes, problem):
+@pytest.mark.parametrize(("size", "pairs", "items"), [(51, "same", 50), (50, "adjacent", 49)])
+def test_text_of_less_than_a_batch_is_refused(size, pairs, items):
+    problem = f"some.txt has {items} sentences.*data.batch_size from {size}"
     with pytest.raises(UserError, match=problem):
-        make(Sentences(50), **changes)
+        make(Sentences(50), batch_size=size, pairs=pairs)
 
 
 def test_adjacent_pairs_of_a_source_of_pairs_are_refused():

@@ -115,6 +115,7 @@ def test_remains_of_killed_processes_are_removed(output, tmp_path, monkeypatch):
     output.begin()
     (output.folder / "published").touch()
     assert make(output) == [0, 1, 2, 3, 4]
+    assert output.path.read_bytes() == WHOLE
 
 
 @pytest.mark.parametrize("size", [0, 3])
