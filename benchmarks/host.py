@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.race import Contender, Outcome, memory, race, report
 from benchmarks.text import add_options, write_text
+from jtcse_jax.config import DataConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
@@ -217,7 +218,7 @@ def _feed(folder: str, size: int, count: int, step: float) -> Callable[[], Numbe
     began = time.perf_counter()
     batches = PackedBatches(
         cache,
-        batch_size=size,
+        DataConfig(batch_size=size),
         seed=0,
         row_multiple=sharding.row_shards(mesh),
     )

@@ -35,7 +35,7 @@ from benchmarks.limits import SIZES
 from benchmarks.race import report
 from benchmarks.text import add_options, write_text
 from benchmarks.train_step import half
-from jtcse_jax.config import ModelConfig
+from jtcse_jax.config import DataConfig, ModelConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
@@ -179,7 +179,7 @@ def measure_packing(cache: TokenCache, batch: int, cluster: Cluster) -> tuple[fl
     """Processor seconds and bytes of a batch in the process of the first host."""
     batches = PackedBatches(
         cache,
-        batch_size=batch,
+        DataConfig(batch_size=batch),
         seed=0,
         row_multiple=cluster.devices,
         shard=(0, cluster.hosts),

@@ -1,28 +1,31 @@
 """`python -m jtcse_jax.augment repeat-words|back-translate`: makes training pairs from sentences.
 
 Each sentence of the input becomes one line of a .tsv: the sentence and a second view of it. The
-trainer reads the .tsv as a source. If the command is killed, the same command resumes.
+trainer reads the .tsv as a source. If the command is killed, the same command resumes. Started
+several times with one output, the processes share the work.
 """
 
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import numpy as np
 
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
-from jtcse_jax.data.pair_file import PairFile
-from jtcse_jax.data.sources import Source
+from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
+from jtcse_jax.runtime.files import check_new
+from jtcse_jax.runtime.output import Output
+from jtcse_jax.user_path import user_path
 
-_WORDS_WINDOW = 8192  # sentences between two writes
-_BATCHES = 8  # batches of translations between two writes; a kill loses at most these
+# Sentences of a part: a killed process loses the part it was working on.
+_WORDS_WINDOW, _TRANSLATED_WINDOW = 8192, 256
 _SECONDS = 10  # between two lines of progress
+_ONE_CELL = str.maketrans("\t\n\r", "   ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +84,16 @@ def make_repeated(arguments: RepeatWords) -> None:
 
     The random choice for a sentence depends on the seed and the sentence's number only, so a
     resumed file is the same. Raises UserError for a rate or seed out of range, and the errors of
-    the source and of `PairFile`.
+    the source and of `Output`.
     """
     if not 0 <= arguments.rate <= 1:
         raise UserError(f"--rate {arguments.rate}: give a number from 0 to 1.")
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: give a number from 0.")
-    source = _open(arguments)
+    blocks = _open(arguments, _WORDS_WINDOW)
 
-    def second_views(number: int, sentences: list[str]) -> list[str]:
-        return [
+    def second_views(number: int, sentences: list[str]) -> tuple[list[str], dict[str, int]]:
+        views = [
             " ".join(
                 repeat_words(
                     sentence.split(),
@@ -100,18 +103,17 @@ def make_repeated(arguments: RepeatWords) -> None:
             )
             for i, sentence in enumerate(sentences)
         ]
+        return views, {}
 
     settings = {"command": "repeat-words", "--rate": arguments.rate, "--seed": arguments.seed}
-    with PairFile(arguments.output, settings) as pairs:
-        _write(source, pairs, _WORDS_WINDOW, second_views)
-    _say_result(arguments, source, pairs)
+    _write(arguments, blocks, settings, second_views)
 
 
 def make_translated(arguments: BackTranslate) -> None:
     """Writes each sentence and its round-trip translation, or the sentence if that is empty.
 
     Raises UserError for numbers that are too small and for missing models, and the errors of the
-    source, of `PairFile` and of `Translator`.
+    source, of `Output` and of `Translator`.
     """
     forward, backward = _model_names(arguments)
     for name in ("batch_size", "num_beams", "max_len"):
@@ -119,16 +121,18 @@ def make_translated(arguments: BackTranslate) -> None:
         if getattr(arguments, name) < least:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {getattr(arguments, name)}: give at least {least}.")
-    source = _open(arguments)
-    empty = 0
-
-    def second_views(number: int, sentences: list[str]) -> list[str]:
-        nonlocal empty
-        results = back_translate(sentences, there, back)
-        empty += sum(not result.strip() for result in results)
-        return [r if r.strip() else s for r, s in zip(results, sentences, strict=True)]
-
+    blocks = _open(arguments, _TRANSLATED_WINDOW)
     sizes = {name: asdict(arguments)[name] for name in ("batch_size", "num_beams", "max_len")}
+    there = Translator(forward, prefix=arguments.forward_prefix, **sizes)
+    back = Translator(backward, prefix=arguments.backward_prefix, **sizes)
+
+    def second_views(number: int, sentences: list[str]) -> tuple[list[str], dict[str, int]]:
+        cut = there.truncated + back.truncated
+        results = back_translate(sentences, there, back)
+        views = [r if r.strip() else s for r, s in zip(results, sentences, strict=True)]
+        empty = sum(not result.strip() for result in results)
+        return views, {"empty": empty, "cut": there.truncated + back.truncated - cut}
+
     # Without the batch size: after running out of memory the user resumes with a smaller one.
     settings = {
         "command": "back-translate",
@@ -139,16 +143,11 @@ def make_translated(arguments: BackTranslate) -> None:
         "--num-beams": arguments.num_beams,
         "--max-len": arguments.max_len,
     }
-    with PairFile(arguments.output, settings) as pairs:
-        there = Translator(forward, prefix=arguments.forward_prefix, **sizes)
-        back = Translator(backward, prefix=arguments.backward_prefix, **sizes)
-        resumed = _write(source, pairs, _BATCHES * arguments.batch_size, second_views)
-    _say_result(arguments, source, pairs)
-    since = f" since sentence {resumed:,}" * (resumed > 0)
-    if empty:
-        _say(f"{empty:,} translations were empty{since}: the sentence itself is used instead")
-    if truncated := there.truncated + back.truncated:
-        _say(f"{truncated:,} texts were cut to --max-len {arguments.max_len} tokens{since}")
+    sums = _write(arguments, blocks, settings, second_views)
+    if sums.get("empty"):
+        _say(f"{sums['empty']:,} translations were empty: the sentence itself is used instead")
+    if sums.get("cut"):
+        _say(f"{sums['cut']:,} texts were cut to --max-len {arguments.max_len} tokens")
 
 
 def _model_names(arguments: BackTranslate) -> tuple[str, str]:
@@ -161,42 +160,67 @@ def _model_names(arguments: BackTranslate) -> tuple[str, str]:
     )
 
 
-def _open(arguments: Arguments) -> Source:
-    source = arguments.open_sentences()
+def _open(arguments: Arguments, window: int) -> Blocks:
+    check_new(arguments.output)
     if not arguments.output.endswith(".tsv"):
         raise UserError(
             f"--output {arguments.output}: give a name that ends in .tsv; the trainer recognises "
             "files of pairs by this ending."
         )
-    return source
+    return Blocks(arguments.open_sentences(), window)
 
 
 def _write(
-    source: Source,
-    pairs: PairFile,
-    window: int,
-    second_views: Callable[[int, list[str]], list[str]],
-) -> int:
-    """Writes the missing pairs; returns how many pairs were there before.
+    arguments: Arguments,
+    blocks: Blocks,
+    settings: dict[str, object],
+    second_views: Callable[[int, list[str]], tuple[list[str], dict[str, int]]],
+) -> dict[str, int]:
+    """Writes the missing pairs; returns the sums of their counts, {} if another process has them.
 
-    `second_views` gets the number of its first sentence, from 0, and the sentences of a window.
+    `second_views` gets the number of its first sentence, from 0, and the sentences of a block. It
+    returns their second views and counts.
     """
-    # Reads the whole input first, so that bad text is an error now and not after hours.
-    total = sum(1 for _ in source.read())
-    sentences = source.read()
-    resumed = pairs.resume(sentences, window)
+    output = Output(user_path(arguments.output), len(blocks))
+    if not output.begin({"input": blocks.source.fingerprint(), **settings}):
+        check_new(arguments.output)
+    total, resumed = blocks.num_sentences, output.num_done() * blocks.size
     if resumed:
-        _say(f"resuming after {resumed:,} of {total:,} sentences")
+        _say(f"resuming after {min(resumed, total):,} of {total:,} sentences")
     started = reported = time.monotonic()
-    while block := list(islice(sentences, window)):
-        views = second_views(pairs.pairs, block)
-        pairs.append(list(zip(block, views, strict=True)))
+    made = 0
+    for number in output.claim():
+        sentences = blocks[number]
+        views, counts = second_views(number * blocks.size, sentences)
+        pairs = [(_to_cell(a), _to_cell(b)) for a, b in zip(sentences, views, strict=True)]
+        with output.new_file(f"{output.part(number)}.tsv") as file:
+            file.write("".join(f"{first}\t{second}\n" for first, second in pairs).encode())
+        equal = sum(first == second for first, second in pairs)
+        output.mark(number, {"pairs": len(pairs), "equal": equal, **counts})
+        made += len(pairs)
         now = time.monotonic()
         if now - reported >= _SECONDS:
             reported = now
-            _say(_progress(pairs.pairs, total, (pairs.pairs - resumed) / (now - started)))
-    pairs.finish()
-    return resumed
+            done = min(output.num_done() * blocks.size, total)
+            _say(_progress(done, total, made / (now - started)))
+    sums = {}
+    with output.last_step() as ours:
+        if ours:
+            sums = output.sums()
+            with output.aside() as whole:
+                output.join("tsv", whole)
+                output.publish(whole)
+            blank = f"; {blocks.num_blank:,} blank lines or records skipped" * (
+                blocks.num_blank > 0
+            )
+            equal = f"{sums['equal']:,} with two equal sentences"
+            _say(f"{arguments.output}: {sums['pairs']:,} pairs, {equal}{blank}")
+    return sums
+
+
+def _to_cell(sentence: str) -> str:
+    """The sentence as a column: tabs and line breaks become spaces, white space is stripped."""
+    return sentence.translate(_ONE_CELL).strip()
 
 
 def _progress(done: int, total: int, rate: float) -> str:
@@ -204,12 +228,6 @@ def _progress(done: int, total: int, rate: float) -> str:
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02}:{seconds:02}"
     return f"{done:,} of {total:,} sentences, {rate:,.1f} a second, {left} left"
-
-
-def _say_result(arguments: Arguments, source: Source, pairs: PairFile) -> None:
-    blank = f"; {source.blank:,} blank lines or records skipped" * (source.blank > 0)
-    equal = f"{pairs.unchanged:,} with two equal sentences"
-    _say(f"{arguments.output}: {pairs.pairs:,} pairs, {equal}{blank}")
 
 
 def _say(line: str) -> None:

@@ -1,23 +1,20 @@
 """`python -m jtcse_jax.encode --model PATH --input FILE --output vectors.npy`."""
 
-import itertools
 import sys
 from dataclasses import dataclass
 from functools import partial
 
-from rich.progress import Progress
-
-from jtcse_jax.data.sources import Source
+from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.unknown import percentage
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
 from jtcse_jax.encoding.progress import progress_bar
-from jtcse_jax.encoding.vector_file import VectorFile, check_output
+from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
+from jtcse_jax.runtime.files import check_new
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import PromptArguments
-from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +42,7 @@ def encode(arguments: Arguments) -> None:
     Raises UserError, before any work, for an output that cannot be written, and for a text with
     errors, pairs or blank lines (row n would not be line n).
     """
-    output = user_path(arguments.output)
-    check_output(output)
+    output = check_new(arguments.output)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: give at least 1.")
     if output.suffix not in ("", ".npy"):
@@ -55,7 +51,9 @@ def encode(arguments: Arguments) -> None:
             ".npy (numpy.load reads it, and numpy.savetxt writes it as text)."
         )
     text = arguments.open_sentences()
-    rows = _count(arguments, text)
+    blocks = Blocks(text, arguments.batch_size)
+    arguments.check_numbers(text)
+    rows = blocks.num_sentences
     members = arguments.load_members()
     print(f"model: {ensemble.source(members)}", file=sys.stderr)
     encoder = SentenceEncoder.of(members)
@@ -65,58 +63,28 @@ def encode(arguments: Arguments) -> None:
         "normalize": arguments.normalize,
     }
     width = encoder.kept_width(arguments.truncate_dim)
-    with (
-        VectorFile(output, rows, width, arguments.batch_size, settings) as file,
-        progress_bar(rows) as progress,
-    ):
-        if file.rows_done:
-            print(f"{file.partial}: {file.rows_done:,} of {rows:,} are done", file=sys.stderr)
-        # First the blocks that no process works on, then those that a process left unfinished. So
-        # all blocks are done when any process ends.
-        for wait in (False, True):
-            _encode_share(file, text, encoder, arguments, progress, wait=wait)
-        progress.update(progress.task_ids[0], completed=rows)
-        file.finish()
+    file = VectorFile(output, rows, width, arguments.batch_size, settings)
+    if file.rows_done:
+        print(f"{file.folder}: {file.rows_done:,} of {rows:,} are done", file=sys.stderr)
+    with progress_bar(rows) as progress:
+        task = progress.task_ids[0]
+        for number in file.claim():
+            progress.update(task, completed=file.rows_done)
+            vectors = encoder.encode_block(
+                blocks[number],
+                normalize_embeddings=arguments.normalize,
+                truncate_dim=arguments.truncate_dim,
+                done=partial(progress.advance, task),
+            )
+            file.write(number, vectors)
+        progress.update(task, completed=rows)
+    file.finish()
     warn_of_losses(encoder)
     unknown = percentage(encoder.unknown, encoder.characters)
     print(
         f"{output}: {rows:,} vectors of {width}; {unknown} of the characters unknown",
         file=sys.stderr,
     )
-
-
-def _count(arguments: Arguments, text: Source) -> int:
-    """Counts the sentences. It reads the whole text: an error at its end would come after days."""
-    count = sum(1 for _ in text.read())
-    arguments.check_numbers(text)
-    return count
-
-
-def _encode_share(
-    file: VectorFile,
-    text: Source,
-    encoder: SentenceEncoder,
-    arguments: Arguments,
-    progress: Progress,
-    *,
-    wait: bool,
-) -> None:
-    sentences, position = text.read(), 0
-    task = progress.task_ids[0]
-    for number in file.claim(wait=wait):
-        progress.update(task, completed=file.rows_done)
-        start, stop = number * file.block, min((number + 1) * file.block, file.rows)
-        block = list(itertools.islice(sentences, start - position, stop - position))
-        if len(block) < stop - start:
-            raise UserError(f"--input {arguments.input} changed while it was read; start again.")
-        position = stop
-        vectors = encoder.encode_block(
-            block,
-            normalize_embeddings=arguments.normalize,
-            truncate_dim=arguments.truncate_dim,
-            done=partial(progress.advance, task),
-        )
-        file.write(number, vectors)
 
 
 main = command("encode", Arguments, encode)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,16 @@ from jtcse_jax.data import beam_corpus
 from jtcse_jax.data.cleaning import KEPT, Rules
 from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.text_arguments import TextArguments
-from jtcse_jax.data.tokens import (
-    TokenCache,
-    cache_folder,
-    parts_of,
-    tokenize,
-    truncating_backend,
-)
+from jtcse_jax.data.tokens import TokenCache, tokenize, truncating_backend, unfinished_cache
 from jtcse_jax.data.unknown import percentage, warn_of_unknown
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import InUse, UserError
 from jtcse_jax.runtime.command import command
-from jtcse_jax.runtime.locks import lock_file
+from jtcse_jax.runtime.files import read_json
+from jtcse_jax.runtime.output import Output
 from jtcse_jax.store.hf_tokenizer import find_tokenizer
 from jtcse_jax.user_path import user_path
 
 MANIFEST = "manifest.json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +39,9 @@ class Tokens(TextArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(TextArguments):
-    """Makes a corpus from documents with Apache Beam: reads a document (or a paragraph) per line
-    or record of the text, splits them into sentences, cleans these,
-    drops duplicates and tokenises the rest. Train on it with --data.source 'OUTPUT/*.txt'
+    """Makes a corpus from documents with Apache Beam: reads a document (or a paragraph) per line or
+    record of the text, splits it into sentences, cleans these, drops duplicates and tokenises the
+    rest. Train on it with --data.source 'OUTPUT/*.txt'
     --data.cache-dir OUTPUT/cache. If the command stops after the text is complete, the same command
     resumes there, and does not make finished parts of the tokens again."""
 
@@ -89,19 +84,19 @@ def make_corpus(arguments: Corpus) -> None:
         "files": arguments.files,
         **asdict(arguments.rules),
     }
-    if output.exists():
+    text = Output(output)
+    if output.exists() or not text.begin():
         _check_settings(output, settings)
     else:
-        _write_text(documents, output, settings, arguments)
+        _write_text(documents, text, settings, arguments)
     counts = _read_manifest(output)["counts"]
     print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if tokenizer is None:
         return
     text = open_source(f"{output}/*.txt")
     backend = truncating_backend(tokenizer, arguments.max_len)
-    folder = cache_folder(text, backend, output / "cache")
-    if not folder.exists():
-        beam_corpus.make_parts(text, parts_of(text, backend, folder), arguments.beam)
+    cache = unfinished_cache(text, backend, output / "cache")
+    beam_corpus.make_parts(text, backend, cache, arguments.beam)
     _say_stats(tokenize(text, tokenizer, arguments.max_len, output / "cache"))
     print(f"to train: --data.source '{text.spec}' --data.cache-dir {output}/cache")
 
@@ -126,46 +121,32 @@ def _check_settings(output: Path, settings: dict[str, object]) -> None:
 
 
 def _read_manifest(output: Path) -> dict[str, dict[str, Any]]:
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest["settings"], dict) and all(
-            type(count) is int for count in manifest["counts"].values()
-        ):
-            return manifest
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
-    raise UserError(
-        f"--output {output} exists but was not made by this command; choose a new folder."
-    )
+    if not (output / MANIFEST).is_file():
+        raise UserError(
+            f"--output {output} exists but was not made by this command; choose a new folder."
+        )
+    return read_json(output / MANIFEST)
 
 
 def _write_text(
-    documents: Source,
-    output: Path,
-    settings: dict[str, object],
-    arguments: Corpus,
+    documents: Source, output: Output, settings: dict[str, object], arguments: Corpus
 ) -> None:
-    """Writes the text and its manifest into OUTPUT.partial, then renames that to the output."""
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with open(partial / _LOCK, "ab") as lock:
-            if not lock_file(lock):
-                raise UserError(f"{partial}: another process is writing it; wait until it ends.")
-            for path in partial.iterdir():
-                if path.name != _LOCK:
-                    path.unlink()
-            counts = beam_corpus.write_sentences(
-                documents, partial, arguments.rules, arguments.files, arguments.beam
-            )
-            counts["duplicates"] = counts[KEPT] - counts[beam_corpus.DISTINCT]
-            manifest = {"source": documents.spec, "settings": settings, "counts": counts}
-            text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-            (partial / MANIFEST).write_text(text, encoding="utf-8")
-            partial.rename(output)
-            (output / _LOCK).unlink()
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror or error}.") from error
+    """Writes the text and its manifest; nothing of an unfinished text is kept."""
+    folder = output.folder / "text"
+    with output.lock("text") as ours, output.writing():
+        if not ours:
+            raise InUse(f"{output.folder}: another process is writing it; wait until it ends.")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        counts = beam_corpus.write_sentences(
+            documents, folder, arguments.rules, arguments.files, arguments.beam
+        )
+        counts["duplicates"] = counts[KEPT] - counts[beam_corpus.DISTINCT]
+        manifest = {"source": documents.spec, "settings": settings, "counts": counts}
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        output.publish(folder)
+    output.discard()
 
 
 def prepare(arguments: Tokens | Corpus) -> None:

@@ -100,7 +100,7 @@ def json_bytes(content: Any) -> st.SearchStrategy[bytes]:
     return (
         changed(content).map(lambda value: json.dumps(value).encode())
         | damaged(text)
-        | st.sampled_from([b"", b"null", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000])
+        | st.sampled_from([b"", b"null", b"[" * 9, b"1" * 5000])
     )
 
 

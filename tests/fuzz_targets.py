@@ -13,8 +13,6 @@ from typing import Any
 from damage import (
     Files,
     any_bytes,
-    any_of,
-    changed,
     damaged,
     json_bytes,
     odd,
@@ -83,59 +81,6 @@ def text(folder: Path) -> Made:
     return files(), read
 
 
-def tokens(folder: Path) -> Made:
-    """A token cache; also one that is whole but for how its tokens are stored, or its numbers."""
-    import numpy as np
-
-    from jtcse_jax.data.packing import usual_row_length
-    from jtcse_jax.data.tokens import TokenCache
-    from jtcse_jax.data.views import Views
-
-    lengths = np.arange(70) % 9 + 1
-    stats = {"source": "a.txt", "sentences": 70, "blank": 2, "truncated": 1}
-    stats |= {"mean_length": lengths.sum() / 70}
-    meta = {"format": 2, "dtype": "<u2", "tokens": int(lengths.sum()), "views": 1, "pad_id": 0}
-    meta |= {"max_len": 9, "vocab_size": 50, "stats": stats}
-    files = {
-        "cache/meta.json": json.dumps(meta).encode(),
-        "cache/tokens.bin": (np.arange(lengths.sum()) % 50).astype("<u2").tobytes(),
-        "cache/lengths.bin": lengths.astype("<u2").tobytes(),
-        "cache/starts.bin": np.array([0, lengths[:64].sum()], "<i8").tobytes(),
-    }
-    (folder / "cache").mkdir()
-    _write(folder, files)
-
-    @st.composite
-    def stored_otherwise(draw) -> Files:
-        dtype = draw(st.sampled_from(["O", "<u2", "<u4", ">u2", "<i8", "<f4", "<f8", "V3", "<U1"]))
-        size = np.dtype(dtype).itemsize * meta["tokens"]
-        stored = draw(st.binary(max_size=9)) * size + b"\1" * size
-        said = meta | {"dtype": dtype, "vocab_size": draw(st.sampled_from([9, 50, 2**16, 2**17]))}
-        return {
-            "cache/meta.json": json.dumps(said).encode(),
-            "cache/tokens.bin": stored[:size],
-        }
-
-    def read() -> None:
-        cache = TokenCache(folder / "cache")
-        f"{cache.stats['sentences']:,} {cache.stats['mean_length']:.1f} {cache.stats['blank']:,}"
-        views = Views(cache, row_length=usual_row_length(cache.max_len), slots=9)
-        for first in (
-            0,
-            len(cache) // 2,
-        ):  # what lies in one part may be read though another may not
-            items = np.arange(first, min(first + 32, views.num_items))
-            with contextlib.suppress(_user_error()):
-                plan = views.plan(items, np.random.default_rng(0))
-                rows = plan.packing.num_rows
-                batch = views.fill(plan, rows, range(rows), 32)
-                assert 0 <= batch.tokens.min() <= batch.tokens.max() < cache.vocab_size
-
-    strategies = {name: damaged(data) | any_bytes for name, data in files.items()}
-    strategies["cache/meta.json"] = json_bytes(meta)
-    return one_or_two(strategies) | stored_otherwise(), read
-
-
 def sts(folder: Path) -> Made:
     """Scored pairs in every layout."""
     from jtcse_jax.evaluation.sts_data import load_pairs, load_sts
@@ -165,52 +110,6 @@ def sts(folder: Path) -> Made:
                 load(folder / path)
 
     return one_or_two({name: damaged(data) | any_bytes for name, data in files.items()}), read
-
-
-def pairs(folder: Path) -> Made:
-    """An unfinished file of pairs and what says how it was begun."""
-    from jtcse_jax.data.pair_file import PairFile
-
-    begun = {"rate": 0.5, "seed": 1}
-    sentences = ["a", "b", "c", "d"]
-    good = "".join(f"{sentence}\tx\n" for sentence in sentences).encode()
-    (folder / "out.tsv.partial").write_bytes(good)
-    (folder / "out.tsv.partial.json").write_text(json.dumps(begun))
-
-    def read() -> None:
-        with PairFile(folder / "out.tsv", begun) as file:
-            file.resume(iter(sentences), 2)
-
-    return any_of(
-        {
-            "out.tsv.partial": (good, damaged(good) | any_bytes),
-            "out.tsv.partial.json": (json.dumps(begun).encode(), json_bytes(begun)),
-        }
-    ), read
-
-
-def vectors(folder: Path) -> Made:
-    """An unfinished file of vectors."""
-    import numpy as np
-
-    from jtcse_jax.encoding.vector_file import VectorFile
-
-    output, shape, settings = folder / "out.npy", (5, 2, 2), {"model": "m"}
-    VectorFile(output, *shape, settings).__exit__()
-    partial = folder / "out.npy.partial"
-    files = {f"{partial.name}/{path.name}": path.read_bytes() for path in partial.iterdir()}
-    begun = json.loads((partial / "settings.json").read_text())
-
-    def read() -> None:
-        with VectorFile(output, *shape, settings) as file:
-            assert 0 <= file.rows_done <= 5
-            for number in file.claim(wait=False):
-                file.write(number, np.ones((1 if number == 2 else 2, 2), np.float32))
-        assert np.load(partial / "vectors.npy").shape == (5, 2)
-
-    drawn = {name: (data, damaged(data) | any_bytes) for name, data in files.items()}
-    name = f"{partial.name}/settings.json"
-    return any_of(drawn | {name: (files[name], json_bytes(begun))}), read
 
 
 def config(folder: Path) -> Made:
@@ -308,7 +207,7 @@ def ensemble(folder: Path) -> Made:
 
 
 def manifests(folder: Path) -> Made:
-    """The files of a step and its manifest, also one whose digest fits: what decides on its use."""
+    """The files of a step and its manifest: what decides on its use."""
     from jtcse_jax.store import manifest
 
     directory, _ = _two_steps(folder)
@@ -351,32 +250,19 @@ def _two_steps(folder: Path) -> tuple[Path, Any]:
 
 
 def _damaged_step(folder: Path, step: Path) -> st.SearchStrategy[Files]:
-    from jtcse_jax.store import manifest
-
-    def sealed(body: Any) -> bytes:
-        """A manifest whose digest fits, whatever it says."""
-        if isinstance(body, dict):
-            body = body | {"digest": manifest._digest(body)}
-        return json.dumps(body).encode()
-
     files = {
         path.relative_to(folder).as_posix(): damaged(path.read_bytes()) | any_bytes
         for path in step.rglob("*")
         if path.is_file()
     }
-    name = (step / manifest.NAME).relative_to(folder).as_posix()
-    said = changed(manifest.read(step)).map(sealed) | files.pop(name)
-    return one_or_two(files) | one_or_two({name: said})
+    return one_or_two(files)
 
 
 TARGETS = {
     target.__name__: target
     for target in (
         text,
-        tokens,
         sts,
-        pairs,
-        vectors,
         config,
         weights,
         ensemble,

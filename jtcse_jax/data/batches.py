@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jtcse_jax.batch import Batch
+from jtcse_jax.config import DataConfig
 from jtcse_jax.data.packing import most_rows, usual_row_length, usual_slots
 from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.similar_batches import SimilarBatches
@@ -56,63 +57,50 @@ class PackedBatches:
     def __init__(
         self,
         cache: TokenCache,
+        data: DataConfig,
         *,
-        batch_size: int,
-        row_length: int | None = None,
-        slots: int | None = None,
         seed: int,
-        micro_batch: int | None = None,
-        pairs: str = "same",
-        repeat_rate: float = 0.32,
         positions: int | None = None,
         similar: SimilarBatches | None = None,
-        random_share: float = 0.25,
         row_multiple: int = 1,
         shard: tuple[int, int] = (0, 1),
         teachers: Sequence[TokenCache] = (),
     ):
-        """Checks the fields and measures the usual rows.
+        """Measures the usual rows.
 
         Args:
             cache: the tokenised sentences.
-            batch_size: items in a batch, over all shards.
-            row_length: tokens a row holds, at least the `max_len` of every cache.
-            slots: sentences a row holds. If `row_length` or `slots` is None, `data.packing`
-                chooses it for the longest view.
+            data: the sizes of batches, micro-batches and rows, and the kind of views. If
+                `row_length` or `slots` is None, `data.packing` chooses it for the longest view.
+                Without `micro_batch`, batches have no leading axis.
             seed: seed of the shuffling and of the repeated words, 0 to 2**32 - 1.
-            micro_batch: items in a micro-batch, a divisor of `batch_size`; None for the whole
-                batch at once, without the leading axis.
-            pairs: the kind of views, see `data.views`.
-            repeat_rate: largest share of repeated words if `pairs` is "repeat".
             positions: most tokens of a view with repeated words, as many as the model can read, at
                 least the `max_len` of the cache; by default the row length.
             similar: the order that groups similar sentences; None for random batches.
-            random_share: share of random sentences in a batch of similar ones.
             row_multiple: row counts are rounded up to a multiple of it (the data axis).
             shard: (index, count): the row arrays hold the index-th of count equal ranges of
                 rows; `order` and `mask` are always those of the whole batch.
             teachers: the same text in the tokens of each member of a teacher.
 
         Raises:
-            UserError: a field has an impossible value (the message has its config name), or a
+            UserError: the text has fewer items than a batch or does not fit `data.pairs`, or a
                 cache is damaged.
             ValueError: an impossible shard, or a count that does not divide `row_multiple`.
         """
         caches = (cache, *teachers)
-        longest = longest_view(cache.max_len, pairs, repeat_rate, positions)
+        longest = longest_view(cache.max_len, data, positions)
         longest_of_all = max(longest, *(each.max_len for each in caches))
-        row_length = usual_row_length(longest_of_all) if row_length is None else row_length
-        slots = usual_slots(row_length) if slots is None else slots
+        row_length = data.row_length or usual_row_length(longest_of_all)
+        slots = data.slots or usual_slots(row_length)
         index, count = shard
         if not 0 <= index < count or row_multiple % count:
             raise ValueError(f"shard {shard} does not divide rows in multiples of {row_multiple}")
         self._views = [
             Views(
                 each,
+                data,
                 row_length=row_length,
                 slots=slots,
-                pairs=pairs,
-                repeat_rate=repeat_rate,
                 longest_view=longest,
                 once=number > 0,
             )
@@ -120,16 +108,19 @@ class PackedBatches:
         ]
         self.row_length = row_length
         self.num_items = self._views[0].num_items
-        _check_fields(self._views, batch_size, seed)
-        self._similar = similar
-        self._random_share = random_share
-        self._batch_size, self._seed = batch_size, seed
-        self._micro_batch = micro_batch
-        self._starts = range(0, batch_size, micro_batch or batch_size)
+        if self.num_items < data.batch_size:
+            raise UserError(
+                f"{self._views[0].source} has {self.num_items} sentences, fewer than one batch: "
+                f"lower data.batch_size from {data.batch_size} or give more text"
+            )
+        if any(each.num_items != self.num_items for each in self._views):
+            raise ValueError("a teacher's cache holds another text")
+        self._data, self._similar, self._seed = data, similar, seed
+        self._starts = range(0, data.batch_size, data.micro_batch or data.batch_size)
         self._shard = shard
         # One generator per step: repeated words differ from epoch to epoch.
         self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
-        self.steps_per_epoch = math.ceil(self.num_items / batch_size)
+        self.steps_per_epoch = math.ceil(self.num_items / data.batch_size)
         most_views = max(views.per_item for views in self._views) * self._starts.step
         most = most_rows(most_views, min(longest_of_all, row_length), row_length, slots)
         self.most_rows = _round_up(most, row_multiple)
@@ -181,13 +172,11 @@ class PackedBatches:
     def _items(self, step: int) -> np.ndarray:
         """The numbers of the items in the batch of a step."""
         epoch, number = divmod(step, self.steps_per_epoch)
+        size, seed = self._data.batch_size, (self._seed, epoch)
         if self._similar is not None:
-            return self._similar.items(
-                number, self._batch_size, self._random_share, (self._seed, epoch)
-            )
-        start = number * self._batch_size
-        positions = np.arange(start, min(start + self._batch_size, self.num_items))
-        return shuffled(positions, self.num_items, (self._seed, epoch))
+            return self._similar.items(number, size, self._data.random_share, seed)
+        positions = np.arange(number * size, min((number + 1) * size, self.num_items))
+        return shuffled(positions, self.num_items, seed)
 
     def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[list[Plan]]:
         """The plans of every micro-batch, for each cache."""
@@ -208,7 +197,7 @@ class PackedBatches:
             mine = range(index * rows // count, (index + 1) * rows // count)
             filled = [views.fill(plan, rows, mine, self._starts.step) for plan in micro]
             stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-            batches.append(stacked if self._micro_batch else filled[0])
+            batches.append(stacked if self._data.micro_batch else filled[0])
         return batches[0]._replace(teacher=tuple(batches[1:]))
 
 
@@ -248,21 +237,6 @@ def _timed(batches: Iterable[Batch], timeout: float | None) -> Iterator[Batch]:
             yield batch
     finally:
         asked.put(False)
-
-
-def _check_fields(views: list[Views], batch_size: int, seed: int) -> None:
-    source, num_items = views[0].source, views[0].num_items
-    if batch_size < 1:
-        raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
-    if num_items < batch_size:
-        raise UserError(
-            f"{source} has {num_items} sentences, fewer than one batch: lower "
-            f"data.batch_size from {batch_size} or give more text"
-        )
-    if not 0 <= seed < 2**32:
-        raise UserError(f"the data seed is {seed}; it must be from 0 to 2**32 - 1")
-    if any(each.num_items != num_items for each in views):
-        raise ValueError("a teacher's cache holds another text")
 
 
 def _round_up(rows: int, multiple: int) -> int:

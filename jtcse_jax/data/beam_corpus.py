@@ -3,7 +3,7 @@
 The text is a function of the documents: its sentences are distinct (`cleaning.duplicate_key`) and
 sorted by their hashes, whatever the runner, the number of workers and the order of the files. So
 the text is shuffled, and neighbours in it are not neighbours in a document. Beam's workers make the
-tokens as the parts of `data.token_parts`.
+tokens as the parts of a token cache.
 """
 
 import hashlib
@@ -17,10 +17,12 @@ from typing import Any
 
 import tokenizers
 
+from jtcse_jax.data import tokens
 from jtcse_jax.data.cleaning import KEPT, Rules, duplicate_key, examine
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
+from jtcse_jax.runtime.output import Output
 
 DOCUMENTS, DISTINCT = "documents", "distinct"
 # A worker's error that a user can fix arrives as the last line of a traceback.
@@ -75,25 +77,30 @@ def write_sentences(
             | beam.combiners.ToDict()
             | "write counts" >> beam.Map(write_counts, str(counts))
         )
-    found = json.loads(counts.read_text(encoding="utf-8"))
+    found = read_json(counts)
     counts.unlink()
     if not found.get(DISTINCT):
         raise UserError(f"{source.spec}: no sentence is kept: {found}; change the rules.")
     return found
 
 
-def make_parts(source: Source, parts: TokenParts, beam_options: Sequence[str]) -> None:
-    """Makes the missing parts of a token cache on Beam's workers.
+def make_parts(
+    source: Source, backend: tokenizers.Tokenizer, output: Output, beam_options: Sequence[str]
+) -> None:
+    """Makes the missing parts of a token cache (`tokens.unfinished_cache`) on Beam's workers.
 
     Raises UserError if one cannot be written.
     """
+    if not output.begin():
+        return
     beam = _import_beam()
+    missing = [number for number in range(output.num_parts) if not output.is_done(number)]
     with _running(beam, beam_options) as pipeline:
         (
             pipeline
-            | "shards" >> beam.Create(range(source.num_shards))
+            | "shards" >> beam.Create(missing)
             | "spread" >> beam.Reshuffle()
-            | "tokenise" >> beam.Map(make_part, source.spec, *parts.portable())
+            | "tokenise" >> beam.Map(make_part, source.spec, backend.to_str(), output)
         )
 
 
@@ -138,12 +145,9 @@ def write_counts(counts: dict[str, int], path: str) -> None:
     Path(path).write_text(json.dumps(counts), encoding="utf-8")
 
 
-def make_part(number: int, spec: str, backend: str, folder: str) -> None:
+def make_part(number: int, spec: str, backend: str, output: Output) -> None:
     """Makes one part of a token cache from arguments that can be sent to another machine."""
-    tokenizer = tokenizers.Tokenizer.from_str(backend)
-    parts = TokenParts(open_source(spec), tokenizer, Path(folder))
-    parts.begin()
-    parts.make(number)
+    tokens.make_part(number, open_source(spec), tokenizers.Tokenizer.from_str(backend), output)
 
 
 def _hash(sentence: str) -> bytes:

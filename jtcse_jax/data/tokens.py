@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
 from jtcse_jax.data.sources import Source
-from jtcse_jax.data.token_parts import LENGTHS, TOKENS, TokenParts, publish, token_dtype
+from jtcse_jax.data.unknown import UnknownCounter
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
+from jtcse_jax.runtime.output import Gone, Output
 from jtcse_jax.user_path import user_path
 
-_META, _STARTS = "meta.json", "starts.bin"
-_FILES = (_META, _STARTS, LENGTHS, TOKENS)
+_META, _STARTS, _LENGTHS, _TOKENS = "meta.json", "starts.bin", "lengths.bin", "tokens.bin"
 _FORMAT = 3
 _COUNTED = ("blank", "truncated", "characters", "unknown")  # besides sentences and tokens
 _STRIDE = 64  # the start of every 64th sentence is stored; the rest are computed from lengths
 _LONGEST = 65535  # lengths are stored in 16 bits
+_BLOCK = 1024  # sentences tokenised at once by the Rust threads; more would exceed the CPU caches
 
 _log = logging.getLogger(__name__)
 
@@ -54,70 +58,41 @@ class TokenCache:
         """Maps a finished cache folder into memory.
 
         Raises:
-            UserError: the folder is absent, truncated or unfinished, or its files do not match
-                each other. Changed bytes inside a file are not detected here.
+            UserError: a file is absent or has another size than it was written with. Changed bytes
+                inside a file are not detected here.
         """
         self.folder = folder = Path(folder)
-        try:
-            if not all((folder / name).is_file() for name in _FILES):
-                raise ValueError("a file is absent or not a regular file")
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            if not _is_meta(meta):
-                raise ValueError("meta.json has the wrong format")
-            self.lengths: np.ndarray = _mapped(folder / LENGTHS, np.uint16)
-            self._starts = _mapped(folder / _STARTS, np.int64)
-            self._tokens = _mapped(folder / TOKENS, token_dtype(meta["vocab_size"]))
-            self.views: int = meta["views"]
-            self.pad_id: int = meta["pad_id"]
-            self.max_len: int = meta["max_len"]
-            self.vocab_size: int = meta["vocab_size"]
-            self.stats: dict[str, Any] = meta["stats"]
-            last_block = self.lengths[_STRIDE * (len(self._starts) - 1) :]
-            intact = (
-                len(self.lengths) == self.stats["sentences"]
-                and len(self._starts) == math.ceil(len(self.lengths) / _STRIDE)
-                and len(self._tokens) == meta["tokens"]
-                and int(self._starts[-1]) + int(last_block.sum()) == meta["tokens"]
-            )
-        except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError):
-            intact = False
-        if not intact:
-            raise UserError(f"the token cache {folder} is damaged or not finished; delete it")
+        meta = read_json(folder / _META, advice=f"delete {folder}")
+        self.views: int = meta["views"]
+        self.pad_id: int = meta["pad_id"]
+        self.max_len: int = meta["max_len"]
+        self.vocab_size: int = meta["vocab_size"]
+        self.stats: dict[str, Any] = meta["stats"]
+        sentences, dtype = self.stats["sentences"], token_dtype(self.vocab_size)
+        self.lengths = self._mapped(_LENGTHS, np.dtype("<u2"), sentences)
+        self._starts = self._mapped(_STARTS, np.dtype("<i8"), math.ceil(sentences / _STRIDE))
+        self._tokens = self._mapped(_TOKENS, dtype, meta["tokens"])
 
     def __len__(self) -> int:
         """Sentences stored, two for each pair."""
         return len(self.lengths)
 
     def sentence(self, index: int) -> np.ndarray:
-        """[lengths[index]] int32, the token ids of a sentence.
-
-        Raises UserError if they would lie outside the file.
-        """
+        """[lengths[index]] int32, the token ids of a sentence."""
         index = range(len(self))[index]
-        return self._read(index, int(self.lengths[index]))
-
-    def run(self, start: int, stop: int) -> np.ndarray:
-        """int32, the token ids of sentences `start` to `stop` - 1, one sentence after another.
-
-        Raises UserError if they would lie outside the file, or an id outside the vocabulary.
-        """
-        tokens = self._read(start, int(self.lengths[start:stop].sum(dtype=np.int64)))
-        highest = tokens.view(np.uint32).max(initial=0)
-        if highest >= self.vocab_size:
-            raise self.damaged(f"token id {highest}, in a vocabulary of {self.vocab_size}")
-        return tokens
-
-    def _read(self, index: int, count: int) -> np.ndarray:
-        """The `count` tokens that start at the first token of a sentence."""
         known, between = divmod(index, _STRIDE)
         start = int(self._starts[known]) + sum(self.lengths[index - between : index].tolist())
-        if not 0 <= start <= start + count <= len(self._tokens):
-            raise self.damaged(f"sentence {index} lies outside of {TOKENS}")
-        return self._tokens[start : start + count].astype(np.int32)
+        return self._tokens[start : start + int(self.lengths[index])].astype(np.int32)
 
     def damaged(self, why: str) -> UserError:
         """The error for bytes that cannot be right, detected while reading."""
         return UserError(f"the token cache {self.folder} is damaged ({why}); delete it")
+
+    def _mapped(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        path = self.folder / name
+        if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
+            raise self.damaged(f"{name} is absent or incomplete")
+        return _mapped(path, dtype)
 
 
 def tokenize(
@@ -130,10 +105,10 @@ def tokenize(
 ) -> TokenCache:
     """The token cache of a source, made in `cache_dir` unless it is already there.
 
-    The key of a cache is its content: the same text, tokenizer and `max_len` give the same
-    folder and the same tokens. Several processes that ask for it at once share the work
-    (`data.token_parts`), and the work of a killed process is resumed. The folder appears only
-    when it is complete. A damaged cache is rebuilt.
+    The key of a cache is its content: the same text, tokenizer and `max_len` give the same folder
+    and the same tokens. Several processes that ask for it at once share the work, shard by shard,
+    and the work of a killed process is resumed (`runtime.output`). The folder appears only when it
+    is complete. A damaged cache is rebuilt.
 
     Args:
         source: the text.
@@ -149,54 +124,35 @@ def tokenize(
     backend = truncating_backend(tokenizer, max_len)
     if not isinstance(tokenizer.pad_token_id, int):
         raise UserError("the tokenizer has no padding token; set its pad_token")
-    folder = cache_folder(source, backend, cache_dir)
-    intact = partial(_intact, folder, source.views, max_len)
-    if (cache := intact()) is not None:
-        return cache
-    if folder.exists():
-        _log.warning("the token cache %s is damaged: tokenising again", folder)
-    parts = parts_of(source, backend, folder)
-    try:
-        parts.begin()
-        # Checked again: another process may have finished and removed the parts in between.
-        if intact() is None:
-            with _shown(source.spec, progress) as advance:
-                parts.make_all(advance)
-            with parts.locked(source.num_shards, wait=True):
-                if intact() is None:
-                    with parts.aside() as unfinished:
-                        _write(parts, source, tokenizer.pad_token_id, max_len, unfinished)
-                        publish(unfinished, folder, lambda: intact() is not None)
-        parts.remove()
-    except UserError as error:
-        # The text has an error: once corrected, it is another text with other parts. After an
-        # operating system error, which has a number, the text is the same, so its parts are kept.
-        if getattr(error.__cause__, "errno", None) is None:
-            parts.remove()
-        raise
-    except OSError as error:
-        removed = not parts.exist() or intact() is not None
-        if isinstance(error, FileNotFoundError) and removed:
-            # Another process has finished or found an error in the text: so will this one.
-            return tokenize(source, tokenizer, max_len, cache_dir, progress=progress)
-        raise UserError(
-            f"cannot write the token cache {folder}: {error.strerror or error}; free space there "
-            "and run the same command again to resume, or choose another cache folder"
-        ) from error
-    return TokenCache(folder)
+    output = unfinished_cache(source, backend, cache_dir)
+    while not output.path.exists() or _is_damaged(output.path):
+        try:
+            if output.begin():
+                with _shown(source.spec, progress) as advance:
+                    for number in output.claim():
+                        make_part(number, source, backend, output, advance)
+                with output.last_step() as ours:
+                    if ours:
+                        _join(output, source, backend, tokenizer.pad_token_id)
+        except Gone:
+            pass  # another process has finished, or found an error in the text: so will this one
+        except UserError as error:
+            # A text with an error gets another key once it is corrected. After an error of the
+            # operating system the text is the same, and its finished parts are kept.
+            if not isinstance(error.__cause__, OSError):
+                output.discard()
+            raise
+    return TokenCache(output.path)
 
 
-def cache_folder(source: Source, backend: tokenizers.Tokenizer, cache_dir: Path | str) -> Path:
-    """The folder of a text's cache, existing or not; `backend` is from `truncating_backend`."""
+def unfinished_cache(
+    source: Source, backend: tokenizers.Tokenizer, cache_dir: Path | str
+) -> Output:
+    """The cache of a text, one part per shard; `backend` is from `truncating_backend`."""
     assert backend.truncation is not None  # `truncating_backend` has set it
     parts = [source.fingerprint(), backend.to_str(), backend.truncation["max_length"], _FORMAT]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    return user_path(cache_dir) / key
-
-
-def parts_of(source: Source, backend: tokenizers.Tokenizer, folder: Path) -> TokenParts:
-    """The parts of a cache, shared by all processes that tokenise the text."""
-    return TokenParts(source, backend, folder.with_name(f".{folder.name}.parts"))
+    return Output(user_path(cache_dir) / key, source.num_shards)
 
 
 def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> tokenizers.Tokenizer:
@@ -218,62 +174,98 @@ def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> toke
         )
     backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
     backend.no_padding()
-    # Not part of the text of a Rust tokenizer: whether "[SEP]" in a sentence is plain text.
-    backend.encode_special_tokens = tokenizer.split_special_tokens
     return backend
 
 
-def _intact(folder: Path, views: int, max_len: int) -> TokenCache | None:
-    try:
-        cache = TokenCache(folder)
-    except UserError:
-        return None
-    return cache if (cache.views, cache.max_len) == (views, max_len) else None
+def make_part(
+    number: int,
+    source: Source,
+    backend: tokenizers.Tokenizer,
+    output: Output,
+    advance: Callable[[int], None] = lambda sentences: None,
+) -> None:
+    """Tokenises a shard into its part of the cache; calls `advance` with numbers of sentences.
 
-
-def _is_meta(meta: dict[str, Any]) -> bool:
-    """Whether it has the format that `_write` writes: a cache may come from an untrusted source.
-
-    Above all, bytes read as another dtype could be pointers, which numpy would follow.
+    The part is a function of the shard, so it does not matter which process makes it, or how often.
     """
-    stats, vocab_size, tokens = meta["stats"], meta["vocab_size"], meta["tokens"]
-    sentences = stats["sentences"]
-    counts = [meta[name] for name in ("tokens", "views", "pad_id", "max_len", "vocab_size")]
-    counts += [stats[name] for name in ("sentences", *_COUNTED)]
-    return (
-        all(type(count) is int and count >= 0 for count in counts)
-        and meta["pad_id"] < vocab_size <= 2**31
-        and meta["dtype"] == token_dtype(vocab_size).str
-        and meta["views"] in (1, 2)
-        and sentences % meta["views"] == 0
-        and 1 <= meta["max_len"] <= _LONGEST
-        and 0 < tokens <= sentences * meta["max_len"]
-        and stats["truncated"] <= sentences
-        and stats["unknown"] <= stats["characters"]
-        and stats["mean_length"] == tokens / sentences
-        and isinstance(stats["source"], str)
-    )
+    assert backend.truncation is not None
+    max_len, dtype = backend.truncation["max_length"], token_dtype(_vocab_size(backend))
+    counts = dict.fromkeys(("sentences", "tokens", "truncated", "characters", "unknown"), 0)
+    counter = UnknownCounter(backend)
+    name = output.part(number)
+    with (
+        output.new_file(f"{name}.{_TOKENS}") as token_file,
+        output.new_file(f"{name}.{_LENGTHS}") as length_file,
+    ):
+        sentences = source.read_shard(number)
+        while block := list(islice(sentences, _BLOCK)):
+            encodings = backend.encode_batch_fast(block)
+            ids = [encoding.ids for encoding in encodings]
+            flat = np.fromiter(chain.from_iterable(ids), dtype)
+            token_file.write(flat.data)
+            length_file.write(np.fromiter(map(len, ids), "<u2", len(ids)).data)
+            counts["sentences"] += len(ids)
+            counts["tokens"] += len(flat)
+            counts["characters"] += sum(map(len, block))
+            counts["unknown"] += int(counter.count(block, ids).sum())
+            # Only a sentence of max_len tokens can have been cut; the check is slow.
+            counts["truncated"] += sum(
+                len(tokens) == max_len and bool(encoding.overflowing)
+                for tokens, encoding in zip(ids, encodings, strict=True)
+            )
+            advance(len(ids))
+    output.mark(number, counts | {"blank": source.blank})
 
 
-def _write(parts: TokenParts, source: Source, pad_id: int, max_len: int, folder: Path) -> None:
-    counts = parts.join(folder)
-    (folder / _STARTS).write_bytes(_starts(_mapped(folder / LENGTHS, np.uint16)).data)
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The little-endian dtype of stored tokens: 16 bits if the vocabulary fits, else 32."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether an existing cache is damaged; then removes it."""
+    try:
+        TokenCache(folder)
+    except UserError:
+        _log.warning("the token cache %s is damaged: tokenising again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    return False
+
+
+def _join(output: Output, source: Source, backend: tokenizers.Tokenizer, pad_id: int) -> None:
+    """Joins all parts and publishes them as a cache."""
+    assert backend.truncation is not None
+    vocab_size, sums = _vocab_size(backend), output.sums()
+    if not sums["sentences"]:
+        raise source.without_text()
     meta = {
         "format": _FORMAT,
-        "dtype": parts.dtype.str,
-        "tokens": counts["tokens"],
+        "dtype": token_dtype(vocab_size).str,
+        "tokens": sums["tokens"],
         "views": source.views,
         "pad_id": pad_id,
-        "max_len": max_len,
-        "vocab_size": parts.vocab_size,
+        "max_len": backend.truncation["max_length"],
+        "vocab_size": vocab_size,
         "stats": {
             "source": source.spec,
-            "sentences": counts["sentences"],
-            **{name: counts[name] for name in _COUNTED},
-            "mean_length": counts["tokens"] / counts["sentences"],
+            "sentences": sums["sentences"],
+            **{name: sums[name] for name in _COUNTED},
+            "mean_length": sums["tokens"] / sums["sentences"],
         },
     }
-    (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    with output.aside() as folder:
+        folder.mkdir()
+        for name in (_TOKENS, _LENGTHS):
+            output.join(name, folder / name)
+        (folder / _STARTS).write_bytes(_starts(_mapped(folder / _LENGTHS, np.uint16)).data)
+        (folder / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        output.publish(folder)
+
+
+def _vocab_size(backend: tokenizers.Tokenizer) -> int:
+    """An upper bound of all ids. A vocabulary may have gaps: its size is not its highest id."""
+    return max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

@@ -18,23 +18,21 @@ from typing import NamedTuple
 import numpy as np
 
 from jtcse_jax.batch import Batch
+from jtcse_jax.config import DataConfig
 from jtcse_jax.data.augmentation import most_repeated, repeat_words
 from jtcse_jax.data.packing import Packing, fill, pack
 from jtcse_jax.data.tokens import TokenCache
 from jtcse_jax.errors import UserError
 
-KINDS = ("same", "adjacent", "repeat", "none")
 
-
-def longest_view(max_len: int, pairs: str, repeat_rate: float, positions: int | None) -> int:
+def longest_view(max_len: int, data: DataConfig, positions: int | None) -> int:
     """Most tokens of a view, in a long enough row, for sentences of at most `max_len` tokens.
 
-    `pairs` and `repeat_rate` as in `Views`; `positions`, if given, is the number of positions of
-    the model, at least `max_len`.
+    `positions`, if given, is the number of positions of the model, at least `max_len`.
     """
-    if pairs != "repeat":
+    if data.pairs != "repeat":
         return max_len
-    longest = max_len + most_repeated(max_len - 2, repeat_rate)
+    longest = max_len + most_repeated(max_len - 2, data.repeat_rate)
     return longest if positions is None else min(longest, positions)
 
 
@@ -74,33 +72,29 @@ class Views:
     def __init__(
         self,
         cache: TokenCache,
+        data: DataConfig,
         *,
         row_length: int,
         slots: int,
-        pairs: str = "same",
-        repeat_rate: float = 0.32,
         longest_view: int | None = None,
         once: bool = False,
     ):
-        """Checks that every batch will fit.
+        """Checks that the kind of views fits the text.
 
         Args:
             cache: the tokenised sentences.
+            data: its `pairs` (see the module's table) and `repeat_rate`.
             row_length: tokens a row holds, at least the longest sentence.
             slots: sentences a row holds.
-            pairs: see the module's table.
-            repeat_rate: largest share of repeated words.
             longest_view: most tokens of a view with repeated words, at least the longest sentence;
                 by default the row length.
             once: pack each distinct sentence of a batch once, unchanged, and let its views share
                 the slot; for an encoder without dropout.
 
         Raises:
-            UserError: a field has an impossible value; the message has its config name.
+            UserError: `pairs` is for single sentences, but the text holds pairs.
         """
-        if pairs not in KINDS:
-            allowed = ", ".join(f'"{kind}"' for kind in KINDS)
-            raise UserError(f'data.pairs is "{pairs}"; it must be one of {allowed}')
+        pairs = data.pairs
         if cache.views == 2 and pairs in ("adjacent", "repeat"):
             raise UserError(
                 f'data.pairs = "{pairs}" is for single sentences, but {cache.stats["source"]} '
@@ -111,13 +105,12 @@ class Views:
         self._stride = items_stride(cache, pairs)
         self._second = 1 if cache.views == 2 or pairs == "adjacent" else 0
         self.num_items = count_items(cache, pairs)
-        self._repeat_rate = repeat_rate if pairs == "repeat" and not once else None
+        self._repeat_rate = data.repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
         self._row_length = row_length
         self._longest_view = row_length if longest_view is None else min(longest_view, row_length)
         self._slots = slots
         self._once = once
-        self._check_row()
 
     def plan(self, items: np.ndarray, rng: np.random.Generator) -> Plan:
         """The plan of a batch of items [n]; `rng` draws the repeated words.
@@ -168,15 +161,6 @@ class Views:
         order = np.zeros(self.per_item * batch_size, np.int32)
         order[: len(plan.order)] = plan.order
         return Batch(*arrays, order, np.arange(len(order)) < len(plan.order))
-
-    def _check_row(self) -> None:
-        if self._row_length < self._cache.max_len:
-            raise UserError(
-                f"data.row_length is {self._row_length}; a row must hold a sentence, at least "
-                f"data.max_len = {self._cache.max_len} tokens"
-            )
-        if self._slots < 1:
-            raise UserError(f"data.slots is {self._slots}; it must be at least 1")
 
     def _repeat(self, length: int, rate: float, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words; [CLS] and [SEP] are not repeated."""

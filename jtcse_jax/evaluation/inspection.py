@@ -24,7 +24,7 @@ from jtcse_jax.evaluation.diagnostics import (
     rounded,
 )
 from jtcse_jax.models.towers import Bank, LayerStates, Params, TowerOutputs, neighbours
-from jtcse_jax.store import saved_model
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CONFIG
@@ -145,7 +145,7 @@ def default_cross(model: SavedModel) -> Cross:
     """
     config = model.folder / CONFIG if model.folder else None
     if config and config.is_file():
-        found = saved_model.read_json(config, dict)
+        found = read_json(config)
         try:
             trained = Cross(**found["model"]["cross"])
         except (KeyError, TypeError) as error:

@@ -19,7 +19,7 @@ from jtcse_jax.evaluation.suite import (
     pair_content,
     warn_missing,
 )
-from jtcse_jax.store.saved_model import read_json
+from jtcse_jax.runtime.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
-    content = read_json(path, dict)
+    content = read_json(path)
     scores = content.get(STS.name)
     tasks = scores.get("spearman") if isinstance(scores, dict) else None
     if not isinstance(tasks, dict) or not all(

@@ -20,6 +20,7 @@ import numpy as np
 
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.zero_shot_tasks import Task, choose, load_tasks
+from jtcse_jax.runtime.files import read_json
 
 MODEL = "model.json"  # identifies the model whose results a folder holds
 MOST_SUBSETS = 60  # with more subsets only their mean is listed
@@ -116,13 +117,9 @@ def _own_folder(folder: Path, fingerprint: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
-        known = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: give another folder for MTEB.") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} does not identify the model of these results: give a new folder."
-        ) from error
+    known = read_json(path, advice="give a new folder").get("fingerprint", "unknown")
     if known != fingerprint:
         raise UserError(
             f"{folder} has the results of another model (hash {known[:12]}, this one's "

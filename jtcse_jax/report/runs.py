@@ -13,8 +13,8 @@ from jtcse_jax.evaluation.sts import PROTOCOL
 from jtcse_jax.evaluation.sts_suite import STS
 from jtcse_jax.evaluation.suites import SUITES
 from jtcse_jax.runtime import environment
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store.ensemble import split_sum
-from jtcse_jax.store.saved_model import read_json
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG, FINISHED, METRICS
 from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.traits import TRAITS, Traits
@@ -97,7 +97,7 @@ def read_results(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]
     path = user_path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
-    content = read_json(path, dict)
+    content = read_json(path)
     results = content.get("models", [content])
     differences = content.get("differences", {})
     if (
@@ -116,9 +116,7 @@ def _runs_in(folder: Path) -> list[Run]:
         return [_read_run(folder)]
     if (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder}: it has no {METRICS}: the run has logged nothing yet.")
-    stages = {
-        path.parent.name: read_json(path, dict) for path in sorted(folder.glob(f"*/{CONFIG}"))
-    }
+    stages = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{CONFIG}"))}
     logged = [name for name in _in_order(stages) if (folder / name / METRICS).is_file()]
     if stages and not logged:
         raise UserError(f"{folder}: no stage of this pipeline has logged anything yet.")
@@ -138,7 +136,7 @@ def _read_run(folder: Path) -> Run:
     if not run.trained and not run.scored:
         raise UserError(f"{folder / METRICS}: it has no loss and no dev score: train longer.")
     if (folder / CONFIG).is_file():
-        run.config = read_json(folder / CONFIG, dict)
+        run.config = read_json(folder / CONFIG)
     else:
         run.notes.append(f"no {CONFIG}: there is no config to show")
     for line in read_jsonl(folder / environment.FILE):
@@ -152,7 +150,7 @@ def _read_run(folder: Path) -> Run:
         why = "data.dev was not given" if run.embeds else "a language model"
         run.notes.append(f"no dev scores: {why}")
     if (folder / FINISHED).is_file():
-        row = read_json(folder / FINISHED, dict)
+        row = read_json(folder / FINISHED)
         if isinstance(row.get("sts"), dict) and row["sts"]:
             run.scores[STS.name] = {"protocol": PROTOCOL, STS.required: row["sts"]}
     return run

@@ -15,9 +15,10 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from jtcse_jax.config import SCRATCH
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store import hf_config, hf_files
 from jtcse_jax.store.checkpoint import Checkpoints
-from jtcse_jax.store.saved_model import SavedModel, read_json
+from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG
 from jtcse_jax.user_path import user_path
 
@@ -67,7 +68,7 @@ def _known(model: SavedModel) -> Card:
 
 
 def _from_json(path: Path) -> Card:
-    content, empty = read_json(path, dict), dataclasses.asdict(Card(step=0))
+    content, empty = read_json(path), dataclasses.asdict(Card(step=0))
     wrong = [
         name
         for name, value in content.items()
@@ -79,7 +80,7 @@ def _from_json(path: Path) -> Card:
 
 
 def _of_workdir(workdir: Path, step: int | None) -> Card:
-    config = read_json(workdir / CONFIG, dict) if (workdir / CONFIG).is_file() else {}
+    config = read_json(workdir / CONFIG) if (workdir / CONFIG).is_file() else {}
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         metrics = {} if step is None else checkpoints.metrics(step)
     base_models, datasets = _origins(config, {workdir.resolve()})
@@ -116,7 +117,7 @@ def _origins(config: dict[str, Any], seen: set[Path]) -> tuple[set[str], set[str
             datasets |= set(card.datasets)
         elif (folder / CONFIG).is_file():
             seen.add(folder.resolve())
-            models, texts = _origins(read_json(folder / CONFIG, dict), seen)
+            models, texts = _origins(read_json(folder / CONFIG), seen)
             base_models |= models
             datasets |= texts
         else:
@@ -142,7 +143,7 @@ def _own_name(folder: Path) -> list[str]:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         found += re.findall(r"^# +(.+?) *$", text, re.MULTILINE)[:1]
     if (folder / hf_config.CONFIG).is_file():
-        found.append(str(read_json(folder / hf_config.CONFIG, dict).get("_name_or_path", "")))
+        found.append(str(read_json(folder / hf_config.CONFIG).get("_name_or_path", "")))
     return [name for name in found if _is_hub_name(name)][:1]
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from jtcse_jax.architecture import Pooling
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.hf_files import lies_in
 from jtcse_jax.store.saved_model import SavedModel
@@ -293,11 +294,8 @@ def _inside(where: str, folder: Path, name: str) -> str:
 
 
 def _entries(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): correct it.") from error
-    entries = content.get("members") if isinstance(content, dict) else None
+    content = read_json(path, advice="correct it")
+    entries = content.get("members")
     if not isinstance(entries, list) or not entries or content.keys() != {"members"}:
         raise UserError(
             f'{path}: an ensemble is {{"members": [{{"model": ..., "weight": ...}}, ...]}} with '

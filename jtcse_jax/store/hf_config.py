@@ -9,7 +9,7 @@ from typing import Any, get_args
 from jtcse_jax.architecture import Activation, Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.families.registry import FAMILIES, find_family, supported
-from jtcse_jax.store.hf_files import read_json
+from jtcse_jax.runtime.files import read_json
 
 CONFIG = "config.json"
 
@@ -23,7 +23,7 @@ LARGEST_OTHER = 2**24
 def read_architecture(folder: str | Path) -> Architecture:
     """The architecture in the folder's `config.json`; UserError if it is not supported."""
     path = Path(folder) / CONFIG
-    config = read_json(path)
+    config = read_json(path, advice="name a Hugging Face folder")
     kind = config.get("model_type")
     family = find_family(kind)
     if family is None:

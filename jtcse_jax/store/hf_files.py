@@ -1,17 +1,16 @@
-"""Finds Hugging Face folders by name, reads their JSON and their tensors, never a pickle."""
+"""Finds Hugging Face folders by name, reads their tensors, never a pickle."""
 
 import importlib.util
-import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
 
 PACKAGE = "package:"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -38,28 +37,6 @@ def find_folder(name: str) -> Path:
             "name, train it first if it is a run of yours, or download it and give its folder "
             f"({type(error).__name__}: {reason})."
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a folder; UserError if there is none."""
-    return _read(path, dict, "object")
-
-
-def read_list(path: Path) -> list[Any]:
-    """The list in a JSON file of a folder; UserError if there is none."""
-    return _read(path, list, "list")
-
-
-def _read(path: Path, kind: type, name: str) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: no {path.name}: not a Hugging Face folder.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: is not a JSON {name}.")
-    return content
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:

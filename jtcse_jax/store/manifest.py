@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.files import read_json
+
 NAME, CORRUPT = "manifest.json", "corrupt"
 # Orbax rewrites the last two while it commits, after the manifest; a restore does not read them.
 UNHASHED = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
@@ -39,11 +42,10 @@ def write(folder: Path, contents: dict[str, Any]) -> None:
 def read(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest as written, or None if it is absent, unreadable or altered."""
     try:
-        body = json.loads((folder / NAME).read_bytes())
-        intact = body.pop("digest") == _digest(body)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        body = read_json(folder / NAME)
+    except UserError:
         return None
-    return body if intact and _is_manifest(body) else None
+    return body if body.pop("digest", None) == _digest(body) else None
 
 
 def problem(folder: Path) -> str | None:
@@ -118,21 +120,6 @@ def described(items: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
         item: {name: f"{np.dtype(x.dtype).name}{list(x.shape)}" for name, x in leaves.items()}
         for item, leaves in items.items()
     }
-
-
-def _is_manifest(body: dict[str, Any]) -> bool:
-    """Whether `body` has the form that `write` gives it; a valid digest does not prove that."""
-    metrics, leaves, files = body.get("metrics", {}), body.get("leaves", {}), body.get("files")
-    return (
-        isinstance(files, dict)
-        and all(isinstance(part, dict) for part in (metrics, leaves))
-        and all(type(value) is float for value in metrics.values())
-        and all(isinstance(tree, dict) for tree in leaves.values())
-        and all(
-            isinstance(entry, list) and [type(part) for part in entry] == [int, str]
-            for entry in files.values()
-        )
-    )
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from jtcse_jax.architecture import POOLINGS, Architecture, Pooling
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank, Params, stack
 from jtcse_jax.pipeline_config import MODEL
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, serving
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.hf_files import lies_in
@@ -142,7 +143,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if description is not None:
         return description
     path = folder / DESCRIPTION
-    return read_json(path, dict) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
@@ -200,17 +201,6 @@ def read_workdir_model(workdir: Path) -> tuple[Bank, Any]:
         found = reprlib.repr(num_towers)
         raise UserError(f"{path}: num_towers = {found}: must be from 1 to {MOST_TOWERS}.")
     return bank, hf_tokenizer.load_tokenizer(workdir / TOKENIZER)
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file; UserError if it is not of type `kind` (dict or list)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"a {type(content).__name__} instead of a {kind.__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore or delete it.") from error
-    return content
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import POOLINGS, Pooling
 from jtcse_jax.errors import UserError
-from jtcse_jax.store.hf_files import lies_in, read_json, read_list
+from jtcse_jax.runtime.files import read_json
+from jtcse_jax.store.hf_files import lies_in
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 SUM_OF_TOWERS = "sum_of_towers.SumOfTowers"  # our module, for several towers
@@ -198,7 +199,7 @@ def _read_modules(folder: Path) -> dict[str, Path]:
     """The folder of each module by the name of its class, in order; only sets that we support."""
     path = folder / MODULES
     modules: dict[str, Path] = {}
-    for entry in read_list(path):
+    for entry in read_json(path, list):
         entry = entry if isinstance(entry, dict) else {"type": entry}
         kind, where = str(entry.get("type")), entry.get("path")
         name = kind.rpartition(".")[2]

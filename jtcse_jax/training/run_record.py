@@ -35,7 +35,7 @@ def check_config(workdir: Path, config: Config) -> None:
         return
     # A field that was added after the run had its default value in the run.
     defaults = flatten(json.loads(to_json(Config())))
-    before = defaults | flatten(saved_model.read_json(path, dict))
+    before = defaults | flatten(files.read_json(path))
     now = flatten(json.loads(to_json(config)))
     # Fields that the config leaves open were taken from the start model; compare these values.
     taken = saved_model.read_description(workdir)

@@ -208,7 +208,7 @@ def _read_finished(folder: Path) -> dict[str, Any] | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
-    row = saved_model.read_json(path, dict)
+    row = files.read_json(path)
     if not {"planned", "step", "seconds", "sentences_per_second", "dev", "sts"} <= row.keys():
         raise UserError(f"{path} is of another version: delete it; the stage is scored again.")
     return row

@@ -242,16 +242,10 @@ def make_batches(
         )
     return PackedBatches(
         caches[0],
-        batch_size=data.batch_size,
-        row_length=data.row_length,
-        slots=data.slots,
+        data,
         seed=config.seed,
-        micro_batch=data.micro_batch,
-        pairs=data.pairs,
-        repeat_rate=data.repeat_rate,
         positions=positions,
         similar=similar,
-        random_share=data.random_share,
         row_multiple=sharding.row_shards(mesh),
         shard=sharding.data_shard(mesh),
         teachers=caches[1:],

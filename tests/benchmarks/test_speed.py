@@ -11,7 +11,7 @@ from runs import tiny_config
 from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
-from jtcse_jax.config import Config, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import Config, DataConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import TokenCache, tokenize
@@ -47,7 +47,8 @@ def test_two_epochs_compile_two_steps_at_most(cache):
     optimizer = make_optimizer(OptimizerConfig(), 100)
     state = jax.device_put(init_state({"towers": bank.init(0)}, optimizer))
     step = make_train_step(bank, ObjectiveConfig(name="tncse"), optimizer)
-    batches = PackedBatches(cache, batch_size=BATCH, row_length=LENGTH, slots=SLOTS, seed=0)
+    data = DataConfig(batch_size=BATCH, max_len=LENGTH // 2, row_length=LENGTH, slots=SLOTS)
+    batches = PackedBatches(cache, data, seed=0)
     rows = set()
     for number in range(2 * batches.steps_per_epoch):
         batch = batches[number]

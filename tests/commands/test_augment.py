@@ -156,7 +156,7 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
     arguments = ["repeat-words", "--input", str(text), "--output", str(output)]
     process = subprocess.Popen([sys.executable, "-m", "jtcse_jax.augment", *arguments])
     partial = tmp_path / "pairs.tsv.partial"
-    while not (partial.exists() and partial.stat().st_size):
+    while not list(partial.glob("*.done")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -293,6 +293,7 @@ def test_back_translate_goes_on_after_an_error(command, marian, text, output, mo
     lines = text.read_text().split("\n")[1:81]
     text.write_text("\n".join(lines))
     command("back-translate", "--input", text, "--output", whole, *models(marian))
+    monkeypatch.setattr(augment, "_TRANSLATED_WINDOW", 32)
     stop_after(monkeypatch, augment, "back_translate", 2)
     arguments = ("back-translate", "--input", text, "--output", output)
     with pytest.raises(Stopped):
@@ -303,16 +304,15 @@ def test_back_translate_goes_on_after_an_error(command, marian, text, output, mo
 
 
 def test_other_models_do_not_go_on(command, refused, marian, text, output, monkeypatch):
+    monkeypatch.setattr(augment, "_TRANSLATED_WINDOW", 32)
     stop_after(monkeypatch, augment, "back_translate", 1)
     arguments = ("back-translate", "--input", text, "--output", output)
     with pytest.raises(Stopped):
         command(*arguments, *models(marian))
-    assert "begun with --backward = " in refused(*arguments, *models(marian, backward="there"))
-    assert "--num-beams = 2 and now it is 3" in refused(*arguments, *models(marian), *beams(3))
-
-
-def beams(count):
-    return "--num-beams", count
+    said = refused(*arguments, *models(marian, backward="there"))
+    assert "begun with another --backward (" in said
+    said = refused(*arguments, *models(marian), "--num-beams", 3)
+    assert "begun with another --num-beams (2, now 3)" in said
 
 
 def test_an_empty_translation_gives_the_sentence(command, marian, text, output):

@@ -137,8 +137,8 @@ def test_disk_that_fills_while_encoding_is_one_sentence(
     with pytest.raises(UserError) as error:
         run(folder, output, **options)
     partial = f"{output}.partial"
-    kept = f"Finished vectors are in {partial}: the same command resumes."
-    assert str(error.value) == f"--output {output}: No space left on device. {kept}"
+    assert f"{output} cannot be written: No space left on device" in str(error.value)
+    assert f"what is finished is in {partial}: " in str(error.value)
     assert not output.exists()
     others.unlink()
     capsys.readouterr()
@@ -162,7 +162,7 @@ def test_other_arguments_do_not_go_on(folder, tmp_path, stop_after):
         ({"truncate_dim": 3}, "width"),
         ({"batch_size": 9}, "block"),
     ):
-        with pytest.raises(UserError, match=f"was begun with another {said}:"):
+        with pytest.raises(UserError, match=rf"was begun with another .*{said} \("):
             run(folder, tmp_path / "out.npy", **option)
 
 
@@ -172,10 +172,9 @@ def test_memory_holds_one_block_whatever_the_size(folder, tmp_path, monkeypatch)
     def without_model(self, block, **_):
         return np.full((len(block), 16), len(block[0]), np.float32)
 
-    def traced_claim(file, *, wait, real=VectorFile.claim):
-        if not tracemalloc.is_tracing():
-            tracemalloc.start()
-        return real(file, wait=wait)
+    def traced_claim(file, real=VectorFile.claim):
+        tracemalloc.start()
+        return real(file)
 
     peaks = []
 
@@ -272,8 +271,7 @@ def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path)
         )
 
     killed, other = start(), start()
-    done = tmp_path / "out.npy.partial" / "done"
-    while killed.poll() is None and not (done.exists() and b"\1" in done.read_bytes()):
+    while killed.poll() is None and not list(tmp_path.glob("out.npy.partial/*.done")):
         time.sleep(0.01)
     killed.kill()
     killed.communicate()

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from jtcse_jax import prepare
+from jtcse_jax.config import DataConfig
 from jtcse_jax.data import text_files
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.cleaning import KEPT, Rules, examine
 from jtcse_jax.data.sources import open_source
-from jtcse_jax.data.token_parts import TokenParts
 from jtcse_jax.data.tokens import TokenCache, tokenize
+from jtcse_jax.runtime.output import Output
 from jtcse_jax.store import hf_tokenizer
 
 DOCUMENTS = [
@@ -113,13 +114,13 @@ def test_documents_may_be_a_column(documents, corpus, tmp_path):
 
 
 def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, capsys, monkeypatch):
-    make_all = TokenParts.make_all
+    claim = Output.claim
 
-    def find_all_made(self, advance):
-        assert all(map(self._counts, range(self._source.num_shards))), "Beam's workers made none"
-        make_all(self, advance)
+    def find_all_made(self):
+        assert self.num_done() == self.num_parts, "Beam's workers made none"
+        return claim(self)
 
-    monkeypatch.setattr(TokenParts, "make_all", find_all_made)
+    monkeypatch.setattr(Output, "claim", find_all_made)
     folder = corpus("--input", documents, "--tokenizer", tokenizer, "--max-len", 16)
     assert (
         f"--data.source '{folder}/*.txt' --data.cache-dir {folder}/cache" in capsys.readouterr().out
@@ -133,7 +134,7 @@ def test_training_opens_the_cache_that_beam_made(documents, corpus, tokenizer, c
     assert {path.name: path.read_bytes() for path in made.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
-    batches = PackedBatches(TokenCache(made), batch_size=8, row_length=32, slots=4, seed=0)
+    batches = PackedBatches(TokenCache(made), DataConfig(batch_size=8), seed=0)
     assert batches.num_items == len(reference) == len(expected_sentences(documents))
     assert batches[3].mask.all()
 
@@ -148,8 +149,8 @@ def test_a_second_start_goes_on_after_the_text(documents, corpus, tokenizer):
 
 def test_what_a_killed_start_left_is_cleared_away(documents, corpus, tmp_path):
     left = tmp_path / "corpus.partial"
-    left.mkdir()
-    (left / "part-00009-of-00017.txt").write_text("left behind\n")
+    (left / "text").mkdir(parents=True)
+    (left / "text" / "part-00009-of-00017.txt").write_text("left behind\n")
     assert text_of(corpus("--input", documents)) == expected_sentences(documents)
     assert not left.exists()
 
@@ -187,7 +188,12 @@ def test_bad_input_is_said_in_one_line(documents, corpus, refused, tmp_path):
         ("--input", documents, "--output", tmp_path / "there"): "not made by this command",
         ("--input", documents, "--output", tmp_path / "made", "--files", 3): "another files: use",
         ("--input", tmp_path / "dots.txt", "--output", tmp_path / "made"): "another input: use",
-        ("--input", documents, "--output", tmp_path / "bad.txt" / "x"): "x: Not a directory",
+        (
+            "--input",
+            documents,
+            "--output",
+            tmp_path / "bad.txt" / "x",
+        ): "x cannot be written: File exists",
     }.items():
         assert re.search(problem, refused(prepare, "corpus", *arguments))
         assert not new.exists()

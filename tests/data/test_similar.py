@@ -11,7 +11,7 @@ from processes import end, start_cluster
 from runs import largest_difference, saved_params, tiny_config
 from tiny_models import WORDS, padded_vectors, tiny_model
 
-from jtcse_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.similar import near_duplicates, quantised, similar_order
 from jtcse_jax.data.similar_batches import SimilarBatches
@@ -157,9 +157,10 @@ def test_every_process_and_step_has_the_batches_of_the_plan(tmp_path, pairs):
     cache = tokenize(*text_and_tokenizer(tmp_path, lines), 16, tmp_path, progress=False)
     count = 300 - (pairs == "adjacent")
     plan = SimilarBatches.plan(np.random.default_rng(1).normal(size=(count, 8)))
-    fields = dict(batch_size=16, seed=5, similar=plan, pairs=pairs, row_multiple=2)
-    whole = PackedBatches(cache, **fields)
-    halves = [PackedBatches(cache, **fields, shard=(index, 2)) for index in range(2)]
+    data = DataConfig(batch_size=16, max_len=16, pairs=pairs)
+    fields = dict(seed=5, similar=plan, row_multiple=2)
+    whole = PackedBatches(cache, data, **fields)
+    halves = [PackedBatches(cache, data, **fields, shard=(index, 2)) for index in range(2)]
     for step in (70, 3, 18):
         epoch, number = divmod(step, whole.steps_per_epoch)
         batch, parts = whole[step], [half[step] for half in halves]

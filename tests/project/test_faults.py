@@ -1,7 +1,6 @@
 """What goes wrong in real runs, injected: signals, a second run, another text, NaN, a hung disk."""
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
 from jtcse_jax.errors import Stopped, UserError
-from jtcse_jax.runtime import locks, run_lock
+from jtcse_jax.runtime import run_lock
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
@@ -64,17 +63,11 @@ def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_died(tmp_path)
     train(dataclasses.replace(other, max_steps=1), devices=ONE_DEVICE)
 
 
-def test_lock_of_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with run_lock.hold(tmp_path / "run"):
-        assert "cannot be locked (No locks available)" in caplog.text
-
-
 def test_lock_on_a_full_disk_is_one_sentence(tmp_path, largest_files):
-    with largest_files(0), pytest.raises(UserError, match=r"run\.lock cannot be written: .*large"):
+    with (
+        largest_files(0),
+        pytest.raises(UserError, match=r"run\.lock cannot be written"),
+    ):
         with run_lock.hold(tmp_path / "run"):
             pass
     with run_lock.hold(tmp_path / "run"):
@@ -197,7 +190,7 @@ def test_batches_within_their_time_are_the_same(finished):
     source = open_source(finished.data.source)
     tokenizer = saved_model.load(finished.workdir).tokenizer
     cache = tokenize(source, tokenizer, 16, finished.data.cache_dir, progress=False)
-    batches = PackedBatches(cache, batch_size=8, row_length=32, slots=12, seed=0)
+    batches = PackedBatches(cache, finished.data, seed=0)
     plain, timed = batches.iterate(3, 6), batches.iterate(3, 6, timeout=60)
     for (step, one), (other_step, other) in zip(plain, timed, strict=True):
         assert step == other_step
@@ -223,7 +216,7 @@ def test_full_disk_while_tokenising_is_said_and_leaves_nothing_half(small_disk, 
     data = dataclasses.replace(
         config.data, source=str(text), cache_dir=str(small_disk / "cache"), dev=None
     )
-    with pytest.raises(UserError, match="cannot write the token cache"):
+    with pytest.raises(UserError, match="cache/.* cannot be written: No space left"):
         train(dataclasses.replace(config, data=data), devices=ONE_DEVICE)
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     train(dataclasses.replace(config, data=data, max_steps=1), devices=ONE_DEVICE)

@@ -7,7 +7,6 @@ import lzma
 import os
 import shutil
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import jax
@@ -64,17 +63,6 @@ def test_many_lines_are_never_held_together(tmp_path, name, opener):
     with at_most(BOMB / 2):
         assert list(source.read()) == ["the end"]
     assert source.blank == BOMB // 1024
-
-
-def test_a_dictionary_of_gigabytes_is_refused(tmp_path):
-    """The header of an .xz file says how much memory its reader needs: here 4 GiB."""
-    data = bytearray(lzma.compress(b"a sentence\n" * 9))
-    assert data[14:16] == b"\x21\x01"  # LZMA2, whose one property is the size
-    data[16] = 40
-    data[20:24] = zlib.crc32(data[12:20]).to_bytes(4, "little")
-    (tmp_path / "a.xz").write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.xz: cannot be read after line 0: .*[Mm]emory"):
-        list(open_source(str(tmp_path / "a.xz")).read())
 
 
 @pytest.fixture
@@ -198,21 +186,6 @@ def test_a_pooler_is_drawn_only_for_weights_that_fit(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2**17}))
     with pytest.raises(UserError, match="tensors do not fit"):
-        saved_model.load(folder)
-
-
-DEEP = "[" * 100_000
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["config.json", "model.safetensors.index.json", "tokenizer.json", "modules.json"],
-)
-def test_endless_brackets_are_refused(folder, name):
-    if name.endswith("index.json"):
-        (folder / "model.safetensors").unlink()
-    (folder / name).write_text(DEEP)
-    with pytest.raises(UserError):
         saved_model.load(folder)
 
 

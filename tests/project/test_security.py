@@ -222,11 +222,10 @@ def test_a_pickle_as_any_other_file_is_refused(tmp_path, folder, mark, wrapping)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-@pytest.mark.parametrize("name", ["vectors.npy", "settings.json", "done"])
-def test_a_pickle_among_unfinished_vectors_is_refused(tmp_path, mark, wrapping, name):
-    VectorFile(tmp_path / "out.npy", 9, 3, 4, {}).__exit__()
-    (tmp_path / "out.npy.partial" / name).write_bytes(pickles(mark)[wrapping])
-    with pytest.raises(UserError, match="out.npy.partial is damaged"):
+def test_a_pickle_as_the_settings_of_unfinished_vectors_is_refused(tmp_path, mark, wrapping):
+    VectorFile(tmp_path / "out.npy", 9, 3, 4, {})
+    (tmp_path / "out.npy.partial" / "settings.json").write_bytes(pickles(mark)[wrapping])
+    with pytest.raises(UserError, match="settings.json is not valid JSON"):
         VectorFile(tmp_path / "out.npy", 9, 3, 4, {})
 
 

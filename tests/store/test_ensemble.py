@@ -149,8 +149,8 @@ def test_options_beside_an_ensemble_are_refused(folder, tmp_path, option):
 
 
 WRONG = [
-    ("{", "not readable JSON"),
-    ("[]", "an ensemble is"),
+    ("{", "is not valid JSON"),
+    ("[]", "a list instead of a dict"),
     ('{"members": []}', "an ensemble is"),
     ('{"members": {"model": "one", "weight": 1}}', "an ensemble is"),
     ('{"members": [{"model": "one", "weight": 1}], "scale": 2}', "an ensemble is"),

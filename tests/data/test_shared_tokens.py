@@ -7,11 +7,9 @@ import gzip
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import threading
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from jtcse_jax.data import text_files, token_parts, tokens
+from jtcse_jax.data import text_files
 from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.data.tokens import tokenize, truncating_backend
+from jtcse_jax.data.tokens import tokenize
 from jtcse_jax.errors import UserError
+from jtcse_jax.runtime.output import Output
 
 WORDS = "a cat sat on the mat and saw two dogs run far away from it".split()
-FULL = "cannot write the token cache .*too large; free space there"
+FULL = r"caches/.* cannot be written: .*too large; .* free space there"
 FORK = multiprocessing.get_context("fork")
 
 
@@ -125,18 +124,18 @@ def test_processes_share_the_work_and_make_the_same(text, whole, tokenizer, tmp_
     assert len(reads.processes()) > 1
 
 
-@pytest.mark.parametrize("method", ["begin", "locked", "aside"])
+@pytest.mark.parametrize("method", ["begin", "lock", "last_step"])
 def test_nothing_is_read_again_after_another_finished_in_between(
     text, whole, tokenizer, tmp_path, reads, monkeypatch, method
 ):
-    original = getattr(token_parts.TokenParts, method)
+    original = getattr(Output, method)
 
     def late(*arguments, **keywords):
-        monkeypatch.setattr(token_parts.TokenParts, method, original)
+        monkeypatch.setattr(Output, method, original)
         tokenize(open_source(text), tokenizer, 16, tmp_path / "late")
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(token_parts.TokenParts, method, late)
+    monkeypatch.setattr(Output, method, late)
     tokenize(open_source(text), tokenizer, 16, tmp_path / "late")
     assert files_of(tmp_path / "late") == whole
     assert set(reads.counts().values()) == {1}
@@ -162,38 +161,6 @@ def test_an_error_of_the_disk_leaves_what_was_made(
     assert set(reads.counts().values()) == {1}
 
 
-def test_parts_are_removed_though_another_was_still_writing(tmp_path, tokenizer, monkeypatch):
-    (tmp_path / "text.txt").write_text("a cat\n")
-    backend = truncating_backend(tokenizer, 16)
-    parts = token_parts.TokenParts(
-        open_source(str(tmp_path / "text.txt")), backend, tmp_path / "caches" / "parts"
-    )
-    parts.begin()
-    parts.make(0)
-    rmtree, calls = shutil.rmtree, []
-
-    def with_another(folder, **keywords):
-        calls.append(folder)
-        rmtree(folder, **keywords)
-        if len(calls) == 1:
-            folder.mkdir()
-
-    monkeypatch.setattr(shutil, "rmtree", with_another)
-    parts.remove()
-    assert list((tmp_path / "caches").iterdir()) == []
-
-
-def test_what_a_killed_removal_left_is_removed_by_the_next_text(tmp_path, tokenizer, monkeypatch):
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.txt").write_text(f"a {name}\n")
-    with monkeypatch.context() as killed:
-        killed.setattr(token_parts, "_remove", lambda folder: None)
-        tokenize(open_source(str(tmp_path / "one.txt")), tokenizer, 16, tmp_path / "caches")
-    assert len(list((tmp_path / "caches").iterdir())) == 2
-    tokenize(open_source(str(tmp_path / "two.txt")), tokenizer, 16, tmp_path / "caches")
-    assert all(len(path.name) == 32 for path in (tmp_path / "caches").iterdir())
-
-
 def test_after_a_kill_nothing_is_lost_and_only_what_was_at_hand_repeated(
     text, whole, tokenizer, tmp_path, reads
 ):
@@ -203,7 +170,7 @@ def test_after_a_kill_nothing_is_lost_and_only_what_was_at_hand_repeated(
     reads.kill_in(6)
     assert run(work) == [-signal.SIGKILL]
     assert reads.counts() == {number: 1 for number in range(7)}
-    assert [path.name[0] for path in (tmp_path / "killed").iterdir()] == ["."]
+    assert [path.suffix for path in (tmp_path / "killed").iterdir()] == [".partial"]
     reads.kill_in(None)
     assert run(work) == [0]
     assert files_of(tmp_path / "killed") == whole
@@ -223,19 +190,6 @@ def test_others_take_over_from_one_that_is_killed(text, whole, tokenizer, tmp_pa
     assert files_of(tmp_path / "taken") == whole
 
 
-@pytest.mark.parametrize("name", [token_parts.TOKENS, token_parts.LENGTHS, token_parts.COUNTS])
-def test_a_part_that_a_crash_cut_short_is_made_again(text, tokenizer, tmp_path, name):
-    backend = truncating_backend(tokenizer, 16)
-    parts = token_parts.TokenParts(open_source(text), backend, tmp_path / "parts")
-    parts.begin()
-    parts.make(0)
-    (path,) = (tmp_path / "parts").glob(f"*/{name}")
-    content = path.read_bytes()
-    path.write_bytes(content[:-2])
-    parts.make(0)
-    assert path.read_bytes() == content
-
-
 @contextlib.contextmanager
 def full_disk(limit):
     """A limit on the size of files is to a writer what a full disk is."""
@@ -245,45 +199,6 @@ def full_disk(limit):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-
-@pytest.mark.parametrize(
-    ("lines", "limit"), [(100, 0), (100, 100), (100, 1000), (1000, 5000), (1000, 12_000)]
-)
-def test_a_part_for_which_there_is_no_room_is_an_error(tmp_path, tokenizer, lines, limit):
-    """Of 16 bytes a line, less than a buffer and more; its counts would find room in 100."""
-    (tmp_path / "text.txt").write_text("a cat sat on the mat\n" * lines)
-    source = open_source(str(tmp_path / "text.txt"))
-    parts = token_parts.TokenParts(
-        source, truncating_backend(tokenizer, 16), tmp_path / "caches" / "parts"
-    )
-    parts.begin()
-    with full_disk(limit), pytest.raises(OSError, match="too large"):
-        parts.make(0)
-    assert list((tmp_path / "caches" / "parts").iterdir()) == []
-
-
-def test_a_disk_that_is_full_for_a_while_leaves_no_hole(
-    text, whole, tokenizer, tmp_path, monkeypatch
-):
-    """Room comes after the first block of every part: its tokens come too, or an error."""
-    monkeypatch.setattr(token_parts, "_BLOCK", 2)
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    read_shard = Source.read_shard
-
-    def full_then_room(self, number):
-        sentences = read_shard(self, number)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        yield from islice(sentences, 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        yield from sentences
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Source, "read_shard", full_then_room)
-        with full_disk(hard):
-            tokenize(open_source(text), tokenizer, 16, tmp_path / "holes")
-    tokenize(open_source(text), tokenizer, 16, tmp_path / "holes")
-    assert files_of(tmp_path / "holes") == whole
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 60_000])
@@ -297,26 +212,6 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, tokenizer, l
     assert files_of(tmp_path / "caches") == files_of(tmp_path / "other")
 
 
-def test_starts_for_which_there_is_no_room_are_an_error_of_the_disk(
-    tmp_path, tokenizer, monkeypatch
-):
-    """1256 bytes of starts, where what is said of the cache finds room."""
-    (tmp_path / "text.txt").write_text("a cat\n" * 10_000)
-    source = open_source(str(tmp_path / "text.txt"))
-    starts = tokens._starts
-    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1]):
-
-        def fill_the_disk(lengths):
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-            return starts(lengths)
-
-        with monkeypatch.context() as patch, pytest.raises(UserError, match=FULL):
-            patch.setattr(tokens, "_starts", fill_the_disk)
-            tokenize(source, tokenizer, 16, tmp_path / "caches")
-    assert all(path.name.startswith(".") for path in (tmp_path / "caches").iterdir())
-
-
 def test_where_files_cannot_be_locked_the_work_is_done_all_the_same(
     text, whole, tokenizer, tmp_path, monkeypatch
 ):
@@ -326,7 +221,7 @@ def test_where_files_cannot_be_locked_the_work_is_done_all_the_same(
     def work():
         tokenize(open_source(text), tokenizer, 16, tmp_path / "unlocked", progress=False)
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert run(work, work) == [0, 0]
     assert files_of(tmp_path / "unlocked") == whole
 
