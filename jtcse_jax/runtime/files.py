@@ -55,6 +55,6 @@ def read_json(path: Path, kind: type = dict, *, advice: str = "restore or delete
             raise ValueError(f"a {type(content).__name__} instead of a {kind.__name__}")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {advice}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # endless brackets are a RecursionError
         raise UserError(f"{path} is not valid JSON ({error}): {advice}.") from error
     return content

@@ -256,7 +256,7 @@ def test_an_empty_pivot_is_not_translated(marian, monkeypatch):
     assert asked == ["un", "deux"]
 
 
-def test_a_gpu_without_memory_is_said(marian, monkeypatch):
+def test_a_gpu_without_memory_is_reported(marian, monkeypatch):
     import torch
 
     translator = Translator(str(marian["there"]), **SIZES)
@@ -324,7 +324,7 @@ def test_an_empty_translation_gives_the_sentence(command, marian, text, output):
     assert "2 translations were empty: the sentence itself is used instead" in said
 
 
-def test_texts_that_were_cut_are_said(command, marian, text, output):
+def test_texts_that_were_cut_are_reported(command, marian, text, output):
     arguments = ("back-translate", "--input", text, "--output", output)
     text.write_text("The dog sees someone behind a big red house\nA cat\n")
     said = command(*arguments, *models(marian, forward="mute"), "--max-len", 6)

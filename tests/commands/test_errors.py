@@ -60,7 +60,7 @@ main()
         (BrokenPipeError(), None, 141, ""),
     ],
 )
-def test_of_several_processes_the_first_error_is_said_and_decides(
+def test_of_several_processes_the_first_error_is_reported_and_decides(
     error, told_before, status, said, monkeypatch, capfd
 ):
     class Ended(BaseException):

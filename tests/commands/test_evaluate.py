@@ -160,7 +160,7 @@ def test_a_missing_task_is_named_and_the_others_run(command, run, tmp_path, caps
     assert list(found["spearman"]) == [task for task in TASKS if task != "STS14"] + ["average"]
 
 
-def test_equal_vectors_are_said_to_rank_nothing(command, tmp_path, capsys):
+def test_equal_vectors_are_reported_to_rank_nothing(command, tmp_path, capsys):
     model = tiny_model(1)
     constant = jax.tree.map(np.zeros_like, model.params)
     exported.export(dataclasses.replace(model, params=constant), tmp_path / "constant")
@@ -208,7 +208,7 @@ def write_sst2(downstream: Path) -> Path:
     return downstream
 
 
-def test_all_suites_and_what_one_cannot_do_is_said(command, run, tmp_path, capsys, monkeypatch):
+def test_all_suites_and_what_one_cannot_do_is_reported(command, run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     monkeypatch.setitem(sys.modules, "mteb", None)
     (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
@@ -229,7 +229,7 @@ def test_all_suites_and_what_one_cannot_do_is_said(command, run, tmp_path, capsy
     assert all(result[suite]["seconds"] >= 0 for suite in ("sts", "transfer", "diagnostics"))
 
 
-def test_one_model_that_fails_is_said_and_the_others_are_scored(command, run, tmp_path, capsys):
+def test_one_model_that_fails_is_reported_and_the_others_are_scored(command, run, tmp_path, capsys):
     (tmp_path / "own.tsv").write_text("the cat\ta dog\t1\nthe dog\tsees\t2\na cat\ta cat\t5\n")
     exported.export(tiny_model(1), tmp_path / "good")
     output = tmp_path / "scores.json"

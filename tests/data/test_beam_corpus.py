@@ -155,7 +155,7 @@ def test_what_a_killed_start_left_is_cleared_away(documents, corpus, tmp_path):
     assert not left.exists()
 
 
-def test_bad_input_is_said_in_one_line(documents, corpus, refused, tmp_path):
+def test_bad_input_is_reported_in_one_line(documents, corpus, refused, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"fine\nnot \xff\n")
     (tmp_path / "dots.txt").write_text("...\n")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a line of text\n" * 50)[:40])

@@ -202,7 +202,7 @@ def full_disk(limit):
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 60_000])
-def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, tokenizer, limit):
+def test_a_full_disk_is_reported_and_the_same_command_goes_on(tmp_path, tokenizer, limit):
     (tmp_path / "text.txt").write_text("a cat sat on the mat\n" * 10_000)
     source = open_source(str(tmp_path / "text.txt"))
     with full_disk(limit), pytest.raises(UserError, match=FULL):
@@ -226,7 +226,7 @@ def test_where_files_cannot_be_locked_the_work_is_done_all_the_same(
     assert files_of(tmp_path / "unlocked") == whole
 
 
-def test_an_error_in_a_late_part_leaves_nothing_and_is_said_by_all(
+def test_an_error_in_a_late_part_leaves_nothing_and_is_reported_by_all(
     tmp_path, tokenizer, monkeypatch
 ):
     monkeypatch.setattr(text_files, "_PART_BYTES", 100)

@@ -174,7 +174,7 @@ def test_a_damaged_cache_is_made_anew(source, tokenizer, caches, name, damage, c
         ("lengths.bin", 17, "a sentence of 17 tokens, not of 1 to 16"),
     ],
 )
-def test_what_cannot_be_in_a_batch_is_said(tmp_path, tokenizer, caches, name, value, message):
+def test_what_cannot_be_in_a_batch_is_reported(tmp_path, tokenizer, caches, name, value, message):
     (tmp_path / "many.txt").write_text("the cat\n" * 70)
     tokenize(open_source(str(tmp_path / "many.txt")), tokenizer, 16, caches)
     (folder,) = caches.iterdir()
@@ -259,7 +259,7 @@ def test_a_tokenizer_that_cannot_work_is_refused(source, tokenizer, caches):
         tokenize(source, tokenizer, 16, caches)
 
 
-def test_a_cache_folder_that_cannot_be_written_is_said(source, tokenizer, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_is_reported(source, tokenizer, tmp_path):
     with pytest.raises(UserError, match="text.txt/.* cannot be written"):
         tokenize(source, tokenizer, 16, tmp_path / "text.txt")
 

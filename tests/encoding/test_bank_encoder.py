@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from tiny_models import some_sentences, tiny_model
+from tiny_models import some_sentences
 from transformers import BertTokenizer
 
 from jtcse_jax.encoding import bank_encoder, encoder
@@ -16,16 +16,6 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime import sharding
 from jtcse_jax.store.ensemble import Member
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def embed(model):
-    return SentenceEncoder.of(model)
 
 
 def test_other_batches_parts_and_calls_give_the_same_vectors(embed, monkeypatch):

@@ -21,16 +21,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.store.ensemble import Member
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def embed(model):
-    return SentenceEncoder.of(model)
-
-
 @pytest.mark.parametrize(("num_towers", "pooling"), [(2, "cls"), (1, "mean")])
 def test_vectors_are_those_of_padded_sentences_in_their_order(num_towers, pooling):
     model = tiny_model(num_towers, pooling=pooling)

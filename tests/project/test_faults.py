@@ -209,7 +209,7 @@ def test_full_disk_while_saving_leaves_the_earlier_steps(small_disk, tmp_path):
         saved_params(config.workdir, step)
 
 
-def test_full_disk_while_tokenising_is_said_and_leaves_nothing_half(small_disk, tmp_path):
+def test_full_disk_while_tokenising_is_reported_and_leaves_nothing_half(small_disk, tmp_path):
     config = tiny_config(tmp_path)
     text = tmp_path / "long.txt"
     text.write_text("".join(f"The cat number {number} sees me.\n" for number in range(40_000)))

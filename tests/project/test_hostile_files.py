@@ -43,6 +43,21 @@ def at_most(memory: float):
     assert peak < memory
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors.index.json", "tokenizer.json", "modules.json"],
+)
+def test_endless_brackets_are_refused(folder, name):
+    if name.endswith("index.json"):
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(DEEP)
+    with pytest.raises(UserError):
+        saved_model.load(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "opener"),
     [("a.txt", open), ("a.gz", gzip.open), ("a.xz", lzma.open), ("a.tsv.gz", gzip.open)],

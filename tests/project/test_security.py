@@ -94,7 +94,7 @@ def dangers(name: str, tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_of_ours_open_no_door(name):
+def test_package_has_no_dangerous_call(name):
     assert dangers(name, MODULES[name]) == []
 
 
@@ -114,7 +114,7 @@ def test_modules_of_ours_open_no_door(name):
         ("from runpy import run_path\nrun_path(path)", "runs files"),
     ],
 )
-def test_a_door_would_be_seen(text, found):
+def test_a_dangerous_call_would_be_found(text, found):
     assert dangers("jtcse_jax/new.py", ast.parse(text)) == [found]
 
 
