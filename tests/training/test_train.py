@@ -336,7 +336,7 @@ def train_until_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+def test_killed_at_ten_random_moments_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     """Starts and saves included; tests/soak.py does it for an hour."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
@@ -346,10 +346,10 @@ def test_killed_at_twenty_random_moments_it_ends_as_an_uninterrupted_one(tmp_pat
     # process its path by the environment alone, and is silent about what it then cannot import.
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_train"])
+    context.set_forkserver_preload([__name__])
     random = np.random.default_rng()
     moments, newest = [], [0]
-    for kill in range(22):
+    for kill in range(12):
         process = context.Process(target=train_until_killed, args=(killed,), daemon=True)
         process.start()
         if kill < 2:  # the first compiles; the second tells what a start takes
