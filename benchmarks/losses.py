@@ -67,20 +67,21 @@ def ours(rows: int, size: int) -> Callable[[], dict[str, float]]:
     from jtcse_jax.batch import Batch
     from jtcse_jax.config import ObjectiveConfig
     from jtcse_jax.models.towers import TowerOutputs
-    from jtcse_jax.training import objectives
+    from jtcse_jax.training.objectives import weighted_sum
+    from jtcse_jax.training.terms import between_towers, tensor_modulus, within_towers
 
     config = ObjectiveConfig(name="jtcse", temperature=TEMPERATURE)
-    batch = Batch(*(None,) * 5, mask=np.ones(rows, bool))
+    batch = Batch(*(None,) * 5, mask=np.ones(rows // 2, bool))
 
     def total(outputs: TowerOutputs, batch: Batch) -> jax.Array:
         flip = np.bool_(False)
-        between = objectives.between_towers(outputs.hidden, batch, config, flip=flip)
+        between = between_towers(outputs.hidden, batch, config, flip=flip)
         terms = {
-            "nce": objectives.within_towers(outputs.hidden, batch, config),
-            "icnce": between + objectives.between_towers(outputs.crossed, batch, config, flip=flip),
-            "ictm": objectives.tensor_modulus(outputs, batch, config),
+            "nce": within_towers(outputs.hidden, batch, config),
+            "icnce": between + between_towers(outputs.crossed, batch, config, flip=flip),
+            "ictm": tensor_modulus(outputs, batch, config),
         }
-        return objectives.weighted_sum(terms, config)
+        return weighted_sum(terms, config)
 
     outputs = TowerOutputs(*map(jax.numpy.asarray, vectors(rows, size)))
     compiled = jax.jit(jax.value_and_grad(total)).lower(outputs, batch).compile()

@@ -269,7 +269,7 @@ def packed(sentences: Sentences, num_rows: int) -> Batch:
         SLOTS,
         pad_id=0,
     )
-    return Batch(*arrays, order=plan.order, mask=np.ones(len(lengths), bool))
+    return Batch(*arrays, order=plan.order, mask=np.ones(len(lengths) // 2, bool))
 
 
 def theirs(

@@ -1,7 +1,7 @@
 """The packed batch: the interface between the data and the model.
 
-Dimension letters used everywhere: K towers, B sentences in a batch (2B views of them), R rows,
-P row length in tokens, C slots per row, D hidden size, H heads.
+Dimension letters used everywhere: K towers, B sentences in a batch, V views of each (two, and any
+hard negatives after them), R rows, P row length in tokens, C slots per row, D hidden size, H heads.
 """
 
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ class Batch(NamedTuple):
     positions: Leaf  #: [R, P] int32, position inside its sentence, from 0
     segments: Leaf  #: [R, P] int32, 1 + the slot of the token's sentence; fillers: 0
     cls_positions: Leaf  #: [R, C] int32, position of slot c's first token (unused: 0)
-    order: Leaf  #: [2B] int32, flat slot index r * C + c of view j of sentence j // 2
-    mask: Leaf  #: [2B] bool, False for sentences missing in a partial last batch
+    order: Leaf  #: [V * B] int32, flat slot index r * C + c of view j of sentence j // V
+    mask: Leaf  #: [B] bool, False for sentences missing in a partial last batch
     teacher: tuple["Batch", ...] = ()  #: the same views, in the tokens of each teacher bank
-    target: Leaf | None = None  #: [2B, D] float32, the teacher's embeddings, set inside the step
+    target: Leaf | None = None  #: [V * B, D] float32, the teacher's embeddings, set inside the step
 
     @property
     def has_micro_batches(self) -> bool:

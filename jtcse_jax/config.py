@@ -86,10 +86,10 @@ class DataConfig:
     Python's own documentation). `-` and other pipes are copied to a temporary file."""
     columns: tuple[str, ...] = ()
     """Columns of a table in `source` (.csv, .tsv with a header, .jsonl, .json, .parquet, .arrow):
-    one of sentences, or two of pairs. Empty for text without columns."""
+    one of sentences, two of pairs, or more: anchor, positive, hard negatives."""
     pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
-    """The two views of an item. same: the sentence twice (dropout makes them differ), or the pair
-    in a .tsv; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
+    """The views of an item. same: the sentence twice (dropout makes them differ), or all columns of
+    a pair; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
     repeated (ESimCSE); none: each sentence once, for mlm."""
     repeat_rate: float = 0.32
     """pairs = repeat: largest share of words to repeat; up to two words may always be repeated. The
@@ -98,7 +98,7 @@ class DataConfig:
     """Longest sentence in training, in tokens, including [CLS] and [SEP]. Longer sentences are cut,
     and the run prints how many. The trained model reads `model.serving_length` tokens."""
     batch_size: int = 64
-    """Sentences in a batch, over all devices; each has two views."""
+    """Sentences in a batch, over all devices; each has two views, and any hard negatives."""
     batches: Literal["random", "similar"] = "random"
     """random, or similar: a batch groups sentences that the first tower finds similar, which
     are hard negatives; near-duplicates (cosine above 0.9) are kept apart. All sentences are encoded

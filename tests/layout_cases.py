@@ -40,7 +40,7 @@ def _packed(sentences: list[np.ndarray]) -> Batch:
     lengths = np.array([len(view) for view in views])
     packing = pack(lengths, LENGTH, SLOTS)
     rows = fill(packing, lambda view: views[view], lengths, ROWS, LENGTH, SLOTS, pad_id=0)
-    return Batch(*rows, order=packing.order, mask=np.ones(len(views), bool))
+    return Batch(*rows, order=packing.order, mask=np.ones(len(views) // 2, bool))
 
 
 def make_state():

@@ -57,8 +57,10 @@ def make_outputs(num_towers: int) -> TowerOutputs:
     return TowerOutputs(*(shared + 0.7 * rng.normal(size=(3, num_towers, 6, 8))).astype(np.float32))
 
 
-def make_batch(views: list[list[int]] = VIEWS, mask: list[bool] | None = None) -> Batch:
-    """A batch of the first len(views) views of ROWS, packed by hand."""
+def make_batch(
+    views: list[list[int]] = VIEWS, mask: list[bool] | None = None, per_sentence: int = 2
+) -> Batch:
+    """A batch of the first len(views) views of ROWS, packed by hand; `mask` is by sentence."""
     shape = (len(ROWS), ROW_LENGTH)
     tokens, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
     cls_positions = np.zeros((len(ROWS), SLOTS), np.int32)
@@ -73,7 +75,7 @@ def make_batch(views: list[list[int]] = VIEWS, mask: list[bool] | None = None) -
             cls_positions[row, slot] = start
             order[view] = row * SLOTS + slot
             start = stop
-    exists = np.ones(len(views), bool) if mask is None else np.array(mask)
+    exists = np.ones(len(views) // per_sentence, bool) if mask is None else np.array(mask)
     return Batch(tokens, positions, segments, cls_positions, order, exists)
 
 

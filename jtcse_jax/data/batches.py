@@ -42,6 +42,7 @@ class PackedBatches:
 
     Attributes:
         num_items: items of an epoch.
+        views_per_item: 1 without pairs, 2, or more with hard negatives.
         steps_per_epoch: batches of an epoch, the partial one included.
         usual_rows: rows (of all shards) of nearly all micro-batches, measured by packing some.
         most_rows: rows (of all shards) that are enough for any micro-batch.
@@ -49,6 +50,7 @@ class PackedBatches:
     """
 
     num_items: int
+    views_per_item: int
     steps_per_epoch: int
     usual_rows: int
     most_rows: int
@@ -107,7 +109,7 @@ class PackedBatches:
             for number, each in enumerate(caches)
         ]
         self.row_length = row_length
-        self.num_items = self._views[0].num_items
+        self.num_items, self.views_per_item = self._views[0].num_items, self._views[0].per_item
         if self.num_items < data.batch_size:
             raise UserError(
                 f"{self._views[0].source} has {self.num_items} sentences, fewer than one batch: "

@@ -5,10 +5,11 @@
 | `PATH` or a glob | one sentence per line, UTF-8; plain, `.gz` or `.xz`; files in sorted order |
 | a name ending in `.tsv` (before `.gz`, `.xz`) | two columns: two views of one sentence |
 | files with `columns` | a table: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`, `.arrow`, or text \
-with a header; one column of sentences, or two of pairs |
+with a header; one column of sentences, two of pairs, or more: anchor, positive, hard negatives |
 | `tfds:NAME:SPLIT:FIELD` | a prepared TFDS data set in ArrayRecord files |
 | `hub:NAME:SPLIT:FIELD` | a Hugging Face data set, `NAME:CONFIG` if it has several; or the path \
-of a folder or `.arrow` file that `datasets` wrote; `FIELD,FIELD` gives pairs |
+of a folder or `.arrow` file that `datasets` wrote; `FIELD,FIELD` gives pairs, and further fields \
+are hard negatives |
 | `stdlib` | the English documentation in every Python installation |
 
 A PATH may be a pipe, which is copied to a temporary file, or `-`, standard input. A SPLIT may be a
@@ -54,7 +55,7 @@ class Source:
 
     Attributes:
         spec: what the user wrote.
-        views: 1, or 2 if the sentences come as pairs.
+        views: 1, or 2 if the sentences come as pairs, or more with hard negatives.
         columns: the columns of the tables that the user named.
         blank: blank lines or records skipped in the latest `read` or `read_shard`.
     """
@@ -73,7 +74,7 @@ class Source:
         return len(self._shards)
 
     def read(self) -> Iterator[str]:
-        """The sentences in order, stripped, none blank; both sentences of a pair, one by one.
+        """The sentences in order, stripped, none blank; the sentences of a pair, one by one.
 
         Raises:
             UserError: the text has an error (the message names file and line) or no sentence.
@@ -112,18 +113,13 @@ class Source:
 
 
 def open_source(spec: str, columns: Sequence[str] = ()) -> Source:
-    """The source that a spec names (see the module's table), tables by one or two `columns`.
+    """The source that a spec names (see the module's table), tables by `columns`.
 
     Raises:
         UserError: a file or data set does not exist, a spec has missing parts, a table has no such
             column or none was named, a data set lacks the field or random access, or a package is
             not installed.
     """
-    if len(columns) > 2:
-        raise UserError(
-            f"columns {', '.join(columns)}: name one, or two for pairs; a third one, of hard "
-            "negatives, is not supported"
-        )
     scheme = spec.partition(":")[0]
     if columns and (spec == "stdlib" or scheme in ("tfds", "hub")):
         raise UserError(f"{spec} is not a table file: leave out the columns {', '.join(columns)}")
@@ -147,7 +143,8 @@ def _open_tables(
         table = tables[0]
         raise UserError(
             f"{table.path} is a table with the columns {', '.join(table.names)}: name the one with "
-            "the sentences, or two of pairs (--columns; in a config data.columns)"
+            "the sentences, or anchor, positive and any hard negatives (--columns; in a config "
+            "data.columns)"
         )
     for table in tables:
         table.check(columns)
@@ -259,8 +256,6 @@ def _open_hub(spec: str) -> Source:
     except Exception as error:  # the package raises any error of its readers and the network
         raise UserError(f"{spec}: {_first_line(error)}") from error
     columns = field.split(",")
-    if len(columns) > 2:
-        raise UserError(f"{spec}: {field} has more than two fields; name one, or two of pairs")
     for column in columns:
         _check_field(spec, column, dataset.column_names)
 

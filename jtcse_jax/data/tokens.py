@@ -45,7 +45,7 @@ class TokenCache:
     Attributes:
         folder: the folder of its files.
         lengths: [len(self)] uint16, tokens of each sentence, mapped from disk.
-        views: 1 for single sentences, 2 for pairs.
+        views: 1 for single sentences, 2 for pairs, more for pairs with hard negatives.
         pad_id: the tokenizer's padding token.
         max_len: longest sentence allowed, in tokens; longer ones were truncated.
         vocab_size: an upper bound of all ids of the tokenizer.
@@ -74,7 +74,7 @@ class TokenCache:
         self._tokens = self._mapped(_TOKENS, dtype, meta["tokens"])
 
     def __len__(self) -> int:
-        """Sentences stored, two for each pair."""
+        """Sentences stored, each view of a pair counted."""
         return len(self.lengths)
 
     def sentence(self, index: int) -> np.ndarray:

@@ -7,7 +7,8 @@
 | `repeat` | sentence i, and the same sentence with some words repeated |
 | `none` | only sentence i |
 
-In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1.
+In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1, and any hard negatives
+that follow it in the text.
 
 A view with repeated words keeps every token of its sentence, so it may be longer than `max_len`.
 If it has too little room, fewer words are repeated.
@@ -61,7 +62,7 @@ class Views:
 
     Attributes:
         num_items: number of items.
-        per_item: views of an item, 1 or 2.
+        per_item: views of an item: 1, 2, or more with hard negatives.
         source: the spec of the text.
     """
 
@@ -95,15 +96,17 @@ class Views:
             UserError: `pairs` is for single sentences, but the text holds pairs.
         """
         pairs = data.pairs
-        if cache.views == 2 and pairs in ("adjacent", "repeat"):
+        if cache.views > 1 and pairs in ("adjacent", "repeat"):
             raise UserError(
                 f'data.pairs = "{pairs}" is for single sentences, but {cache.stats["source"]} '
                 'holds pairs; leave it at "same"'
             )
-        self.per_item = 1 if pairs == "none" else 2
+        offsets = {"none": [0], "adjacent": [0, 1]}
+        in_pairs = list(range(cache.views)) if cache.views > 1 else [0, 0]
+        self._offsets = np.array(offsets.get(pairs, in_pairs))
+        self.per_item = len(self._offsets)
         self.source = cache.stats["source"]
         self._stride = items_stride(cache, pairs)
-        self._second = 1 if cache.views == 2 or pairs == "adjacent" else 0
         self.num_items = count_items(cache, pairs)
         self._repeat_rate = data.repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
@@ -117,8 +120,7 @@ class Views:
 
         Raises UserError if the cache has impossible lengths.
         """
-        offsets = np.array([0, self._second][: self.per_item])
-        sentences = (items[:, None] * self._stride + offsets).reshape(-1)
+        sentences = (items[:, None] * self._stride + self._offsets).reshape(-1)
         inverse = np.arange(len(sentences))
         if self._once:
             sentences, inverse = np.unique(sentences, return_inverse=True)
@@ -160,7 +162,8 @@ class Views:
             )
         order = np.zeros(self.per_item * batch_size, np.int32)
         order[: len(plan.order)] = plan.order
-        return Batch(*arrays, order, np.arange(len(order)) < len(plan.order))
+        count = len(plan.order) // self.per_item
+        return Batch(*arrays, order, np.arange(batch_size) < count)
 
     def _repeat(self, length: int, rate: float, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words; [CLS] and [SEP] are not repeated."""

@@ -23,7 +23,8 @@ NEAR_ZERO = 0.01  # limit for such a term, in nats; chance is log(negatives + 1)
 def say_start(config: Config, batches: PackedBatches, mesh: Mesh, first: int, stop: int) -> None:
     """Prints what is about to run."""
     devices = mesh.devices
-    others = objectives.negatives_per_anchor(config.data.batch_size, config.objective)
+    size, views = config.data.batch_size, batches.views_per_item
+    others = objectives.negatives_per_anchor(size, views, config.objective)
     micro = f", {config.data.micro_batch} at a time" if config.data.micro_batch else ""
     negatives = f", {others} negatives an anchor" if others else ""
     say(

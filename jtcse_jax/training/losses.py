@@ -5,7 +5,9 @@ sentence i, so the partner of row r is r XOR 1. All losses compute in float32, f
 dtype. Every function returns a float32 scalar; it and its gradients are finite for zero vectors.
 Norms from 1e-6 to 1e19 are exact. For a large batch the [2B, 2B] logits are never all in memory:
 the losses take some anchors at a time and compute their logits again in the backward pass. `mask`
-[2B] marks the rows that exist in a partial last batch; None means all.
+[2B] marks the rows that exist in a partial last batch; None means all. `negatives` [mB, D] are m
+hard negatives of each sentence, in the order of the sentences: candidates of all anchors, and the
+partner of none (the published loss of supervised SimCSE, equation 5).
 
 Sources: JTCSE, arXiv 2505.02366; SimCSE, arXiv 2104.08821.
 """
@@ -22,56 +24,72 @@ _TILE = 2**26  # logits (256 MB) that a loss has in memory at a time
 _EXCLUDED = -1e30  # an excluded logit; -inf would turn masked gradients into NaN
 
 
-def info_nce(x: Array, y: Array, *, temperature: float, mask: Array | None = None) -> Array:
+def info_nce(
+    x: Array,
+    y: Array,
+    *,
+    temperature: float,
+    mask: Array | None = None,
+    negatives: Array | None = None,
+) -> Array:
     """NCE(x, y): cross-entropy of each row's partner among all other rows of the batch.
 
     With S[r, s] = cos(x_r, y_s) / temperature and the entry s = r excluded, it is the mean over
-    rows r of -log softmax(S[r])[r XOR 1]: 2B - 2 negatives per anchor.
+    rows r of -log softmax(S[r])[r XOR 1]: 2B - 2 negatives per anchor, and the hard ones.
 
     Args:
       x, y: [2B, D] anchors and candidates.
       temperature: the cosines are divided by it.
       mask: [2B] bool.
+      negatives: [mB, D] further candidates; rows m * i to m * i + m - 1 belong to sentence i.
     Raises:
       ValueError: there are fewer than two sentences, so no negatives.
     """
     _check_views(x, y)
-    rows, y = jnp.arange(len(x)), _normalize(y)
+    anchors = jnp.arange(len(x))
+    y, exists = _candidates(y, mask, negatives, None if mask is None else mask[0::2])
+    rows = jnp.arange(len(y))
 
     def values(x: Array, anchors: Array) -> Array:
         partner = anchors ^ 1
         candidates = anchors[:, None] != rows[None, :]
-        if mask is not None:
-            candidates &= mask[None, :] | (rows[None, :] == partner[:, None])
+        if exists is not None:
+            candidates &= exists[None, :] | (rows[None, :] == partner[:, None])
         logits = jnp.where(candidates, _products(x, y) / temperature, _EXCLUDED)
         return _cross_entropy(logits, partner)
 
-    return masked_mean(_of_anchors(values, _normalize(x), rows), mask)
+    return masked_mean(_of_anchors(values, _normalize(x), anchors), mask)
 
 
 def info_nce_other_view(
-    x: Array, y: Array, *, temperature: float, mask: Array | None = None
+    x: Array,
+    y: Array,
+    *,
+    temperature: float,
+    mask: Array | None = None,
+    negatives: Array | None = None,
 ) -> Array:
-    """Unsupervised SimCSE as published: the even rows of x against the odd rows of y.
+    """SimCSE as published: the even rows of x against the odd rows of y, and the hard negatives.
 
     The mean over sentences i of -log softmax_j(cos(x_2i, y_2j+1) / temperature)[i]:
-    B - 1 negatives per anchor.
+    B - 1 negatives per anchor, and the hard ones.
 
     Args and errors as `info_nce`.
     """
     _check_views(x, y)
-    x, y = _normalize(x[0::2]), _normalize(y[1::2])
-    sentences = jnp.arange(len(x))
-    exists = None if mask is None else mask[0::2]
+    x, sentences = _normalize(x[0::2]), jnp.arange(len(x) // 2)
+    present = None if mask is None else mask[0::2]
+    y, exists = _candidates(y[1::2], present, negatives, present)
+    candidates = jnp.arange(len(y))
 
     def values(x: Array, anchors: Array) -> Array:
         logits = _products(x, y) / temperature
         if exists is not None:
-            itself = anchors[:, None] == sentences[None, :]
-            logits = jnp.where(exists[None, :] | itself, logits, _EXCLUDED)
+            partner = anchors[:, None] == candidates[None, :]
+            logits = jnp.where(exists[None, :] | partner, logits, _EXCLUDED)
         return _cross_entropy(logits, anchors)
 
-    return masked_mean(_of_anchors(values, x, sentences), exists)
+    return masked_mean(_of_anchors(values, x, sentences), present)
 
 
 def ictm(
@@ -113,12 +131,14 @@ def listwise(
     temperature: float,
     teacher_temperature: float,
     mask: Array | None = None,
+    negatives: tuple[Array, Array] | None = None,
 ) -> Array:
     """Cross-entropy between the teacher's and the student's ranking of the other sentences.
 
     With P = softmax over j != i of cos(t_2i, t_2j+1) / teacher_temperature, and Q likewise for the
     student, it is the mean over sentences i of -sum_j P[i, j] log Q[i, j]. The sentence itself is
     excluded, because it would take all of P. If `mask` leaves only one sentence, the loss is 0.
+    Hard negatives, also those of sentence i, are further entries j.
     Source: ListNet, as in RankCSE (arXiv 2305.16726).
 
     Args:
@@ -126,16 +146,20 @@ def listwise(
       teacher: [2B, E] embeddings of the same views; no gradient flows into them.
       temperature, teacher_temperature: the cosines are divided by them.
       mask: [2B] bool.
+      negatives: the student's [mB, D] and the teacher's [mB, E] hard negatives.
     Raises:
       ValueError: fewer than two sentences.
     """
     _check_views(student, student)
-    views = [_normalize(x[view::2]) for x in (teacher, student) for view in (0, 1)]
     sentences = jnp.arange(len(student) // 2)
-    exists = None if mask is None else mask[0::2]
+    present = None if mask is None else mask[0::2]
+    of_student, of_teacher = negatives or (None, None)
+    ranked, exists = _candidates(student[1::2], present, of_student, present)
+    teacher_ranked, _ = _candidates(teacher[1::2], present, of_teacher, present)
+    candidates = jnp.arange(len(ranked))
 
     def values(teacher: Array, student: Array, anchors: Array) -> Array:
-        others = anchors[:, None] != sentences[None, :]
+        others = anchors[:, None] != candidates[None, :]
         if exists is not None:
             others &= exists[None, :]
 
@@ -143,13 +167,14 @@ def listwise(
             return jnp.where(others, _products(x, y) / temperature, _EXCLUDED)
 
         # If no other sentence exists, the softmax would spread over the excluded entries.
-        wanted = jax.nn.softmax(logits(teacher, views[1], teacher_temperature))
+        wanted = jax.nn.softmax(logits(teacher, teacher_ranked, teacher_temperature))
         wanted = jnp.where(others, wanted, 0)
-        given = jax.nn.log_softmax(logits(student, views[3], temperature))
+        given = jax.nn.log_softmax(logits(student, ranked, temperature))
         # For excluded entries `given` may be -1e30; times a `wanted` of 0 it is 0, and finite.
         return -jnp.sum(jax.lax.stop_gradient(wanted) * given, axis=-1)
 
-    return masked_mean(_of_anchors(values, views[0], views[2], sentences), exists)
+    anchors = _normalize(teacher[0::2]), _normalize(student[0::2]), sentences
+    return masked_mean(_of_anchors(values, *anchors), present)
 
 
 def token_cross_entropy(logits: Array, targets: Array) -> Array:
@@ -205,6 +230,21 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
         return values.mean()
     # `where`, because values * mask would turn a masked infinity into NaN.
     return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _candidates(
+    y: Array, exists: Array | None, negatives: Array | None, present: Array | None
+) -> tuple[Array, Array | None]:
+    """The normalised rows of y, then of the negatives; and which of them exist, None for all.
+
+    `exists` is the mask of y and `present` that of the sentences.
+    """
+    if negatives is None:
+        return _normalize(y), exists
+    if exists is not None and present is not None:
+        each = len(negatives) // len(present)
+        exists = jnp.concatenate([exists, jnp.repeat(present, each)])
+    return _normalize(jnp.concatenate([y, negatives])), exists
 
 
 def _of_anchors(values: Callable[..., Array], *anchors: Array) -> Array:

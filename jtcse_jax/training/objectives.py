@@ -17,11 +17,18 @@ from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.errors import UserError
 from jtcse_jax.models import mlm_head
 from jtcse_jax.models.parts import initializer
-from jtcse_jax.models.towers import Bank, Params, TowerOutputs, neighbours, sum_towers
+from jtcse_jax.models.towers import Bank, Params, TowerOutputs, sum_towers
 from jtcse_jax.training import losses
 from jtcse_jax.training.masking import mask_tokens
-
-Terms = dict[str, Array]
+from jtcse_jax.training.terms import (
+    Terms,
+    between_towers,
+    contrast,
+    health,
+    split_views,
+    tensor_modulus,
+    within_towers,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Objective:
     loss: `(bank, outputs, batch, key, config) -> (loss, terms)`, for the outputs of the whole
       batch; it reads only `mask` and `target` of `batch`. `terms` holds all terms, unweighted.
     negatives: `(batch_size, config) -> count`, the sentence views that each anchor of a full batch
-      is compared with.
+      is compared with, without hard negatives.
     head: `(bank, key, config) -> params` of a new training-only head, or None if it has none.
     """
 
@@ -96,7 +103,7 @@ def crossed_streams(
 def projected_streams(
     bank: Bank, params: Params, batch: Batch, key: Array, config: ObjectiveConfig
 ) -> tuple[TowerOutputs, Array]:
-    """Runs the plain streams; returns them and the head's vectors [K, 2B, D], if there is one."""
+    """Runs the plain streams; returns them and the head's vectors [K, VB, D], if there is one."""
     outputs = plain_streams(bank, params, batch, key, config)
     if not config.mlp_head:
         return outputs, outputs.hidden
@@ -114,11 +121,10 @@ def simcse_loss(
     key: Array,
     config: ObjectiveConfig,
 ) -> tuple[Array, Terms]:
-    """Unsupervised SimCSE (arXiv 2104.08821), summed over independent towers."""
+    """SimCSE (arXiv 2104.08821), summed over independent towers."""
     streams, vectors = outputs
     nce = losses.info_nce if config.simcse_negatives == "all" else losses.info_nce_other_view
-    each = (nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
-    loss = sum(each, start=jnp.zeros(()))
+    loss = sum((contrast(x, x, batch, config, nce) for x in vectors), start=jnp.zeros(()))
     return loss, {"nce": loss} | health(streams, batch)
 
 
@@ -163,20 +169,23 @@ def distillation_loss(
     assert batch.target is not None  # the training step has set it
     target = jax.lax.stop_gradient(batch.target)
     if config.distillation == "listwise":
+        views, taught = split_views(student, batch), split_views(target, batch)
         terms = {
             "listwise": losses.listwise(
-                student,
-                target,
+                views.pairs,
+                taught.pairs,
                 temperature=config.student_temperature,
                 teacher_temperature=config.teacher_temperature,
-                mask=batch.mask,
+                mask=views.mask,
+                negatives=None
+                if views.negatives is None or taught.negatives is None
+                else (views.negatives, taught.negatives),
             )
         }
     else:
-        nce = {"temperature": config.temperature, "mask": batch.mask}
         terms = {
-            "nce": losses.info_nce(student, student, **nce),
-            "teacher": losses.info_nce(student, target[:, : student.shape[1]], **nce),
+            "nce": contrast(student, student, batch, config),
+            "teacher": contrast(student, target[:, : student.shape[1]], batch, config),
         }
     return sum(terms.values(), start=jnp.zeros(())), terms | health(outputs, batch)
 
@@ -280,44 +289,10 @@ def init_params(
     return {"towers": towers} if head is None else {"towers": towers, "head": head}
 
 
-def negatives_per_anchor(batch_size: int, config: ObjectiveConfig) -> int:
+def negatives_per_anchor(batch_size: int, views: int, config: ObjectiveConfig) -> int:
     """Number of sentence views that each anchor of a full batch is compared with; 0 if none."""
-    return OBJECTIVES[config.name].negatives(batch_size, config)
-
-
-def within_towers(vectors: Array, batch: Batch, config: ObjectiveConfig) -> Array:
-    """L_NCE of vectors [K, 2B, D]: the sum over towers of NCE(h_k, h_k)."""
-    each = (losses.info_nce(x, x, temperature=config.temperature, mask=batch.mask) for x in vectors)
-    return sum(each, start=jnp.zeros(()))
-
-
-def between_towers(
-    vectors: Array, batch: Batch, config: ObjectiveConfig, *, flip: Array | None = None
-) -> Array:
-    """Sum over neighbours of NCE(x_i, x_j), or of NCE(x_j, x_i) if `flip` (a bool scalar)."""
-    total = jnp.zeros(())
-    for i, j in neighbours(len(vectors)):
-        x, y = vectors[i], vectors[j]
-        if flip is not None:
-            x, y = jnp.where(flip, y, x), jnp.where(flip, x, y)
-        total += losses.info_nce(x, y, temperature=config.temperature, mask=batch.mask)
-    return total
-
-
-def tensor_modulus(outputs: TowerOutputs, batch: Batch, config: ObjectiveConfig) -> Array:
-    """L_ICTM: the sum over neighbours of T(h_i, h_j, p_i, p_j) + T(h_j, h_i, p_j, p_i)."""
-    total = jnp.zeros(())
-    for i, j in neighbours(len(outputs.hidden)):
-        for a, b in ((i, j), (j, i)):
-            total += losses.ictm(
-                outputs.hidden[a],
-                outputs.hidden[b],
-                outputs.pooled[a],
-                outputs.pooled[b],
-                modulus_half=config.modulus_half,
-                mask=batch.mask,
-            )
-    return total
+    hard = max(views - 2, 0) * batch_size
+    return OBJECTIVES[config.name].negatives(batch_size, config) + hard
 
 
 def weighted_sum(terms: Terms, config: ObjectiveConfig) -> Array:
@@ -327,12 +302,3 @@ def weighted_sum(terms: Terms, config: ObjectiveConfig) -> Array:
         + config.icnce_weight * terms["icnce"]
         + config.ictm_weight * terms["ictm"]
     )
-
-
-def health(outputs: TowerOutputs, batch: Batch) -> Terms:
-    """Alignment and uniformity of the bank's embedding; for monitoring, without a gradient."""
-    embedding = jax.lax.stop_gradient(sum_towers(outputs.hidden))
-    return {
-        "alignment": losses.alignment(embedding, mask=batch.mask),
-        "uniformity": losses.uniformity(embedding[0::2], mask=batch.mask[0::2]),
-    }

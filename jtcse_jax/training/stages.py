@@ -167,7 +167,7 @@ def _check_inputs(name: str, config: Config) -> None:
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
         views = open_source(config.data.source, config.data.columns).views
-        if views == 2 and config.data.pairs in ("adjacent", "repeat"):
+        if views > 1 and config.data.pairs in ("adjacent", "repeat"):
             raise UserError(
                 f'data.pairs = "{config.data.pairs}" is for single sentences, but '
                 f'{config.data.source} holds pairs: use "same".'

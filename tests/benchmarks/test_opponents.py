@@ -12,7 +12,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.models.towers import Bank, TowerOutputs, stack, unstack
 from jtcse_jax.store import hf_weights
-from jtcse_jax.training import objectives
+from jtcse_jax.training import objectives, terms
 
 torch = pytest.importorskip("torch", reason="the opponents run on torch")
 transformers = pytest.importorskip("transformers")
@@ -204,11 +204,11 @@ def test_losses_of_opposite_vectors_are_ours(name):
 
     def loss(hidden):
         outputs = TowerOutputs(hidden, pooled, hidden)
-        rows = batch()._replace(mask=np.ones(8, bool))
+        rows = batch()._replace(mask=np.ones(4, bool))
         config = ObjectiveConfig(name="tncse")
-        within = objectives.within_towers(hidden, rows, config)
-        between = objectives.between_towers(hidden, rows, config)
-        return within + between + objectives.tensor_modulus(outputs, rows, config)
+        within = terms.within_towers(hidden, rows, config)
+        between = terms.between_towers(hidden, rows, config)
+        return within + between + terms.tensor_modulus(outputs, rows, config)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
     theirs = torch.tensor(hidden, requires_grad=True)

@@ -154,9 +154,9 @@ def test_only_distill_takes_a_teacher(tmp_path):
         ObjectiveConfig(name="distill")
     with pytest.raises(UserError, match="objective.teacher = runs/x"):
         ObjectiveConfig(name="simcse", teacher="runs/x")
-    assert objectives.negatives_per_anchor(8, ObjectiveConfig(name="distill", teacher="x")) == 14
+    assert objectives.negatives_per_anchor(8, 2, ObjectiveConfig(name="distill", teacher="x")) == 14
     listwise = ObjectiveConfig(name="distill", teacher="x", distillation="listwise")
-    assert objectives.negatives_per_anchor(8, listwise) == 7
+    assert objectives.negatives_per_anchor(8, 2, listwise) == 7
 
 
 @pytest.fixture(scope="module")

@@ -45,14 +45,17 @@ def at_once(bank, params, batch, key, config):
     return jax.value_and_grad(loss_of, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_cached_gradient_is_that_of_the_whole_batch_with_its_dropout(name):
+@pytest.mark.parametrize(
+    ("name", "views"), [("jtcse", 2), ("jtcse", 3), ("simcse", 2), ("simcse", 3), ("mlm", 2)]
+)
+def test_cached_gradient_is_that_of_the_whole_batch_with_its_dropout(name, views):
+    """Also with hard negatives, which are the third view."""
     config, bank = CONFIGS[name], make_bank(dropout=0.1, attention_dropout=0.1)
-    partial = [True] * 4 + [False] * 2
+    partial = [True] * (6 // views - 1) + [False]
     batch = jax.tree.map(
         lambda *arrays: np.stack(arrays),
-        make_small_batch(),
-        make_small_batch(VIEWS[::-1], mask=partial),
+        make_small_batch(per_sentence=views),
+        make_small_batch(VIEWS[::-1], mask=partial, per_sentence=views),
     )
     params = objectives.init_params(bank, bank.init(0), jax.random.key(1), config)
     arguments = params, batch, KEY

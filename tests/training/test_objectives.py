@@ -250,7 +250,7 @@ def test_negatives_per_anchor_are_those_the_loss_counts(config):
     """Where all sentences are one, NCE is log(1 + negatives) in every tower."""
     _, terms, _ = run(make_bank(), config, make_batch([[1, 5, 2]] * 6))
     counted = np.exp(terms["nce"] / 2) - 1
-    np.testing.assert_allclose(objectives.negatives_per_anchor(3, config), counted, rtol=1e-4)
+    np.testing.assert_allclose(objectives.negatives_per_anchor(3, 2, config), counted, rtol=1e-4)
 
 
 def first(outputs, count):

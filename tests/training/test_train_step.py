@@ -45,7 +45,7 @@ def make_batch() -> Batch:
     lengths = np.array([len(view) for view in views])
     packing = pack(lengths, 16, 4)
     arrays = fill(packing, lambda view: views[view], lengths, 4, 16, 4, pad_id=0)
-    return Batch(*arrays, order=packing.order, mask=np.ones(8, bool))
+    return Batch(*arrays, order=packing.order, mask=np.ones(4, bool))
 
 
 def copied(state: TrainState) -> TrainState:
