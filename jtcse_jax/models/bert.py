@@ -207,8 +207,11 @@ class Layer(nnx.Module):
         bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
         attended = self.attention(asking, hidden, allowed, bits=bits[0], exchange=exchange)
         hidden = self._add_norm(self.attention_norm, attended, asking, bits[1])
-        inner = self.activation(self.intermediate(hidden))
-        return self._add_norm(self.output_norm, self.output(inner), hidden, bits[2])
+        inner = self.intermediate(hidden)
+        assert self.output.bias is not None  # `dense` makes one
+        kernel, bias = (p[...].astype(inner.dtype) for p in (self.output.kernel, self.output.bias))
+        output = lean.activated_dense(self.activation, inner, kernel, bias)
+        return self._add_norm(self.output_norm, output, hidden, bits[2])
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""

@@ -2,11 +2,11 @@
 
 Differentiated as written, GELU and dropout-residual-LayerNorm keep several arrays of a layer's size
 for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
-the rest from it again. Attention
-needs only its probabilities, in the compute dtype. XLA may keep the float32 scores too; for the
-H100 it does.
+the rest from it again. Attention needs only its probabilities, in the compute dtype. XLA may keep
+the float32 scores too; for the H100 it does.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,17 @@ def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@partial(jax.checkpoint, static_argnums=0)
+def activated_dense(
+    activation: Callable[[Array], Array], x: Array, kernel: Array, bias: Array
+) -> Array:
+    """activation(x) W + b: [..., E] from [..., D], [D, E] and [E], all in one dtype.
+
+    The backward pass computes the activation from x a second time instead of keeping it.
+    """
+    return jnp.matmul(activation(x), kernel, precision=exact(x.dtype)) + bias
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -1,5 +1,7 @@
 """The operations with a backward pass of their own, against jax's derivative of the plain ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 from flax import nnx
 
 from jtcse_jax.models.dropout import dropout
-from jtcse_jax.models.lean import attention_probs, dropout_add_norm, gelu, weighted_values
+from jtcse_jax.models.lean import (
+    activated_dense,
+    attention_probs,
+    dropout_add_norm,
+    gelu,
+    weighted_values,
+)
 
 EPSILON = 1e-12
 
@@ -81,6 +89,28 @@ def test_gelu_has_the_value_and_derivatives_of_jax():
     low = jax.grad(lambda x: (gelu(x).astype(jnp.float32) * wanted).sum())(x.astype(jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
+
+
+def test_activated_dense_has_the_value_and_gradient_of_its_parts_and_keeps_only_x():
+    keys = iter(jax.random.split(jax.random.key(2), 4))
+    x, kernel, bias, wanted = (
+        jax.random.normal(next(keys), shape) for shape in ((2, 5, 8), (8, 4), (4,), (2, 5, 4))
+    )
+
+    def plain_dense(x, kernel, bias):
+        return jax.nn.gelu(x, approximate=False) @ kernel + bias
+
+    def found(dense):
+        return jax.value_and_grad(lambda *arrays: (dense(*arrays) * wanted).sum(), (0, 1, 2))(
+            x, kernel, bias
+        )
+
+    ours, theirs = found(partial(activated_dense, gelu)), found(plain_dense)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    _, back = jax.vjp(partial(activated_dense, gelu), x, kernel, bias)
+    kept = [leaf for leaf in jax.tree.leaves(back) if leaf.shape == x.shape]
+    assert len(kept) == 1 and kept[0] is x
 
 
 def plain_attention(query, keys, values, allowed, bits, rate):
