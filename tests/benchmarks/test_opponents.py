@@ -78,7 +78,7 @@ def batch() -> Batch:
     positions = np.arange(MAX_LEN, dtype=np.int32) * segments
     cls = np.zeros((len(views), 1), np.int32)
     order = np.arange(len(views), dtype=np.int32)
-    return Batch(tokens, positions, segments, cls, order, np.ones(len(views), bool))
+    return Batch(tokens, positions, segments, cls, order, np.ones(len(views) // 2, bool))
 
 
 @functools.cache
