@@ -50,7 +50,7 @@ def with_python_data(
       UserError: an object is empty, of another type, has items of several kinds, lacks a column or
         has a cell of another type; or a file cannot be written.
     """
-    folder = user_path(data.cache_dir) / FOLDER
+    folder = Path(data.cache_dir) / FOLDER
     if source is not None:
         text = _checked("source", source)
         if _is_dataset(text):
@@ -152,11 +152,15 @@ def _check_text(what: str, number: int, cell: Any) -> None:
 
 
 def _write(folder: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Writes a JSON object per row; returns the file, whose name is the hash of its content."""
-    unfinished = folder / f".{uuid.uuid4().hex}"
+    """Writes a JSON object per row; returns the file, whose name is the hash of its content.
+
+    A `~` at the start of `folder` stays in the name, so the config is the same for every user.
+    """
+    place = user_path(folder)
+    unfinished = place / f".{uuid.uuid4().hex}"
     digest = hashlib.sha256()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
         try:
             with open(unfinished, "wb") as file:
                 for row in rows:
@@ -164,8 +168,8 @@ def _write(folder: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) 
                     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
                     digest.update(line)
                     file.write(line)
-            path = folder / f"{digest.hexdigest()[:32]}.jsonl"
-            unfinished.replace(path)
+            name = f"{digest.hexdigest()[:32]}.jsonl"
+            unfinished.replace(place / name)
         finally:
             unfinished.unlink(missing_ok=True)
-    return path
+    return folder / name

@@ -100,6 +100,16 @@ def test_objects_need_no_package_datasets(tmp_path, monkeypatch):
     assert "datasets" not in sys.modules
 
 
+def test_the_config_is_the_same_in_every_home(tmp_path, monkeypatch):
+    configs = []
+    for home in "ab":
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        configs.append(given("~/cache", ["One."], SCORED))
+        assert read(configs[-1]) == ["One."]
+        assert len(Development(configs[-1].dev).pairs) == 3
+    assert configs[0] == configs[1]
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, largest_files):
     with largest_files(1000), pytest.raises(UserError, match="cannot be written"):
         given(tmp_path, ["a long sentence " * 9] * 20_000)
