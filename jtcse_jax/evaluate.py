@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import rich
-from rich.box import SIMPLE_HEAD
-from rich.table import Column, Table
 from rich.text import Text
 
 from jtcse_jax.data.unknown import percentage
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation.printed_table import print_table
 from jtcse_jax.evaluation.scored_model import Model, load_model
 from jtcse_jax.evaluation.suite import Scorer
 from jtcse_jax.evaluation.suites import SUITES
@@ -39,7 +38,8 @@ class Arguments(*_OPTIONS, PromptArguments):
 
     A model is anything that `--model` takes, or `sentence-transformers:NAME`. Separate several
     seeds of one method by commas; they may have a name: `jtcse=runs/0,runs/1`. --step, --pooling,
-    --max-len and prompts apply to --model only, --compute-dtype to all models of this project.
+    --max-len and prompts apply to --model only, --compute-dtype to all models of this project,
+    --truncate-dim to all.
     """
 
     suite: str | None = None
@@ -47,6 +47,9 @@ class Arguments(*_OPTIONS, PromptArguments):
     whose data is given."""
     compare: tuple[str, ...] = ()
     """Models to compare with `--model`; their differences from it are printed."""
+    truncate_dim: int | None = None
+    """Score only this many components of each vector, the first ones, as of a model trained with
+    objective.matryoshka."""
     output: str | None = None
     """File for the JSON result, which is also printed."""
 
@@ -76,9 +79,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         result: dict[str, Any] = {"method": method} if several else {}
         results.append(result)
         try:
-            model = load_model(
-                name, arguments.compute_dtype, **(options if method == names[0][0] else {})
-            )
+            asked = options if method == names[0][0] else {}
+            model = load_model(name, arguments.compute_dtype, arguments.truncate_dim, **asked)
         except UserError as error:
             if not several:
                 raise
@@ -109,13 +111,14 @@ def print_tables(result: dict[str, Any]) -> None:
         for member in one.get("members", ()):
             line = "{model}: {towers} tower(s), {pooling} pooling, serving length {serving_length}"
             dtype = f", {member['compute_dtype']}" if "compute_dtype" in member else ""
-            rich.print(Text(line.format(**member) + dtype))  # a path may look like markup
+            width = f", vectors of {one['dimensions']}" if "dimensions" in one else ""
+            rich.print(Text(line.format(**member) + dtype + width))  # a path may look like markup
     for suite in SUITES.values():
         scored = [one for one in results if "protocol" in one.get(suite.name, {})]
         if not scored:
             continue
         protocol = scored[0][suite.name]["protocol"]
-        _print(suite.name, _headlines(results, suite.name), protocol, digits=suite.digits)
+        print_table(suite.name, _headlines(results, suite.name), protocol, digits=suite.digits)
         _print_losses(suite.name, scored)
         for one in scored:
             for what in one[suite.name].get("undefined", ()):
@@ -123,7 +126,7 @@ def print_tables(result: dict[str, Any]) -> None:
         if suite.differences and result.get("differences"):
             rows = {method: [found["average"]] for method, found in result["differences"].items()}
             reference = f"average minus that of {results[0]['method']}"
-            _print(suite.name, rows, f"{reference}, with its 95 % bootstrap interval")
+            print_table(suite.name, rows, f"{reference}, with its 95 % bootstrap interval")
 
 
 def _print_losses(suite: str, results: list[dict[str, Any]]) -> None:
@@ -236,32 +239,6 @@ def _differences(
         if compared and results[0]["method"] in scored:
             return compared.measure(scorer, scored, seed)
     return {}
-
-
-def _print(
-    title: str, rows: Mapping[str, Sequence[dict[str, float]]], caption: str, digits: int = 2
-) -> None:
-    table = Table(
-        Column(title, overflow="fold", min_width=len(title)), box=SIMPLE_HEAD, pad_edge=False
-    )
-    table.caption = Text(caption)
-    columns = list(dict.fromkeys(name for seeds in rows.values() for one in seeds for name in one))
-    for name in columns:
-        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    for method, seeds in rows.items():
-        cells = (_cell([one.get(name) for one in seeds], digits) for name in columns)
-        table.add_row(Text(method), *cells)
-    rich.print(table)
-
-
-def _cell(values: list[float | None], digits: int) -> str:
-    present = [value for value in values if value is not None]
-    if not present:
-        return ""
-    mean = f"{np.mean(present):.{digits}f}"
-    if len(present) < len(values):
-        return f"{mean}\n{len(present)} of {len(values)} seeds"
-    return f"{mean}\n± {np.std(present, ddof=1):.{digits}f}" if len(present) > 1 else mean
 
 
 def evaluate_and_print(arguments: Arguments) -> None:

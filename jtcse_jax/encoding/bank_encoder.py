@@ -1,6 +1,7 @@
 """Encodes sentences with one bank: tokenises them, packs them into rows, and sums the towers."""
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -97,19 +98,15 @@ class BankEncoder:
         """
         self.bank = bank
         self.params = params
-        self.serving_length = serving_length
         self.serving = serving or Serving()
         self.mesh = mesh or bank.mesh or sharding.make_mesh(devices=jax.local_devices())
         self._special = frozenset(tokenizer.all_special_ids)
-        self._tokenizer = truncating_backend(tokenizer, serving_length)
+        self._untruncated = tokenizer
+        self.serving_length = serving_length
         if not self._tokenizer.num_special_tokens_to_add(is_pair=False):
             # An empty sentence would have no token, and no sentence would have a [CLS].
             raise UserError("The tokenizer adds no special tokens: use this model's tokenizer.")
-        self._unknown = UnknownCounter(self._tokenizer)
         platform = self.mesh.devices.flat[0].platform
-        self.row_lengths = (SHORT_ROW,)
-        if serving_length > SHORT_ROW:
-            self.row_lengths += (usual_row_length(serving_length),)
         self.call_tokens = CALL.get(platform, USUAL_CALL)
 
     @classmethod
@@ -129,6 +126,29 @@ class BankEncoder:
         shardings = sharding.whole_towers(encoder.mesh, model.params)
         encoder.params = jax.device_put(model.params, shardings)
         return encoder
+
+    @property
+    def serving_length(self) -> int:
+        """The longest sentence in tokens, special tokens included; longer ones are cut.
+
+        Setting it raises UserError unless the tokenizer and the model's positions allow it.
+        """
+        return self._serving_length
+
+    @serving_length.setter
+    def serving_length(self, length: int) -> None:
+        longest = self.bank.architecture.longest_sentence
+        if type(length) is not int or not 1 <= length <= longest:
+            raise UserError(
+                f"serving length = {reprlib.repr(length)}: choose a whole number up to {longest}, "
+                "the positions of the model."
+            )
+        self._tokenizer = truncating_backend(self._untruncated, length)
+        self._unknown = UnknownCounter(self._tokenizer)
+        self._serving_length = length
+        self.row_lengths = (SHORT_ROW,)
+        if length > SHORT_ROW:
+            self.row_lengths += (usual_row_length(length),)
 
     @property
     def width(self) -> int:

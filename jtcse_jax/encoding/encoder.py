@@ -203,7 +203,8 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
           show_progress_bar: show one on stderr.
           normalize_embeddings: scale vectors to length 1, also those that the model does not.
           truncate_dim: keep only this many components, the first ones; done before scaling by
-            `normalize_embeddings`, after that of the model. By default as the model's folder asks.
+            `normalize_embeddings`, after that of the model. By default as the model's folder asks,
+            or in a sum, if all members ask for fewer, the most of these.
           precision: "float32", or fewer bits, see `precision.quantized`.
           output: "numpy", "jax" (on the default device) or "torch" (on the CPU).
           output_value: "token_embeddings" gives the last hidden states [tokens, D] of each sentence
@@ -312,9 +313,9 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
 
     def kept_width(self, truncate_dim: int | None = None) -> int:
         """Size of a vector with this `truncate_dim`; UserError if it is not from 1 to D."""
-        width, own = self.banks[0].width, self.banks[0].serving.truncate_dim
+        width = self.banks[0].width
         if truncate_dim is None:
-            return width if own is None or len(self.banks) > 1 else min(own, width)
+            return min(width, max(bank.serving.truncate_dim or width for bank in self.banks))
         if not 1 <= truncate_dim <= width:
             raise UserError(f"truncate_dim = {truncate_dim}: choose 1 to {width}.")
         return truncate_dim

@@ -53,8 +53,29 @@ class Pretrained:
 
     @property
     def max_seq_length(self) -> int:
-        """The longest sentence in tokens; longer ones are cut. Choose it with `load(max_len=)`."""
+        """The longest sentence in tokens; longer ones are cut. An ensemble has its shortest.
+
+        It can be set, for all members of an ensemble, up to the positions of the model; what
+        `save_pretrained` writes then has the new length. An index keeps its vectors. Raises
+        UserError for another value.
+        """
         return min(bank.serving_length for bank in self.banks)
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        before = [bank.serving_length for bank in self.banks]
+        try:
+            for bank in self.banks:
+                bank.serving_length = length
+        except UserError as error:
+            for bank, old in zip(self.banks, before, strict=True):
+                bank.serving_length = old
+            raise UserError(f"max_seq_length: {error}") from error
+        self.members = self.members and tuple(
+            Member(weight, dataclasses.replace(model, serving_length=length))
+            for weight, model in self.members
+        )
+        self.__dict__.pop("mteb_model_meta", None)  # its hash is that of the old length
 
     def get_embedding_dimension(self) -> int:
         """The size of a vector."""

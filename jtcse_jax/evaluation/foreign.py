@@ -18,10 +18,11 @@ class ForeignEncoder:
       model: the `SentenceTransformer`.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, truncate_dim: int | None = None):
         """Loads `name`, a folder or hub name after `sentence-transformers:`.
 
-        Raises UserError if the package is not installed or cannot load the model.
+        `truncate_dim` keeps only so many components of each vector. Raises UserError if the package
+        is not installed or cannot load the model, or a vector has fewer components.
         """
         try:
             from sentence_transformers import SentenceTransformer
@@ -37,6 +38,15 @@ class ForeignEncoder:
         except Exception as error:  # types of many libraries; the user needs the message
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{name}: sentence-transformers cannot load it: {reason[0]}") from error
+        if truncate_dim is not None:
+            self.model.truncate_dim = None
+            check_truncate_dim(truncate_dim, self.width)
+            self.model.truncate_dim = truncate_dim
+
+    @property
+    def width(self) -> int:
+        """Size of a vector."""
+        return self.encode([""]).shape[1]
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         """[n, D] float32 vectors."""
@@ -58,6 +68,8 @@ class ForeignEncoder:
         digest = hashlib.sha256(str(model).encode())
         network, tokenizer = getattr(model[0], "auto_model", None), model.tokenizer
         parts = [model.max_seq_length, model.prompts, model.default_prompt_name]
+        if model.truncate_dim is not None:
+            parts.append(model.truncate_dim)
         if network is not None:
             parts.append(network.config.to_json_string())
         if getattr(tokenizer, "is_fast", False):
@@ -67,3 +79,9 @@ class ForeignEncoder:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
         return digest.hexdigest()
+
+
+def check_truncate_dim(truncate_dim: int, width: int) -> None:
+    """Raises UserError unless vectors of `width` components can be cut to `truncate_dim`."""
+    if not 1 <= truncate_dim <= width:
+        raise UserError(f"--truncate-dim {truncate_dim}: choose 1 to {width}.")

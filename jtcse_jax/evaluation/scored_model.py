@@ -1,12 +1,13 @@
 """The models that `evaluate` scores: of this project, or of sentence-transformers."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation.foreign import PREFIX, ForeignEncoder
+from jtcse_jax.evaluation.foreign import PREFIX, ForeignEncoder, check_truncate_dim
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
 
@@ -34,28 +35,36 @@ class Model(NamedTuple):
         }
 
 
-def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Model:
+def load_model(
+    name: str, compute_dtype: str = "float32", truncate_dim: int | None = None, **options: Any
+) -> Model:
     """Loads the model `name`; `options` are those of `ensemble.load_members` and `prompted`.
 
     A foreign model takes no options and has its own dtype; for others `compute_dtype` is the dtype
-    of matrix products. Raises the errors of these functions and of `ForeignEncoder`.
+    of matrix products. `truncate_dim` keeps only so many components of each vector, the first ones.
+    Raises the errors of these functions and of `ForeignEncoder`, and UserError if a vector has
+    fewer components.
     """
     if name.startswith(PREFIX):
         given = [key for key, value in options.items() if value is not None]
         if given:
             raise UserError(f"{name}: its folder decides {given[0]}: leave this option out.")
-        foreign = ForeignEncoder(name)
+        foreign = ForeignEncoder(name, truncate_dim)
         description = {"model": name, "fingerprint": foreign.fingerprint()}
-        return Model(foreign, (), description | {"members": [foreign.describe()]})
+        description |= {"dimensions": foreign.width, "members": [foreign.describe()]}
+        return Model(foreign, (), description)
     prompts = [options.pop(key, None) for key in ("prompt", "prompt_name")]
     members = ensemble.computed_in(compute_dtype, ensemble.load_members(name, **options))
     members = ensemble.prompted(members, *prompts)
+    if truncate_dim is not None:
+        members = _truncated(members, truncate_dim)
     encoder = SentenceEncoder.of(members)
     assert encoder.members is not None  # `of` has set them
     description = {
         "model": ensemble.source(members),
         "fingerprint": ensemble.fingerprint(members),
         "normalize": encoder.normalizes,
+        "dimensions": encoder.width,
         "members": [
             {
                 "weight": weight,
@@ -70,3 +79,18 @@ def load_model(name: str, compute_dtype: str = "float32", **options: Any) -> Mod
         ],
     }
     return Model(encoder, encoder.members, description)
+
+
+def _truncated(members: tuple[Member, ...], truncate_dim: int) -> tuple[Member, ...]:
+    """The members with only the first components, as if their folders asked for it."""
+    width = members[0].model.bank.architecture.hidden_size
+    check_truncate_dim(truncate_dim, width)
+    return tuple(
+        Member(
+            weight,
+            dataclasses.replace(
+                model, serving=dataclasses.replace(model.serving, truncate_dim=truncate_dim)
+            ),
+        )
+        for weight, model in members
+    )

@@ -51,7 +51,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any, Any, Any]]:
     if isinstance(table, Delimited) and not _names_pairs(table.names):
         yield from _by_position(table)
         return
-    columns = _columns(path, table.names)
+    columns = find_columns(path, table.names)
     for part in table.parts():
         for number, cells in table.rows(part, columns):
             if len(cells) == len(columns):  # no blank line
@@ -96,8 +96,11 @@ def _pairs_in(names: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in PAIRS if set(pair) <= set(names) and "premise" not in pair]
 
 
-def _columns(path: Path, names: Sequence[str]) -> list[str]:
-    """The columns of the first sentence, the second one and the score."""
+def find_columns(table: Path | str, names: Sequence[str]) -> list[str]:
+    """The columns of the first sentence, the second one and the score, among `names`.
+
+    Raises UserError, which begins with `table`, if they are not there or ambiguous.
+    """
     known = [standard(name) for name in names]
     pairs = _pairs_in(known)
     scores = [name for name in known if name in _SCORES]
@@ -105,7 +108,7 @@ def _columns(path: Path, names: Sequence[str]) -> list[str]:
     wanted = [*(pairs[0] if pairs else ()), *scores]
     if len(pairs) != 1 or len(scores) != 1 or any(known.count(name) > 1 for name in wanted):
         raise UserError(
-            f"{path} has the columns {', '.join(names)}: rename those of the sentences to "
+            f"{table} has the columns {', '.join(names)}: rename those of the sentences to "
             "sentence1 and sentence2 and that of the score to score, and leave out others like them"
         )
     return [names[known.index(name)] for name in wanted]

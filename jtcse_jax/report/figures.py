@@ -4,12 +4,14 @@ matplotlib draws with a few fixed colours, which are then replaced by the page's
 so one picture works in light mode, dark mode and print. Titles and legends are text of the page.
 """
 
+import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -68,7 +70,18 @@ class Picture:
 
     title: str
     svg: str  #: an <svg> element, its text escaped
+    data: str  #: the drawn numbers as CSV, with a header
     legend: tuple[Key, ...] = ()
+
+    @property
+    def link(self) -> str:
+        """The drawn numbers as an address that needs no other file."""
+        return f"data:text/csv;charset=utf-8,{quote(self.data, safe=',')}"
+
+    @property
+    def file(self) -> str:
+        """A name for a file of the numbers."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-") + ".csv"
 
 
 def curves(
@@ -101,7 +114,8 @@ def curves(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.margins(x=0.02)
-        return Picture(title, _svg(figure, f"{title}. {description}."), _legend(lines))
+        svg = _svg(figure, f"{title}. {description}.")
+        return Picture(title, svg, _csv(_points(lines, x, y or title)), _legend(lines))
 
 
 def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
@@ -133,7 +147,11 @@ def histograms(title: str, cosines: np.ndarray, gold: np.ndarray) -> Picture:
             axes.spines["left"].set_visible(False)
             axes.set_ylabel(f"{name}\nn = {len(part)}", rotation=0, ha="right", va="center")
         rows[-1].set_xlabel("cosine")
-        return Picture(title, _svg(figure, f"{title}. {description}."))
+        table: list[tuple[Any, ...]] = [("gold", "pairs", "cosine from", "cosine to", "share")]
+        for name, part, share in zip(names, parts, shares, strict=True):
+            bins = zip(span, span[1:], share, strict=False)
+            table += [(name, len(part), *one) for one in bins]
+        return Picture(title, _svg(figure, f"{title}. {description}."), _csv(table))
 
 
 def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Picture:
@@ -164,13 +182,38 @@ def heat_map(title: str, values: np.typing.ArrayLike, *, largest: float) -> Pict
         axes.set_yticks(_counted(layers))
         bar = figure.colorbar(image, ax=axes, pad=0.03)
         bar.outline.set_visible(False)
-        return Picture(title, _svg(figure, f"{title}. {description}."))
+        cells = [
+            (row + 1, column + 1, array[row, column]) for row, column in np.ndindex(*array.shape)
+        ]
+        table = [("layer", "head", "value"), *cells]
+        return Picture(title, _svg(figure, f"{title}. {description}."), _csv(table))
 
 
 def thinned(numbers: Sequence[float], most: int = POINTS) -> np.ndarray:
     """[m] float64, m <= `most`: the means of about equally large groups of neighbours in [n]."""
     array = np.asarray(numbers, np.float64)
     return np.array([part.mean() for part in np.array_split(array, min(most, len(array)))])
+
+
+def _points(lines: Sequence[Line], x: str, y: str) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the drawn points of each line."""
+    banded = any(line.low is not None for line in lines)
+    yield ("line", x, y, *(("low", "high") if banded else ()))
+    for line in lines:
+        columns = [line.x, line.y]
+        if line.low is not None and line.high is not None:
+            columns += [line.low, line.high]
+        for numbers in zip(*map(thinned, columns), strict=True):
+            yield line.label, *numbers
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV, numbers with up to seven digits."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow(cell if isinstance(cell, str) else f"{cell:.7g}" for cell in row)
+    return file.getvalue()
 
 
 def _draw(axes: Any, line: Line) -> None:

@@ -81,6 +81,7 @@ def _conditions(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         parts = (
             members,
             "vectors scaled to length 1" * one.get("normalize", False),
+            f"vectors of {one['dimensions']}" if "dimensions" in one else "",
             f"sha256 {one.get('fingerprint', '')[:12]}",
             f"seed {one.get('seed')}",
             ", ".join(f"{name} {text}" for name, text in environment.items()),

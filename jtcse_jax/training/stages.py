@@ -26,6 +26,7 @@ from jtcse_jax.store.card import read_card
 from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM
 from jtcse_jax.training.run_record import check_config
+from jtcse_jax.training.stage_progress import StageProgress
 from jtcse_jax.training.stage_scores import stage_row, warning
 from jtcse_jax.training.trainer import train
 from jtcse_jax.user_path import user_path
@@ -55,17 +56,19 @@ def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     # Every process decides this before any of them writes.
     rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
     _wait_for_all("looked")
+    progress = StageProgress(configs)
     for name, config in configs.items():
         row = rows[name]
+        progress.begin(name, finished=row is not None)
         try:
             if row is None:
-                say(f"--- stage {name}")
                 train(config)
-                rows[name] = _finish(name, config, tasks)
+                rows[name] = row = _finish(name, config, tasks)
+                left = [each for each in configs if rows[each] is None]
+                progress.end(name, row.get("seconds"), left)
                 if is_primary() and (reason := warning(name, configs, rows)):
                     say(f"warning: {reason}")
             else:
-                say(f"--- stage {name}: already finished")
                 _check_finished(name, config, row)
                 if tasks and config.objective.traits.embeds and not row["sts"]:
                     rows[name] = _finish(name, config, tasks)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -30,6 +30,7 @@ from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.loop import Loop
 from jtcse_jax.training.metrics import read_jsonl
 from jtcse_jax.training.optimizer import make_optimizer
+from jtcse_jax.training.python_data import with_python_data
 from jtcse_jax.training.similar_plan import find_plan
 from jtcse_jax.training.start import Start, load_teacher, start_model
 from jtcse_jax.training.train_step import (
@@ -40,6 +41,9 @@ from jtcse_jax.training.train_step import (
     make_train_step,
 )
 from jtcse_jax.user_path import user_path
+
+if TYPE_CHECKING:
+    from jtcse_jax.training.python_data import ScoredPairs, Text
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,26 @@ class TrainResult:
 def train(
     config: Config,
     *,
+    source: "Text | None" = None,
+    dev: "ScoredPairs | None" = None,
     devices: list[sharding.Device] | None = None,
     callbacks: Callbacks | None = None,
 ) -> TrainResult:
     """Trains, evaluates and saves one run; called again with the same workdir, it resumes.
 
-    `devices` are those of the mesh, by default all. Raises UserError for errors that the user can
-    fix and for a loss that is not finite, and Stopped after SIGTERM, with the step saved.
+    Args:
+      config: the run; `source` and `dev` take the place of its `data.source` and `data.dev`.
+      source: the text as a list of sentences, a list of pairs of sentences, or a
+        `datasets.Dataset`, whose columns `data.columns` names.
+      dev: scored pairs as a list of (sentence, sentence, score), or a `datasets.Dataset` with the
+        columns sentence1, sentence2 and score. See `python_data` for both.
+      devices: those of the mesh, by default all.
+      callbacks: functions called at every logged and evaluated step.
+    Raises:
+      UserError: an error that the user can fix, or a loss that is not finite.
+      Stopped: after SIGTERM, with the step saved.
     """
+    config = dataclasses.replace(config, data=with_python_data(config.data, source, dev))
     if not config.data.source:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
     if config.eval_layers and jax.process_count() > 1:
@@ -79,17 +95,17 @@ def train(
         if getattr(config, name) and not config.data.dev:
             raise UserError(f"{name} = {getattr(config, name)} needs dev sentences: set data.dev.")
     workdir = user_path(config.workdir)
-    source = open_source(config.data.source, config.data.columns)
-    dev = Development(config.data.dev) if config.data.dev else None
+    text = open_source(config.data.source, config.data.columns)
+    dev_set = Development(config.data.dev) if config.data.dev else None
     mesh = sharding.make_mesh(config.tower_devices, config.fsdp_devices, devices=devices)
     with (
         run_lock.hold(workdir) if is_primary() else contextlib.nullcontext(),
         Checkpoints(workdir / CHECKPOINTS, keep=config.keep) as checkpoints,
     ):
-        loop, state = prepare(config, source, dev, mesh, checkpoints)
+        loop, state = prepare(config, text, dev_set, mesh, checkpoints)
         loop.callbacks = callbacks or Callbacks()
         loop.run(state)
-        announce.say_end(config, checkpoints, dev)
+        announce.say_end(config, checkpoints, dev_set)
         best, newest = checkpoints.best_step(), checkpoints.newest_step()
         step = newest if best is None else best
         assert step is not None  # the last step is saved

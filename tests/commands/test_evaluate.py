@@ -17,7 +17,9 @@ from tiny_models import tiny_model, write_run, write_senteval
 
 from jtcse_jax import evaluate
 from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation import diagnostics_suite, mteb_suite, transfer_suite
+from jtcse_jax.evaluation.scored_model import load_model
 from jtcse_jax.evaluation.sts_data import load_sts
 from jtcse_jax.store import exported
 from jtcse_jax.store.card import read_card
@@ -196,6 +198,38 @@ def test_models_are_compared_with_the_first(evaluated, command, run, tmp_path, c
     table = capsys.readouterr().out.partition("\n{\n")[0]
     average = [one["average"] for one in seeds]
     assert f"{np.mean(average):.2f}" in table and f"± {np.std(average, ddof=1):.2f}" in table
+
+
+def test_vectors_are_cut_for_all_models(command, run, tmp_path, capsys):
+    pairs = [(f"the cat {'a' * i}", f"a dog sees {i}", i % 6) for i in range(25)]
+    own = tmp_path / "own.tsv"
+    own.write_text("".join(f"{one}\t{two}\t{gold}\n" for one, two, gold in pairs))
+    exported.export(tiny_model(1), tmp_path / "one")
+    names = [str(run), f"{run} + {tmp_path / 'one'}", str(tmp_path / "one")]
+    if find_spec("sentence_transformers"):
+        names.append(f"sentence-transformers:{tmp_path / 'one'}")
+    output = tmp_path / "scores.json"
+    arguments = ("--sts", own, "--model", names[0], "--compare", *names[1:], "--output", output)
+    command(evaluate, *arguments, "--truncate-dim", 5)
+    lines = " ".join(capsys.readouterr().out.split())
+    assert lines.count("vectors of 5") == len(names) + 1  # a sum has two members
+    cut = json.loads(output.read_text())["models"]
+    first, second, gold = zip(*pairs, strict=True)
+    for name, found in zip(names, cut, strict=True):
+        encoder = SentenceEncoder.load(name.removeprefix("sentence-transformers:"))
+        one, two = (encoder.encode(side)[:, :5].astype(float) for side in (first, second))
+        cosines = (one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)
+        rho = spearmanr(cosines, gold).statistic
+        assert found["sts"]["spearman"]["own"] == pytest.approx(100 * rho, abs=0.006)
+        assert found["dimensions"] == 5
+    command(evaluate, *arguments)
+    whole = json.loads(output.read_text())["models"]
+    assert [found["dimensions"] for found in whole] == [16] * len(names)
+    for one, other in zip(cut, whole, strict=True):
+        assert one["fingerprint"] != other["fingerprint"]
+    for name in (names[0], names[-1]):
+        with pytest.raises(UserError, match="--truncate-dim 17: choose 1 to 16"):
+            load_model(name, truncate_dim=17)
 
 
 def write_sst2(downstream: Path) -> Path:

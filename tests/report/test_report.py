@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -194,6 +195,20 @@ def test_a_page_needs_nothing_but_itself_and_describes_its_pictures(reported):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text
     assert "#0a0b0c" not in text and "currentColor" in text
+
+
+def test_every_picture_links_to_its_numbers(reported):
+    _, page, _ = reported
+    links = [found for tag, found in page.tags if tag == "a" and "download" in found]
+    assert len(links) == len(page.told())
+    (loss,) = [found["href"] for found in links if found["download"] == "loss-and-its-terms.csv"]
+    rows = unquote(loss.partition(",")[2]).splitlines()
+    assert [row for row in rows if row.startswith("nce")] == [
+        f"nce,{step},{0.5 / step:.7g}" for step in range(10, 50, 10)
+    ]
+    (dev,) = [found["href"] for found in links if found["download"] == "dev-score.csv"]
+    scores = [f"{100 * (0.7 + 0.1 * np.sin(step)):.7g}" for step in range(0, 50, 10)]
+    assert [row.split(",")[2] for row in unquote(dev.partition(",")[2]).splitlines()[1:]] == scores
 
 
 def test_the_same_files_give_the_same_page(reported):

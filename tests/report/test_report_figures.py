@@ -1,8 +1,10 @@
 """Pictures of the report, against the numbers they are made of."""
 
 import base64
+import csv
 import io
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -27,6 +29,50 @@ def test_a_curve_goes_through_its_points():
         slope, offset = np.polyfit(given, drawn, 1)
         np.testing.assert_allclose(drawn, slope * given + offset, atol=0.02)
     assert np.polyfit(y, points[:, 1], 1)[0] < 0 < np.polyfit(x, points[:, 0], 1)[0]
+
+
+def rows(picture) -> list[list[str]]:
+    """The numbers behind a picture, from its link."""
+    start, _, content = picture.link.partition(",")
+    assert start == "data:text/csv;charset=utf-8"
+    return list(csv.reader(unquote(content).splitlines()))
+
+
+def test_numbers_of_curves_are_those_drawn():
+    x, values = np.arange(1000) * 10, np.random.default_rng(0).normal(size=1000)
+    lines = [
+        Line("one, and only", [5, 7], [0.123456789, -2e-9], low=[0, 1], high=[2, 3]),
+        Line("two: ü", x, values),
+    ]
+    picture = curves("Loss & its terms (all)", lines, x="step", y="loss")
+    header, *found = rows(picture)
+    assert header == ["line", "step", "loss", "low", "high"]
+    assert found[:2] == [
+        ["one, and only", "5", "0.1234568", "0", "2"],
+        ["one, and only", "7", "-2e-09", "1", "3"],
+    ]
+    drawn = np.array([row[1:] for row in found[2:]], float)
+    assert {row[0] for row in found[2:]} == {"two: ü"} and len(drawn) == 300
+    for given, column in zip((x, values), drawn.T, strict=True):
+        np.testing.assert_allclose(column, thinned(given), rtol=1e-6)
+    assert picture.file == "loss-its-terms-all.csv"
+
+
+def test_numbers_of_histograms_and_heat_maps():
+    gold, cosines = np.array([0, 0, 0, 5.0]), np.array([0.1, 0.1, 0.9, 1])
+    header, *found = rows(histograms("By gold", cosines, gold))
+    assert header == ["gold", "pairs", "cosine from", "cosine to", "share"]
+    shares = {(row[0], row[2]): (row[1], float(row[4])) for row in found if float(row[4])}
+    assert {key[0]: sum(v for k, (_, v) in shares.items() if k[0] == key[0]) for key in shares} == {
+        "0 to 1": pytest.approx(1),
+        "4 to 5": 1,
+    }
+    low = [row for row in found if row[0] == "0 to 1" and float(row[2]) <= 0.1 < float(row[3])]
+    assert [(row[1], float(row[4])) for row in low] == [("3", pytest.approx(2 / 3))]
+    header, *found = rows(heat_map("Heat", [[0.0, 0.1], [0.3, 0.25]], largest=0.5))
+    assert header == ["layer", "head", "value"]
+    cells = [["1", "1", "0"], ["1", "2", "0.1"], ["2", "1", "0.3"], ["2", "2", "0.25"]]
+    assert found == cells
 
 
 def test_long_lines_are_thinned_to_means():

@@ -22,7 +22,7 @@ from jtcse_jax.runtime import run_lock
 from jtcse_jax.store.card import Card
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import read_description
-from jtcse_jax.training import stages
+from jtcse_jax.training import stage_progress, stages
 from jtcse_jax.training.run_record import record
 from jtcse_jax.training.stage_scores import print_table
 from jtcse_jax.training.stages import run, stage_configs
@@ -187,6 +187,42 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
         "sts": {},
     }
     assert rows[0]["dev"] is None and rows[0]["step"] == 2
+
+
+def test_stages_are_counted_and_timed(tmp_path, trainer, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(stage_progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def train(config):
+        clock[0] += 10
+        trainer(config)
+
+    monkeypatch.setattr(stages, "train", train)
+    pipeline = make_pipeline(tmp_path)
+    run(pipeline)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("---")]
+    # The log of each stage has 4 s of steps: 6 s are for all else. Views times towers of a sentence
+    # are 1 in the first stage, 4 in the second, and in the third 2 and two thirds of 2.
+    first, second = 4 * (4 + 10 / 3) + 2 * 6, (4 + 4) * (10 / 3) / (1 + 4) + 6
+    assert lines == [
+        "--- stage 1 of 3: language",
+        f"--- stage language took 0:00:10, the pipeline 0:00:10; about 0:00:{first:.0f} to go",
+        "--- stage 2 of 3: twin",
+        f"--- stage twin took 0:00:10, the pipeline 0:00:20; about 0:00:{second:.0f} to go",
+        "--- stage 3 of 3: student",
+        "--- stage student took 0:00:10, the pipeline 0:00:30",
+    ]
+    (tmp_path / "pipeline" / "student" / "finished.json").unlink()
+    run(pipeline)
+    assert "--- stage 2 of 3: twin, already finished\n--- stage 3" in capsys.readouterr().out
+
+
+def test_no_time_is_estimated_for_stages_of_unknown_length(tmp_path, trainer, capsys):
+    pipeline = make_pipeline(tmp_path)
+    student = dataclasses.replace(pipeline.stages["student"], max_steps=None)
+    run(dataclasses.replace(pipeline, stages=pipeline.stages | {"student": student}))
+    lines = [line for line in capsys.readouterr().out.splitlines() if " took " in line]
+    assert len(lines) == 3 and not any("to go" in line for line in lines)
 
 
 def test_what_hung_in_a_stage_may_be_started_again(tmp_path, monkeypatch):
