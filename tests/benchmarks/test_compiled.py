@@ -237,8 +237,8 @@ def assert_expected_transfers(
     large = [each for each in crossing if max(map(entries, each.shapes)) > vectors]
     # The values of each crossed layer, once forward and once back; of one stream and tower.
     assert len(large) == (2 * CROSSED if towers == 2 else 0)
-    heads = SMALL.num_heads, SMALL.hidden_size // SMALL.num_heads
-    values = f"bf16[{','.join(map(str, (len(batch.tokens) // shards, 64, *heads)))}]"
+    shape = len(batch.tokens) // shards, SMALL.num_heads, 64, SMALL.hidden_size // SMALL.num_heads
+    values = f"bf16[{','.join(map(str, shape))}]"
     assert {each.shapes for each in large} <= {(values,)}
 
 
