@@ -30,7 +30,8 @@ FOLDER = "python"  # in `data.cache_dir`
 TEXT_COLUMNS = {1: ("sentence",), 2: ("anchor", "positive"), 3: ("anchor", "positive", "negative")}
 DEV_COLUMNS = ("sentence1", "sentence2", "score")
 KINDS = {
-    "source": "a list of strings, a list of pairs of strings, or a datasets.Dataset",
+    "source": "a list of strings, or of pairs (a third string is a hard negative), or a "
+    "datasets.Dataset",
     "dev": "a list of tuples (sentence, sentence, score), or a datasets.Dataset",
 }
 
@@ -44,7 +45,7 @@ def with_python_data(
 
     Args:
       data: its `columns` name the columns of a `source` that is a `datasets.Dataset`.
-      source: sentences, or tuples of two sentences, or a Dataset.
+      source: sentences, or tuples of two sentences, or of two and a hard negative, or a Dataset.
       dev: tuples (sentence, sentence, score), or a Dataset with such columns, named as in a file.
     Raises:
       UserError: an object is empty, of another type, has items of several kinds, lacks a column or
@@ -92,8 +93,8 @@ def _text_columns(dataset: "Dataset", columns: tuple[str, ...]) -> tuple[str, ..
     names = ", ".join(dataset.column_names)
     if not columns:
         raise UserError(
-            f"source has the columns {names}: name the one with the sentences, or two of pairs, in "
-            "data.columns."
+            f"source has the columns {names}: name the one with the sentences, two of pairs, or "
+            "more with hard negatives, in data.columns."
         )
     for column in columns:
         if column not in dataset.column_names:

@@ -36,6 +36,9 @@ def test_sentences_and_pairs_are_read_back_as_they_are(tmp_path):
     pairs = given(tmp_path, PAIRS)
     assert open_source(pairs.source, pairs.columns).views == 2
     assert read(pairs) == [text for pair in PAIRS for text in pair]
+    triples = given(tmp_path, [("a", "b", "c"), ("d", "e", "f")])
+    assert open_source(triples.source, triples.columns).views == 3
+    assert read(triples) == list("abcdef")
     # An empty half leaves out the pair, as in a table.
     assert read(given(tmp_path, [*PAIRS, ("a", None), ("", "b")])) == read(pairs)
 
