@@ -16,6 +16,8 @@ class ForeignEncoder:
     Attributes:
       source: its name, with the prefix.
       model: the `SentenceTransformer`.
+      fingerprint: sha256 (hex) of everything that determines the vectors: modules, tokenizer,
+        weights, truncation.
     """
 
     def __init__(self, name: str, truncate_dim: int | None = None):
@@ -38,6 +40,9 @@ class ForeignEncoder:
         except Exception as error:  # types of many libraries; the user needs the message
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise UserError(f"{name}: sentence-transformers cannot load it: {reason[0]}") from error
+        asked = self.model.truncate_dim if truncate_dim is None else truncate_dim
+        # Before any sentence is encoded, because this changes settings of the tokenizer.
+        self.fingerprint = self._fingerprint(asked)
         if truncate_dim is not None:
             self.model.truncate_dim = None
             check_truncate_dim(truncate_dim, self.width)
@@ -62,14 +67,13 @@ class ForeignEncoder:
             "serving_length": self.model.max_seq_length,
         }
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) of everything that determines the vectors: modules, tokenizer, weights."""
+    def _fingerprint(self, truncate_dim: int | None) -> str:
         model = self.model
         digest = hashlib.sha256(str(model).encode())
         network, tokenizer = getattr(model[0], "auto_model", None), model.tokenizer
         parts = [model.max_seq_length, model.prompts, model.default_prompt_name]
-        if model.truncate_dim is not None:
-            parts.append(model.truncate_dim)
+        if truncate_dim is not None:
+            parts.append(truncate_dim)
         if network is not None:
             parts.append(network.config.to_json_string())
         if getattr(tokenizer, "is_fast", False):

@@ -50,7 +50,7 @@ def load_model(
         if given:
             raise UserError(f"{name}: its folder decides {given[0]}: leave this option out.")
         foreign = ForeignEncoder(name, truncate_dim)
-        description = {"model": name, "fingerprint": foreign.fingerprint()}
+        description = {"model": name, "fingerprint": foreign.fingerprint}
         description |= {"dimensions": foreign.width, "members": [foreign.describe()]}
         return Model(foreign, (), description)
     prompts = [options.pop(key, None) for key in ("prompt", "prompt_name")]

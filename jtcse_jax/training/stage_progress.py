@@ -8,8 +8,6 @@ from jtcse_jax.config import Config
 from jtcse_jax.runtime.distributed import say
 from jtcse_jax.store.ensemble import split_sum
 
-FORWARD = 1 / 3  # of the work of a training step: a teacher has no backward pass
-
 
 class StageProgress:
     """Announces the stages of a pipeline and, after each, how long all took so far."""
@@ -30,9 +28,9 @@ class StageProgress:
     def end(self, name: str, seconds: float | None, left: Sequence[str]) -> None:
         """Prints the time of a stage that was trained now, and an estimate for the stages `left`.
 
-        `seconds` is the time of all steps. The estimate takes the steps of a stage to be sentences
-        times towers at the speed of the stages trained now, and all else to be as long as the
-        longest of these. It is left out if a stage has no `max_steps`.
+        `seconds` is the time of all steps. The estimate adds the steps of these stages, at the
+        speed of those trained now, and for all else the longest time that one of those took. It is
+        left out if a stage has no `max_steps`.
         """
         now = time.monotonic()
         took = now - self._stage_began
@@ -45,14 +43,17 @@ class StageProgress:
             line += f"; about {_time(estimate)} to go"
         say(line)
 
-    def _work(self, names: Iterable[str]) -> float | None:
-        """Sentence views times towers of some stages; None if a number of steps is unknown."""
-        total = 0.0
+    def _work(self, names: Iterable[str]) -> int | None:
+        """Sentence views times towers of some stages; None if a number of steps is unknown.
+
+        A teacher's towers count like the others: that is what they cost on CPUs.
+        """
+        total = 0
         for config in map(self._configs.__getitem__, names):
             if config.max_steps is None:
                 return None
             views = 1 if config.data.pairs == "none" else 2
-            towers = len(config.model.towers) + FORWARD * self._teacher_towers(config)
+            towers = len(config.model.towers) + self._teacher_towers(config)
             total += config.max_steps * config.data.batch_size * views * towers
         return total
 

@@ -202,8 +202,8 @@ def test_stages_are_counted_and_timed(tmp_path, trainer, monkeypatch, capsys):
     run(pipeline)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("---")]
     # The log of each stage has 4 s of steps: 6 s are for all else. Views times towers of a sentence
-    # are 1 in the first stage, 4 in the second, and in the third 2 and two thirds of 2.
-    first, second = 4 * (4 + 10 / 3) + 2 * 6, (4 + 4) * (10 / 3) / (1 + 4) + 6
+    # are 1 in the first stage, 4 in the second, and with the teacher 6 in the third.
+    first, second = 4 * (4 + 6) + 2 * 6, (4 + 4) * 6 / (1 + 4) + 6
     assert lines == [
         "--- stage 1 of 3: language",
         f"--- stage language took 0:00:10, the pipeline 0:00:10; about 0:00:{first:.0f} to go",
