@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from jtcse_jax.encoding import index as indexes
+from jtcse_jax.encoding.index import Backend
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
-
-Backend = Literal["exact", "faiss"]
 
 
 class Hit(NamedTuple):
@@ -47,7 +46,7 @@ class Searcher:
         Args:
           sentences: the sentences to search in, encoded as by `encode_document`.
           vectors: their vectors [n, D] by this model, if they were encoded before.
-          backend: "exact", or "faiss" if it is installed: the same result, faster.
+          backend: "exact", or "flat", "hnsw" or "ivfpq" if faiss is installed, see `index`.
           batch_size: as in `encode`.
           show_progress_bar: as in `encode`.
         Raises:
@@ -91,13 +90,13 @@ class Searcher:
         """
         indexes.save(folder, self._built_index(), self._sentences, self._model_hash())
 
-    def load_index(self, folder: str | Path, *, backend: Backend = "exact") -> None:
-        """Reads an index that `save_index` wrote; it replaces an earlier one.
+    def load_index(self, folder: str | Path) -> None:
+        """Reads an index that `save_index` wrote, with its backend; it replaces an earlier one.
 
-        Raises UserError if the folder holds no index, it is damaged, or another model, or this one
-        with other settings, wrote it.
+        Raises UserError if the folder holds no index, it is damaged, another model, or this one
+        with other settings, wrote it, or faiss is missing.
         """
-        self._index, self._sentences = indexes.load(folder, backend, self._model_hash())
+        self._index, self._sentences = indexes.load(folder, self._model_hash())
 
     @overload
     def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
