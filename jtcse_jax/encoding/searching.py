@@ -8,6 +8,7 @@ import numpy as np
 
 from jtcse_jax.encoding import index as indexes
 from jtcse_jax.encoding.index import Backend
+from jtcse_jax.encoding.pairs import best_pairs
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
@@ -19,6 +20,14 @@ class Hit(NamedTuple):
     #: number of the sentence, from 0, in the order of adding
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
     sentence: str
+    score: float  #: cosine
+
+
+class Pair(NamedTuple):
+    """Two sentences of the index that are similar."""
+
+    indices: tuple[int, int]  #: numbers of the sentences, from 0, in the order of adding
+    sentences: tuple[str, str]
     score: float  #: cosine
 
 
@@ -156,6 +165,25 @@ class Searcher:
             for numbers, cosines in index.search(vectors, top_k, threshold)
         ]
         return hits[0] if single else hits
+
+    def pairs(self, top: int = 1000, threshold: float | None = None) -> list[Pair]:
+        """Finds the most similar pairs of sentences of the index, best first, each once.
+
+        All sentences are compared with all others, exactly; memory is that of the vectors.
+
+        Args:
+          top: largest number of pairs.
+          threshold: smallest cosine of a pair; by default no limit.
+        Raises:
+          UserError: no index was built, or with the backend "ivfpq", or `top` is below 1.
+        """
+        index = self._built_index()
+        if top < 1:
+            raise UserError(f"top = {top}: ask for at least one pair.")
+        return [
+            Pair((first, second), (self._sentences[first], self._sentences[second]), cosine)
+            for cosine, first, second in best_pairs(index.vectors, top, threshold).tolist()
+        ]
 
     def _encoded(
         self, sentences: list[str], batch_size: int | None, show_progress_bar: bool
