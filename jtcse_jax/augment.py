@@ -1,36 +1,43 @@
-"""`python -m jtcse_jax.augment repeat-words|back-translate`: makes training pairs from sentences.
+"""`python -m jtcse_jax.augment repeat-words|back-translate|mine-negatives`: makes training data.
 
-Each sentence of the input becomes one line of a .tsv: the sentence and a second view of it. The
-trainer reads the .tsv as a source. If the command is killed, the same command resumes. Started
-several times with one output, the processes share the work.
+Each sentence of the input becomes one line of a .tsv: the sentence and a second view of it. Or each
+pair of the input becomes lines of three: anchor, positive, hard negative. The trainer reads the
+.tsv as a source. If the command is killed, the same command resumes. Started several times with one
+output, the processes share the work.
 """
 
-import sys
-import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.blocks import Blocks
+from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.data.text_arguments import TextArguments
+from jtcse_jax.data.tsv_file import TsvFile, check_tsv, say, to_cell
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
+from jtcse_jax.encoding.index import Backend, make_index
+from jtcse_jax.encoding.mining import REASONS, Guards, PairTexts, hard_negatives, option
+from jtcse_jax.encoding.vector_file import kept_vectors
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
-from jtcse_jax.runtime.files import check_new
-from jtcse_jax.runtime.output import Output
-from jtcse_jax.user_path import user_path
+from jtcse_jax.store import ensemble
+from jtcse_jax.store.ensemble import EncoderArguments
 
-# Sentences of a part: a killed process loses the part it was working on.
-_WORDS_WINDOW, _TRANSLATED_WINDOW = 8192, 256
-_SECONDS = 10  # between two lines of progress
-_ONE_CELL = str.maketrans("\t\n\r", "   ")
+# Sentences or pairs of a part: a killed process loses the part it was working on.
+_WORDS_WINDOW, _TRANSLATED_WINDOW, _MINED_WINDOW = 8192, 256, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TextArguments):
-    """The arguments of both subcommands."""
+    """The arguments of all subcommands."""
 
     output: str
     """The .tsv file to write; it must not exist. Until it is complete it is OUTPUT.partial."""
@@ -77,6 +84,27 @@ class BackTranslate(Arguments):
     """Number of beams in the search; 1 is the fastest."""
     max_len: int = 128
     """Longest text read or written, in tokens of the models; longer ones are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineNegatives(Guards, EncoderArguments, Arguments):
+    """Adds hard negatives to pairs: texts that a model finds near an anchor, but not its positives.
+
+    They are searched among the positives of all pairs, and in --corpus. The output has a line for
+    each negative, under the header anchor, positive, negative. A pair without a negative has no
+    line; how many there are, and by which guard, is printed. All texts and the vectors of those
+    that are searched are kept in memory.
+    """
+
+    input: Annotated[str, tyro.conf.arg(aliases=("--source",))]
+    """The pairs: a .tsv file of two columns, anchor and positive, or a table (name the two
+    columns), hub:NAME:SPLIT:FIELD,FIELD, or - for standard input."""
+    corpus: str | None = None
+    """More texts that may be negatives, one a line, or a table with --corpus-column."""
+    corpus_column: str | None = None
+    """Column of --corpus that holds the texts, if it is a table."""
+    backend: Backend = "exact"
+    """As in `search`."""
 
 
 def make_repeated(arguments: RepeatWords) -> None:
@@ -145,9 +173,88 @@ def make_translated(arguments: BackTranslate) -> None:
     }
     sums = _write(arguments, blocks, settings, second_views)
     if sums.get("empty"):
-        _say(f"{sums['empty']:,} translations were empty: the sentence itself is used instead")
+        say(f"{sums['empty']:,} translations were empty: the sentence itself is used instead")
     if sums.get("cut"):
-        _say(f"{sums['cut']:,} texts were cut to --max-len {arguments.max_len} tokens")
+        say(f"{sums['cut']:,} texts were cut to --max-len {arguments.max_len} tokens")
+
+
+def make_mined(arguments: MineNegatives) -> None:
+    """Writes each pair with its hard negatives, under a header: a table for `data.columns`.
+
+    Raises UserError for an input without pairs, and the errors of the sources, of the model and of
+    `Output`.
+    """
+    check_tsv(arguments.output)
+    source = open_source(arguments.input, arguments.columns)
+    if source.views != 2:
+        raise UserError(
+            f"--input {arguments.input} has one sentence a line; give pairs, a .tsv file of two "
+            "columns, or name two columns of a table (--columns)."
+        )
+    corpus = _open_corpus(arguments)
+    texts = PairTexts(map(to_cell, source.read()), map(to_cell, corpus.read() if corpus else ()))
+    members = arguments.load_members()
+    settings = {
+        "command": "mine-negatives",
+        "input": source.fingerprint(),
+        "corpus": corpus and corpus.fingerprint(),
+        "model": ensemble.fingerprint(members),
+        "--backend": arguments.backend,
+    }
+    settings |= {option(field.name): getattr(arguments, field.name) for field in fields(Guards)}
+    total, header = len(texts.pairs), ("anchor", "positive", "negative")
+    file = TsvFile(arguments.output, total, _MINED_WINDOW, "pairs", settings, header)
+    anchor_vectors, corpus_vectors = _vectors(SentenceEncoder.of(members), texts, file.folder)
+    index = make_index(arguments.backend, corpus_vectors.shape[1])
+    index.add(corpus_vectors)
+
+    def triples(number: int) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
+        pairs = texts.pairs[number * _MINED_WINDOW :][:_MINED_WINDOW]
+        anchors = np.unique(pairs[:, 0])
+        mined = hard_negatives(index, texts, anchors, anchor_vectors, corpus_vectors, arguments)
+        found = dict(zip(anchors.tolist(), mined, strict=True))
+        lines = [
+            (texts.anchors[anchor], texts.corpus[positive], texts.corpus[negative])
+            for anchor, positive in pairs.tolist()
+            for negative in found[anchor].numbers.tolist()
+        ]
+        reasons = Counter(found[anchor].reason for anchor in pairs[:, 0].tolist())
+        return lines, {"lines": len(lines), **{name: reasons[name] for name in REASONS}}
+
+    sums = file.fill(triples)
+    if sums:
+        none = sum(sums[reason] for reason in REASONS)
+        found = f"{len(texts.pairs) - none:,} of {len(texts.pairs):,} pairs"
+        say(f"{arguments.output}: {sums['lines']:,} negatives for {found}{_skipped(source.blank)}")
+        for reason in REASONS:
+            why = "there is no other text" if reason == REASONS[0] else f"of {option(reason)}"
+            if sums[reason]:
+                say(f"{sums[reason]:,} pairs have no negative because {why}")
+
+
+def _open_corpus(arguments: MineNegatives) -> Source | None:
+    if arguments.corpus is None:
+        return None
+    column = arguments.corpus_column
+    source = open_source(arguments.corpus, (column,) if column else ())
+    if source.views != 1:
+        raise UserError(
+            f"--corpus {arguments.corpus} has two sentences a line; give one, or --corpus-column."
+        )
+    return source
+
+
+def _vectors(
+    encoder: SentenceEncoder, texts: PairTexts, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of the anchors and of the corpus, from files in the folder of the output."""
+    vectors = []
+    for name, sentences in (("query", texts.anchors), ("document", texts.corpus)):
+        encode = partial(encoder.encode_block, prompts=encoder.prompts(prompt_name=name))
+        path = folder / f"{name}.npy"
+        vectors.append(kept_vectors(path, sentences, encoder.kept_width(), BLOCK, encode))
+    warn_of_losses(encoder)
+    return vectors[0], vectors[1]
 
 
 def _model_names(arguments: BackTranslate) -> tuple[str, str]:
@@ -161,12 +268,7 @@ def _model_names(arguments: BackTranslate) -> tuple[str, str]:
 
 
 def _open(arguments: Arguments, window: int) -> Blocks:
-    check_new(arguments.output)
-    if not arguments.output.endswith(".tsv"):
-        raise UserError(
-            f"--output {arguments.output}: give a name that ends in .tsv; the trainer recognises "
-            "files of pairs by this ending."
-        )
+    check_tsv(arguments.output)
     return Blocks(arguments.open_sentences(), window)
 
 
@@ -181,68 +283,43 @@ def _write(
     `second_views` gets the number of its first sentence, from 0, and the sentences of a block. It
     returns their second views and counts.
     """
-    output = Output(user_path(arguments.output), len(blocks))
-    if not output.begin({"input": blocks.source.fingerprint(), **settings}):
-        check_new(arguments.output)
-    total, resumed = blocks.num_sentences, output.num_done() * blocks.size
-    if resumed:
-        _say(f"resuming after {min(resumed, total):,} of {total:,} sentences")
-    started = reported = time.monotonic()
-    made = 0
-    for number in output.claim():
+    file = TsvFile(
+        arguments.output,
+        blocks.num_sentences,
+        blocks.size,
+        "sentences",
+        {"input": blocks.source.fingerprint(), **settings},
+    )
+
+    def pairs(number: int) -> tuple[list[tuple[str, str]], dict[str, int]]:
         sentences = blocks[number]
         views, counts = second_views(number * blocks.size, sentences)
-        pairs = [(_to_cell(a), _to_cell(b)) for a, b in zip(sentences, views, strict=True)]
-        with output.new_file(f"{output.part(number)}.tsv") as file:
-            file.write("".join(f"{first}\t{second}\n" for first, second in pairs).encode())
-        equal = sum(first == second for first, second in pairs)
-        output.mark(number, {"pairs": len(pairs), "equal": equal, **counts})
-        made += len(pairs)
-        now = time.monotonic()
-        if now - reported >= _SECONDS:
-            reported = now
-            done = min(output.num_done() * blocks.size, total)
-            _say(_progress(done, total, made / (now - started)))
-    sums = {}
-    with output.last_step() as ours:
-        if ours:
-            sums = output.sums()
-            with output.aside() as whole:
-                output.join("tsv", whole)
-                output.publish(whole)
-            blank = f"; {blocks.num_blank:,} blank lines or records skipped" * (
-                blocks.num_blank > 0
-            )
-            equal = f"{sums['equal']:,} with two equal sentences"
-            _say(f"{arguments.output}: {sums['pairs']:,} pairs, {equal}{blank}")
+        made = [(to_cell(a), to_cell(b)) for a, b in zip(sentences, views, strict=True)]
+        equal = sum(first == second for first, second in made)
+        return made, {"pairs": len(made), "equal": equal, **counts}
+
+    sums = file.fill(pairs)
+    if sums:
+        equal = f"{sums['equal']:,} with two equal sentences{_skipped(blocks.num_blank)}"
+        say(f"{arguments.output}: {sums['pairs']:,} pairs, {equal}")
     return sums
 
 
-def _to_cell(sentence: str) -> str:
-    """The sentence as a column: tabs and line breaks become spaces, white space is stripped."""
-    return sentence.translate(_ONE_CELL).strip()
+def _skipped(blank: int) -> str:
+    return f"; {blank:,} blank lines or records skipped" * (blank > 0)
 
 
-def _progress(done: int, total: int, rate: float) -> str:
-    minutes, seconds = divmod(round((total - done) / rate), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02}:{seconds:02}"
-    return f"{done:,} of {total:,} sentences, {rate:,.1f} a second, {left} left"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def augment(arguments: RepeatWords | BackTranslate) -> None:
-    """Writes the pairs; errors as `make_repeated` and `make_translated`."""
+def augment(arguments: RepeatWords | BackTranslate | MineNegatives) -> None:
+    """Writes the file; errors as `make_repeated`, `make_translated` and `make_mined`."""
     if isinstance(arguments, RepeatWords):
         make_repeated(arguments)
-    else:
+    elif isinstance(arguments, BackTranslate):
         make_translated(arguments)
+    else:
+        make_mined(arguments)
 
 
-main = command("augment", RepeatWords | BackTranslate, augment)
+main = command("augment", RepeatWords | BackTranslate | MineNegatives, augment)
 
 
 if __name__ == "__main__":

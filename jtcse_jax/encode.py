@@ -8,7 +8,6 @@ from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.unknown import percentage
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
-from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import VectorFile
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
@@ -64,21 +63,8 @@ def encode(arguments: Arguments) -> None:
     }
     width = encoder.kept_width(arguments.truncate_dim)
     file = VectorFile(output, rows, width, arguments.batch_size, settings)
-    if file.rows_done:
-        print(f"{file.folder}: {file.rows_done:,} of {rows:,} are done", file=sys.stderr)
-    with progress_bar(rows) as progress:
-        task = progress.task_ids[0]
-        for number in file.claim():
-            progress.update(task, completed=file.rows_done)
-            vectors = encoder.encode_block(
-                blocks[number],
-                normalize_embeddings=arguments.normalize,
-                truncate_dim=arguments.truncate_dim,
-                done=partial(progress.advance, task),
-            )
-            file.write(number, vectors)
-        progress.update(task, completed=rows)
-    file.finish()
+    options = {"normalize_embeddings": arguments.normalize, "truncate_dim": arguments.truncate_dim}
+    file.fill(blocks, partial(encoder.encode_block, **options))
     warn_of_losses(encoder)
     unknown = percentage(encoder.unknown, encoder.characters)
     print(

@@ -4,9 +4,8 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import rich
 import tyro
 from rich.table import Table
@@ -15,11 +14,12 @@ from rich.text import Text
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.text_files import STDIN
 from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.index import Backend
 from jtcse_jax.encoding.searching import Hit
+from jtcse_jax.encoding.vector_file import open_vectors
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
 from jtcse_jax.store.ensemble import EncoderArguments
-from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,9 @@ class Arguments(EncoderArguments, TextArguments):
     of the text is the prompt `document`, if any."""
     threshold: float | None = None
     """Smallest cosine printed; by default no limit."""
-    backend: Literal["exact", "faiss"] = "exact"
-    """exact, or faiss, which needs the package faiss-cpu."""
+    backend: Backend = "exact"
+    """exact, or one of faiss (`pip install faiss-cpu`): flat compares all too, with more threads;
+    hnsw and ivfpq are approximate, for millions of sentences."""
     json: bool = False
     """Print a JSON object per query, on one line, instead of a table."""
 
@@ -64,6 +65,8 @@ def search(arguments: Arguments) -> None:
         raise UserError("Give --input, a text, or --index, the folder of an index, and not both.")
     if arguments.vectors and arguments.index:
         raise UserError("--vectors belongs to --input; an --index has its own.")
+    if arguments.backend != "exact" and arguments.index:
+        raise UserError("--backend belongs to --input; an --index has its own.")
     if arguments.input == STDIN and not arguments.query:
         raise UserError("--input -: standard input is the text; give the queries with --query.")
     encoder = _with_index(arguments)
@@ -86,25 +89,15 @@ def _with_index(arguments: Arguments) -> SentenceEncoder:
         sentences = list(source.read())
         arguments.check_numbers(source)
     if arguments.vectors:
-        vectors = _vectors(arguments.vectors)
+        vectors = open_vectors(arguments.vectors)
     encoder = SentenceEncoder.of(arguments.load_members())
     if arguments.index:
-        encoder.load_index(arguments.index, backend=arguments.backend)
+        encoder.load_index(arguments.index)
     else:
         encoder.build_index(
             sentences, vectors=vectors, backend=arguments.backend, show_progress_bar=True
         )
     return encoder
-
-
-def _vectors(name: str) -> np.ndarray:
-    try:
-        vectors = np.load(user_path(name), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--vectors {name}: not a .npy file ({error}).") from error
-    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise UserError(f"--vectors {name}: not a file of vectors, as `encode` writes it.")
-    return vectors
 
 
 def print_json(query: str, hits: list[Hit]) -> None:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from jtcse_jax.encoding import index as indexes
+from jtcse_jax.encoding.index import Backend
+from jtcse_jax.encoding.pairs import best_pairs
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
-
-Backend = Literal["exact", "faiss"]
 
 
 class Hit(NamedTuple):
@@ -20,6 +20,14 @@ class Hit(NamedTuple):
     #: number of the sentence, from 0, in the order of adding
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index
     sentence: str
+    score: float  #: cosine
+
+
+class Pair(NamedTuple):
+    """Two sentences of the index that are similar."""
+
+    indices: tuple[int, int]  #: numbers of the sentences, from 0, in the order of adding
+    sentences: tuple[str, str]
     score: float  #: cosine
 
 
@@ -47,7 +55,7 @@ class Searcher:
         Args:
           sentences: the sentences to search in, encoded as by `encode_document`.
           vectors: their vectors [n, D] by this model, if they were encoded before.
-          backend: "exact", or "faiss" if it is installed: the same result, faster.
+          backend: "exact", or "flat", "hnsw" or "ivfpq" if faiss is installed, see `index`.
           batch_size: as in `encode`.
           show_progress_bar: as in `encode`.
         Raises:
@@ -91,13 +99,13 @@ class Searcher:
         """
         indexes.save(folder, self._built_index(), self._sentences, self._model_hash())
 
-    def load_index(self, folder: str | Path, *, backend: Backend = "exact") -> None:
-        """Reads an index that `save_index` wrote; it replaces an earlier one.
+    def load_index(self, folder: str | Path) -> None:
+        """Reads an index that `save_index` wrote, with its backend; it replaces an earlier one.
 
-        Raises UserError if the folder holds no index, it is damaged, or another model, or this one
-        with other settings, wrote it.
+        Raises UserError if the folder holds no index, it is damaged, another model, or this one
+        with other settings, wrote it, or faiss is missing.
         """
-        self._index, self._sentences = indexes.load(folder, backend, self._model_hash())
+        self._index, self._sentences = indexes.load(folder, self._model_hash())
 
     @overload
     def search(  # pyright: ignore[reportOverlappingOverload]  # a str is an Iterable[str] too
@@ -157,6 +165,25 @@ class Searcher:
             for numbers, cosines in index.search(vectors, top_k, threshold)
         ]
         return hits[0] if single else hits
+
+    def pairs(self, top: int = 1000, threshold: float | None = None) -> list[Pair]:
+        """Finds the most similar pairs of sentences of the index, best first, each once.
+
+        All sentences are compared with all others, exactly; memory is that of the vectors.
+
+        Args:
+          top: largest number of pairs.
+          threshold: smallest cosine of a pair; by default no limit.
+        Raises:
+          UserError: no index was built, or with the backend "ivfpq", or `top` is below 1.
+        """
+        index = self._built_index()
+        if top < 1:
+            raise UserError(f"top = {top}: ask for at least one pair.")
+        return [
+            Pair((first, second), (self._sentences[first], self._sentences[second]), cosine)
+            for cosine, first, second in best_pairs(index.vectors, top, threshold).tolist()
+        ]
 
     def _encoded(
         self, sentences: list[str], batch_size: int | None, show_progress_bar: bool

@@ -6,16 +6,29 @@ The parts of `runtime.output` are blocks of one file, which is renamed in the en
 import io
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from jtcse_jax.data.blocks import Blocks
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.output import Output
+from jtcse_jax.user_path import user_path
 
 VECTORS = "vectors.npy"
+
+
+class Encode(Protocol):
+    """What `SentenceEncoder.encode_block` is."""
+
+    def __call__(self, sentences: list[str], *, done: Callable[[float], None]) -> np.ndarray:
+        """The vectors [n, D] of sentences; `done` is called with numbers of finished ones."""
+        ...
 
 
 class VectorFile:
@@ -59,6 +72,24 @@ class VectorFile:
         missing = count * self._block - self._shape[0]  # from a full last block
         return self._parts.num_done() * self._block - missing * self._parts.is_done(count - 1)
 
+    def fill(self, blocks: Blocks | Sequence[list[str]], encode: Encode) -> None:
+        """Writes the vectors of all missing blocks, with a progress bar, and finishes the file.
+
+        Args:
+          blocks: `blocks[n]` gives the sentences of block n.
+          encode: gives their vectors [n, width], as `SentenceEncoder.encode_block`.
+        """
+        rows = self._shape[0]
+        if self.rows_done:
+            print(f"{self.folder}: {self.rows_done:,} of {rows:,} are done", file=sys.stderr)
+        with progress_bar(rows) as progress:
+            task = progress.task_ids[0]
+            for number in self.claim():
+                progress.update(task, completed=self.rows_done)
+                self.write(number, encode(blocks[number], done=partial(progress.advance, task)))
+            progress.update(task, completed=rows)
+        self.finish()
+
     def claim(self) -> Iterator[int]:
         """Yields the numbers of unwritten blocks, as `Output.claim` does."""
         return self._parts.claim()
@@ -92,6 +123,39 @@ class VectorFile:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def kept_vectors(
+    path: Path, sentences: Sequence[str], width: int, block: int, encode: Encode
+) -> np.ndarray:
+    """The vectors of sentences [n, width], mapped from the file `path`, which is made if absent.
+
+    Several processes share the work, and a killed one resumes. Other arguments as in `VectorFile`;
+    the folder of `path` must belong to these sentences and this encoder only.
+    """
+    try:
+        file = VectorFile(path, len(sentences), width, block, {})
+    except UserError:
+        if not path.exists():  # otherwise it was completed before, or just now by another process
+            raise
+    else:
+        starts = range(0, len(sentences), block)
+        file.fill([list(sentences[start : start + block]) for start in starts], encode)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def open_vectors(name: str) -> np.ndarray:
+    """Maps the file of `--vectors NAME`, [n, D] floats.
+
+    Raises UserError for a file that does not hold vectors as `encode` writes them.
+    """
+    try:
+        vectors = np.load(user_path(name), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--vectors {name}: not a .npy file ({error}).") from error
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise UserError(f"--vectors {name}: not a file of vectors, as `encode` writes it.")
+    return vectors
 
 
 def _header(shape: tuple[int, int]) -> bytes:

@@ -16,6 +16,7 @@ from marian import copy_without, reference, write_marian
 from runs import write_text
 
 from jtcse_jax import augment
+from jtcse_jax.data import tsv_file
 from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.sources import open_source
@@ -120,7 +121,7 @@ def test_repeat_words_writes_pairs(command, text, output, tmp_path):
 def test_repeat_words_goes_on_after_an_error(command, text, output, monkeypatch, tmp_path):
     command("repeat-words", "--input", text, "--output", tmp_path / "whole.tsv")
     monkeypatch.setattr(augment, "_WORDS_WINDOW", 50)
-    monkeypatch.setattr(augment, "_SECONDS", 0)
+    monkeypatch.setattr(tsv_file, "_SECONDS", 0)
     stop_after(monkeypatch, augment, "repeat_words", 120)
     with pytest.raises(Stopped):
         command("repeat-words", "--input", text, "--output", output)

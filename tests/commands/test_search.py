@@ -1,5 +1,6 @@
 """`jtcse_jax.search` prints what `SentenceEncoder.search` finds."""
 
+import dataclasses
 import io
 import json
 import re
@@ -113,6 +114,8 @@ def test_vectors_and_index_of_an_earlier_command_give_the_same_hits(command, fol
     )
     assert shown(command(*with_vectors)) == expected
     search.search(arguments)
+    with pytest.raises(UserError, match="--backend"):
+        search.search(dataclasses.replace(arguments, backend="flat"))
     with pytest.raises(UserError, match="--input"):
         search.search(search.Arguments(model=str(folder / "two"), query=("the cat",)))
     np.save(tmp_path / "vectors.npy", vectors[1:])

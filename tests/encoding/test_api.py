@@ -165,16 +165,16 @@ def test_index_does_not_take_a_file_name(embed):
         embed.build_index("sentences.txt")
 
 
-@pytest.mark.parametrize("backend", ["exact", "faiss"])
+@pytest.mark.parametrize("backend", ["exact", "flat", "hnsw"])
 def test_saved_index_gives_the_same_hits(embed, tmp_path, backend):
-    if backend == "faiss":
+    if backend != "exact":
         pytest.importorskip("faiss", reason="faiss is not installed (pip install faiss-cpu)")
     corpus = [*SENTENCES, "line\nbreak ", "\u2028 cat"]
     embed.build_index(corpus, backend=backend)
     expected = embed.search(["the cat", "old river"])
     embed.save_index(tmp_path / "index")
     again = SentenceEncoder.of(tiny_model(1, pooling="mean"))
-    again.load_index(tmp_path / "index", backend=backend)
+    again.load_index(tmp_path / "index")
     for one, other in zip(again.search(["the cat", "old river"]), expected, strict=True):
         assert [hit.sentence for hit in one] == [hit.sentence for hit in other]
     again.build_index(corpus, vectors=embed.encode(corpus))
@@ -187,9 +187,17 @@ def test_saved_index_gives_the_same_hits(embed, tmp_path, backend):
         embed.build_index(corpus, vectors=np.zeros((3, 16), np.float32))
 
 
-@pytest.mark.parametrize("file", [index.VECTORS, index.SENTENCES, index.MODEL])
-def test_damaged_index_is_named(embed, tmp_path, file):
-    embed.build_index(SENTENCES)
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    [
+        *(("exact", name) for name in ("vectors.npy", index.SENTENCES, index.FACTS)),
+        ("flat", "index.faiss"),
+    ],
+)
+def test_damaged_index_is_named(embed, tmp_path, backend, file):
+    if backend != "exact":
+        pytest.importorskip("faiss", reason="faiss is not installed (pip install faiss-cpu)")
+    embed.build_index(SENTENCES, backend=backend)
     embed.save_index(tmp_path / "index")
     content = (tmp_path / "index" / file).read_bytes()
     for damage in (content[: len(content) // 2], b"", b"\x80\x04N."):

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from jtcse_jax.encoding import index
+from jtcse_jax.encoding import exact_index, index
+from jtcse_jax.encoding.faiss_index import LEAST_CODED
 from jtcse_jax.errors import UserError
 
 
@@ -16,17 +17,20 @@ def sorted_cosines(vectors, queries):
     return np.argsort(-cosines, axis=1, kind="stable"), cosines
 
 
-@pytest.fixture(params=["exact", "faiss"])
+NO_FAISS = "faiss is not installed (pip install faiss-cpu)"
+
+
+@pytest.fixture(params=["exact", "flat"])
 def make(request):
-    if request.param == "faiss":
-        pytest.importorskip("faiss", reason="faiss is not installed (pip install faiss-cpu)")
+    if request.param == "flat":
+        pytest.importorskip("faiss", reason=NO_FAISS)
     return lambda width: index.make_index(request.param, width)
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 300])
 def test_nearest_are_those_of_a_full_sort(make, monkeypatch, top_k):
-    monkeypatch.setattr(index, "ROWS", 64)
-    monkeypatch.setattr(index, "QUERIES", 5)
+    monkeypatch.setattr(exact_index, "ROWS", 64)
+    monkeypatch.setattr(exact_index, "QUERIES", 5)
     random = np.random.default_rng(0)
     vectors, queries = random.normal(2, 3, (200, 8)), random.normal(2, 3, (12, 8))
     order, cosines = sorted_cosines(vectors, queries)
@@ -44,7 +48,7 @@ def test_nearest_are_those_of_a_full_sort(make, monkeypatch, top_k):
 
 
 def test_equal_cosines_keep_their_order(monkeypatch):
-    monkeypatch.setattr(index, "ROWS", 4)
+    monkeypatch.setattr(exact_index, "ROWS", 4)
     made = index.make_index("exact", 2)
     made.add(np.array([[1, 0], [0, 1], [2, 0], [0, 1], [1, 1], [1, 0], [5, 0], [0, 1]]))
     ((numbers, scores),) = made.search(np.array([[3.0, 0.0]]), 3)
@@ -59,12 +63,63 @@ def test_zero_vectors_and_an_empty_index(make):
     assert scores.tolist() == [0, 0]
 
 
-def test_vectors_that_are_not_finite_are_refused(make):
+def test_vectors_that_are_not_finite_are_refused(make, monkeypatch):
+    monkeypatch.setattr(exact_index, "ROWS", 1)
     with pytest.raises(UserError, match="Vector 1 is not finite"):
         make(2).add(np.array([[1, 1], [np.nan, 1]]))
 
 
-def test_absent_faiss_is_named(monkeypatch):
+@pytest.mark.parametrize("backend", ["flat", "hnsw", "ivfpq"])
+def test_absent_faiss_is_named(monkeypatch, backend):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="needs the package faiss: pip install faiss-cpu"):
-        index.make_index("faiss", 2)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        index.make_index(backend, 2)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Vectors in 500 groups, and queries near some of them."""
+    random = np.random.default_rng(3)
+    centres = random.normal(0, 1, (500, 16))
+    vectors = np.repeat(centres, LEAST_CODED // 500, axis=0)
+    vectors += random.normal(0, 0.4, vectors.shape)
+    return vectors.astype(np.float32), (centres[:50] + random.normal(0, 0.4, (50, 16)))
+
+
+@pytest.mark.parametrize(("backend", "least"), [("hnsw", 0.97), ("ivfpq", 0.6)])
+def test_approximate_indexes_find_most_neighbours(many, tmp_path, backend, least):
+    """Also after they were saved, and sentences that were added later."""
+    pytest.importorskip("faiss", reason=NO_FAISS)
+    vectors, queries = many
+    order, cosines = sorted_cosines(vectors, queries)
+    made = index.make_index(backend, 16)
+    assert [len(numbers) for numbers, _ in made.search(queries[:2], 10)] == [0, 0]
+    made.add(vectors)
+    found = made.search(queries, 10)
+    shared = [
+        len({*numbers} & {*best}) for (numbers, _), best in zip(found, order[:, :10], strict=True)
+    ]
+    assert least < np.mean(shared) / 10 < 1.001
+    for query, (numbers, scores) in enumerate(found):
+        np.testing.assert_allclose(scores, cosines[query, numbers], atol=0.2)
+        assert (np.diff(scores) <= 0).all()
+    index.save(tmp_path / "index", made, ["text"] * len(made), "model")
+    again, _ = index.load(tmp_path / "index", "model")
+    assert (again.backend, again.width, len(again)) == (backend, 16, len(vectors))
+    again.add(queries[:1])
+    (numbers, _), *others = again.search(queries, 10)
+    assert len(vectors) in numbers
+    for (one, _), (other, _) in zip(others, found[1:], strict=True):
+        assert one.tolist() == other.tolist()
+    if backend == "hnsw":
+        expected = exact_index.unit(vectors)
+        np.testing.assert_allclose(made.vectors, expected, atol=1e-6)
+
+
+def test_codes_need_many_vectors_and_keep_none():
+    pytest.importorskip("faiss", reason=NO_FAISS)
+    made = index.make_index("ivfpq", 32)
+    with pytest.raises(UserError, match="backend ivfpq: 9 sentences"):
+        made.add(np.ones((9, 32)))
+    with pytest.raises(UserError, match="backend ivfpq"):
+        made.vectors  # noqa: B018  # a property

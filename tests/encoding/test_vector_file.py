@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jtcse_jax.encoding.vector_file import VectorFile
+from jtcse_jax.encoding import vector_file
+from jtcse_jax.encoding.vector_file import VectorFile, kept_vectors
 from jtcse_jax.errors import UserError
 
 ROWS, WIDTH, BLOCK = 23, 3, 5
@@ -77,3 +78,30 @@ def test_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     np.testing.assert_array_equal(saved, VECTORS)
     with pytest.raises(UserError, match="exists already"):
         begin(tmp_path)
+
+
+def test_kept_vectors_are_made_once(tmp_path, monkeypatch):
+    asked = []
+
+    def encode(sentences, *, done):
+        asked.append(sentences)
+        done(len(sentences))
+        return VECTORS[[int(sentence) for sentence in sentences]]
+
+    texts = [str(number) for number in range(ROWS)]
+    arguments = (tmp_path / "out.npy", texts, WIDTH, BLOCK, encode)
+    for _ in range(2):
+        np.testing.assert_array_equal(kept_vectors(*arguments), VECTORS)
+    assert asked == [texts[start : start + BLOCK] for start in range(0, ROWS, BLOCK)]
+
+    class Late(VectorFile):
+        """Another process completes the file just before this one begins it."""
+
+        def __init__(self, path, *rest):
+            (tmp_path / "whole.npy").rename(path)
+            super().__init__(path, *rest)
+
+    (tmp_path / "out.npy").rename(tmp_path / "whole.npy")
+    monkeypatch.setattr(vector_file, "VectorFile", Late)
+    np.testing.assert_array_equal(kept_vectors(*arguments), VECTORS)
+    assert len(asked) == 5
