@@ -13,7 +13,7 @@ from processes import ROOT
 from runs import tiny_config, write_text
 from tiny_models import write_senteval
 
-from jtcse_jax import augment, config_file, encode, evaluate, export
+from jtcse_jax import augment, config_file, encode, evaluate, export, pairs
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import Config
 from jtcse_jax.encoding.encoder import SentenceEncoder
@@ -51,19 +51,22 @@ def test_a_command_is_accepted(command, monkeypatch):
     program, *arguments = shlex.split(command)[2:]
     if program == "jtcse_jax.train":
         config = config_file.parse(Config, program, arguments)
-        assert config.data.source == "TEXT"
+        assert (config.data.source, len(config.data.columns)) in (("TEXT", 0), ("triples.tsv", 3))
     elif program == "jtcse_jax.pipeline":
         pipeline = config_file.parse(Pipeline, program, arguments)
         for config in stage_configs(pipeline).values():
-            pairs = config.data.source.endswith(".tsv")
-            assert config.data.source == "TEXT" or pairs
-            assert not (pairs and config.data.pairs == "repeat"), "words of pairs"
+            in_pairs = config.data.source.endswith(".tsv")
+            assert config.data.source == "TEXT" or in_pairs
+            assert not (in_pairs and config.data.pairs == "repeat"), "words of pairs"
     elif program == "jtcse_jax.augment":
-        assert tyro.cli(augment.RepeatWords | augment.BackTranslate, args=arguments)
+        assert tyro.cli(
+            augment.RepeatWords | augment.BackTranslate | augment.MineNegatives, args=arguments
+        )
     else:
         module = {
             "jtcse_jax.evaluate": evaluate,
             "jtcse_jax.encode": encode,
+            "jtcse_jax.pairs": pairs,
             "jtcse_jax.report": report,
         }.get(program, export)
         assert tyro.cli(module.Arguments, args=arguments)
