@@ -174,6 +174,8 @@ def truncating_backend(tokenizer: PreTrainedTokenizerBase, max_len: int) -> toke
         )
     backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
     backend.no_padding()
+    # Not part of the text of a Rust tokenizer: whether "[SEP]" in a sentence is plain text.
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     return backend
 
 
