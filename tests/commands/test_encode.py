@@ -208,12 +208,13 @@ def test_vectors_are_not_written_under_the_name_of_another_format(folder, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_standard_input_is_encoded(folder, tmp_path, name):
+def test_standard_input_is_encoded(folder, tmp_path, without_torch, name):
     run(folder, tmp_path / "file.npy", text="text.txt")
     command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
     command += ["--source", name, "--output", str(tmp_path / "pipe.npy"), "--batch-size", "8"]
     text = (folder / "text.txt").read_bytes()
-    subprocess.run(command, cwd=ROOT, env=os.environ, input=text, check=True)
+    environment = os.environ | {"PYTHONPATH": without_torch}
+    subprocess.run(command, cwd=ROOT, env=environment, input=text, check=True)
     assert (tmp_path / "pipe.npy").read_bytes() == (tmp_path / "file.npy").read_bytes()
 
 
@@ -259,15 +260,17 @@ def test_numbers_out_of_range_are_named(folder, tmp_path, option, said):
 
 
 @pytest.mark.slow
-def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path):
+def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path, without_torch):
     run(folder, tmp_path / "whole.npy", batch_size=4)
     command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
     command += ["--input", str(folder / "text.txt.gz"), "--output", str(tmp_path / "out.npy")]
     command += ["--batch-size", "4"]
 
+    environment = os.environ | {"PYTHONPATH": without_torch}
+
     def start():
         return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
         )
 
     killed, other = start(), start()
