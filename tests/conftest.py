@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import pytest
-from processes import QUICK_COMPILATION, hide_torch
+from processes import QUICK_COMPILATION
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,12 +45,6 @@ def finished(tmp_path_factory):
     config = tiny_config(tmp_path_factory.mktemp("finished"))
     train(config, devices=jax.devices()[:1])
     return config
-
-
-@pytest.fixture(scope="session")
-def without_torch(tmp_path_factory):
-    """The PYTHONPATH of processes that need no torch; they start in half the time without it."""
-    return hide_torch(tmp_path_factory.mktemp("without_torch"))
 
 
 @pytest.fixture(scope="module")

@@ -21,17 +21,10 @@ STEERING = (
     *("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS"),
     *("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "CUDA_VISIBLE", "XLA_FLAGS"),
 )
-
-WITHOUT_TORCH = """
-from importlib.machinery import PathFinder
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-"""
+WITHOUT_TORCH = str(ROOT / "tests" / "without_torch")  # a PYTHONPATH
 
 # What `python -m jtcse_jax.train` does, for the config of `runs.tiny_config`.
 PROGRAM = """
-import sys
-sys.modules["torch"] = None  # transformers would import it, for as long as all the rest takes
 from pathlib import Path
 from runs import tiny_config
 from jtcse_jax.config import *
@@ -82,7 +75,7 @@ def start_python(*arguments: str, log: IO | None = None, **environment: str) -> 
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": QUICK_COMPILATION,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}",
     }
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -119,12 +112,6 @@ def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]
     finally:
         process.kill()
     return process.returncode, out, err
-
-
-def hide_torch(folder: Path) -> str:
-    """The PYTHONPATH of a Python as where torch is not installed; writes a file in `folder`."""
-    (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
-    return str(folder)
 
 
 SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there

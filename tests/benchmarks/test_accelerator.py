@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import QUICK_COMPILATION, hide_torch
+from processes import QUICK_COMPILATION, WITHOUT_TORCH
 from tiny_models import write_tokenizer
 
 from benchmarks import accelerator, smoke
@@ -99,7 +99,7 @@ def test_unknown_part_is_one_sentence(refused, tmp_path):
 
 @pytest.mark.slow
 def test_small_rehearsal(command, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", hide_torch(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     chosen = ("device", "train_tncse_4", "trace_tncse_4", "opponents_tncse")
@@ -118,7 +118,7 @@ def test_small_rehearsal(command, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_smoke(command, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", hide_torch(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
     output = tmp_path / "smoke.json"
     command(smoke, *SMALL.smoke, "--output", output)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from processes import hide_torch
+from processes import WITHOUT_TORCH
 from tiny_models import write_tokenizer
 
 from benchmarks import cold_start, encode, host, limits, losses, scaling, text, train_step
@@ -24,9 +24,9 @@ from jtcse_jax.training.flops import Work
 
 
 @pytest.fixture
-def torch_hidden(monkeypatch, tmp_path):
+def torch_hidden(monkeypatch):
     """For the processes of a test that needs no torch: transformers would import it in each."""
-    monkeypatch.setenv("PYTHONPATH", hide_torch(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
 
 
 def run(module, monkeypatch, *arguments):

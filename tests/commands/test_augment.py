@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from marian import copy_without, reference, write_marian
+from processes import WITHOUT_TORCH
 from runs import write_text
 
 from jtcse_jax import augment
@@ -155,7 +156,10 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
     text.write_text("".join(f"Sentence number {n} of a long text.\n" for n in range(30000)))
     command("repeat-words", "--input", text, "--output", tmp_path / "whole.tsv")
     arguments = ["repeat-words", "--input", str(text), "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-m", "jtcse_jax.augment", *arguments])
+    environment = os.environ | {"PYTHONPATH": WITHOUT_TORCH}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jtcse_jax.augment", *arguments], env=environment
+    )
     partial = tmp_path / "pairs.tsv.partial"
     while not list(partial.glob("*.done")):
         assert process.poll() is None

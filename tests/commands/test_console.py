@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import WITHOUT_TORCH
 from tiny_models import tiny_model
 
 from jtcse_jax.store import exported
@@ -34,14 +35,14 @@ def folder(tmp_path_factory):
         ("C", ("export", "--output", "новая"), None),  # its libraries may not write such a path
     ],
 )
-def test_console_of_another_encoding(folder, tmp_path, without_torch, console, arguments, status):
+def test_console_of_another_encoding(folder, tmp_path, console, arguments, status):
     for name in ("模型", "текст.txt"):
         (tmp_path / name).symlink_to(folder / name)
     command, *options = arguments
     done = subprocess.run(
         [sys.executable, "-m", f"jtcse_jax.{command}", "--model", "模型", *options],
         cwd=tmp_path,
-        env=os.environ | CONSOLES[console] | {"PYTHONPATH": f"{without_torch}:{os.getcwd()}"},
+        env=os.environ | CONSOLES[console] | {"PYTHONPATH": f"{WITHOUT_TORCH}:{os.getcwd()}"},
         capture_output=True,
     )
     assert done.returncode in ((0, 2) if status is None else (status,)), done.stderr.decode()
@@ -50,12 +51,12 @@ def test_console_of_another_encoding(folder, tmp_path, without_torch, console, a
         assert b"?? the dog" in done.stdout
 
 
-def test_queries_in_another_encoding_are_one_line(folder, without_torch):
+def test_queries_in_another_encoding_are_one_line(folder):
     done = subprocess.run(
         [sys.executable, "-m", "jtcse_jax.search", "--model", folder / "模型", "--input"]
         + [folder / "текст.txt"],
         input="你好\n".encode(),
-        env=os.environ | CONSOLES["ascii"] | {"PYTHONPATH": without_torch},
+        env=os.environ | CONSOLES["ascii"] | {"PYTHONPATH": WITHOUT_TORCH},
         capture_output=True,
     )
     assert done.returncode == 2 and b"PYTHONIOENCODING" in done.stderr, done.stderr.decode()

@@ -11,7 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import ROOT, WITHOUT_TORCH
 from tiny_models import some_sentences, tiny_model
 
 from jtcse_jax import encode
@@ -208,12 +208,12 @@ def test_vectors_are_not_written_under_the_name_of_another_format(folder, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_standard_input_is_encoded(folder, tmp_path, without_torch, name):
+def test_standard_input_is_encoded(folder, tmp_path, name):
     run(folder, tmp_path / "file.npy", text="text.txt")
     command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
     command += ["--source", name, "--output", str(tmp_path / "pipe.npy"), "--batch-size", "8"]
     text = (folder / "text.txt").read_bytes()
-    environment = os.environ | {"PYTHONPATH": without_torch}
+    environment = os.environ | {"PYTHONPATH": WITHOUT_TORCH}
     subprocess.run(command, cwd=ROOT, env=environment, input=text, check=True)
     assert (tmp_path / "pipe.npy").read_bytes() == (tmp_path / "file.npy").read_bytes()
 
@@ -260,13 +260,13 @@ def test_numbers_out_of_range_are_named(folder, tmp_path, option, said):
 
 
 @pytest.mark.slow
-def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path, without_torch):
+def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path):
     run(folder, tmp_path / "whole.npy", batch_size=4)
     command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
     command += ["--input", str(folder / "text.txt.gz"), "--output", str(tmp_path / "out.npy")]
     command += ["--batch-size", "4"]
 
-    environment = os.environ | {"PYTHONPATH": without_torch}
+    environment = os.environ | {"PYTHONPATH": WITHOUT_TORCH}
 
     def start():
         return subprocess.Popen(

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from processes import QUICK_COMPILATION, ROOT, hide_torch
+from processes import QUICK_COMPILATION, ROOT, WITHOUT_TORCH
 from tiny_models import write_small_minilm
 
 
@@ -12,7 +12,7 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     write_small_minilm(tmp_path)
-    path = [hide_torch(tmp_path), str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    path = [WITHOUT_TORCH, str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import ROOT, WITHOUT_TORCH
 from runs import tiny_config
 from safetensors.numpy import load_file
 from tiny_models import tiny_model
@@ -64,6 +65,7 @@ def test_a_pretend_suite_is_scored_printed_and_reported(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", SUITE, *map(str, arguments)],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": WITHOUT_TORCH},
         capture_output=True,
         text=True,
     )

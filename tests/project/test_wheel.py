@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from processes import ROOT, WITHOUT_TORCH
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,13 @@ def installed(tmp_path_factory):
 
 
 def run(installed: Path, *arguments: str, cwd: Path, code: int = 0) -> str:
-    environment = {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
-    environment |= {"HOME": str(cwd), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    environment = {"PYTHONPATH": f"{WITHOUT_TORCH}:{installed}", "PATH": "/usr/bin:/bin"}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "HOME": str(cwd),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from processes import WITHOUT_TORCH
 
 from jtcse_jax import jax_variables
 
@@ -56,7 +57,7 @@ def test_library_is_told_from_a_command(argv, whole, expected):
 def test_command_starts_whatever_the_variable_has(name):
     done = subprocess.run(
         [sys.executable, "-m", "jtcse_jax.encode", "--help"],
-        env=os.environ | {name: "banana"},
+        env=os.environ | {name: "banana", "PYTHONPATH": WITHOUT_TORCH},
         capture_output=True,
         text=True,
     )
