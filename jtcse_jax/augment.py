@@ -227,7 +227,7 @@ def make_mined(arguments: MineNegatives) -> None:
         found = f"{len(texts.pairs) - none:,} of {len(texts.pairs):,} pairs"
         say(f"{arguments.output}: {sums['lines']:,} negatives for {found}{_skipped(source.blank)}")
         for reason in REASONS:
-            why = "there is no other text" if reason == REASONS[0] else f"of {option(reason)}"
+            why = "no other text exists" if reason == REASONS[0] else f"of {option(reason)}"
             if sums[reason]:
                 say(f"{sums[reason]:,} pairs have no negative because {why}")
 

@@ -33,7 +33,7 @@ Index = ExactIndex | FaissIndex
 
 
 def make_index(backend: Backend, width: int) -> Index:
-    """Makes an empty index. UserError if there is no such backend, or faiss is missing."""
+    """Makes an empty index. UserError for an unknown backend, or if faiss is missing."""
     if backend not in get_args(Backend):
         raise UserError(f"backend = {backend!r}: choose one of {', '.join(get_args(Backend))}.")
     return ExactIndex(width) if backend == "exact" else FaissIndex(width, backend)

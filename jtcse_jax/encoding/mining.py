@@ -52,7 +52,7 @@ class Guards:
             )
 
 
-# Why a pair has no negative: there is no other text, or the guard that refused the last one.
+# Why a pair has no negative: no other text exists, or this guard refused the last candidate.
 REASONS = ("no other text", "max_score", "absolute_margin", "relative_margin", "range_min")
 
 

@@ -58,7 +58,10 @@ class _Best:
         self._parts: list[np.ndarray] = []
 
     def add(self, cosines: np.ndarray, start: int, column: int) -> None:
-        """Adds the pairs of a tile, whose corner is (`start`, `column`); NaN is no pair."""
+        """Adds the pairs of a tile [rows, columns] that begins at row `start` and column `column`.
+
+        Entries that are NaN are skipped.
+        """
         width, cosines = cosines.shape[1], cosines.ravel()
         places = np.flatnonzero(cosines >= self._least)
         if len(places) >= self._top:

@@ -131,7 +131,7 @@ def listwise(
     temperature: float,
     teacher_temperature: float,
     mask: Array | None = None,
-    negatives: tuple[Array, Array] | None = None,
+    negatives: tuple[Array | None, Array | None] = (None, None),
 ) -> Array:
     """Cross-entropy between the teacher's and the student's ranking of the other sentences.
 
@@ -146,14 +146,14 @@ def listwise(
       teacher: [2B, E] embeddings of the same views; no gradient flows into them.
       temperature, teacher_temperature: the cosines are divided by them.
       mask: [2B] bool.
-      negatives: the student's [mB, D] and the teacher's [mB, E] hard negatives.
+      negatives: the student's [mB, D] and the teacher's [mB, E] hard negatives, or None twice.
     Raises:
       ValueError: fewer than two sentences.
     """
     _check_views(student, student)
     sentences = jnp.arange(len(student) // 2)
     present = None if mask is None else mask[0::2]
-    of_student, of_teacher = negatives or (None, None)
+    of_student, of_teacher = negatives
     ranked, exists = _candidates(student[1::2], present, of_student, present)
     teacher_ranked, _ = _candidates(teacher[1::2], present, of_teacher, present)
     candidates = jnp.arange(len(ranked))

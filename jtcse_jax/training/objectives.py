@@ -177,9 +177,7 @@ def distillation_loss(
                 temperature=config.student_temperature,
                 teacher_temperature=config.teacher_temperature,
                 mask=views.mask,
-                negatives=None
-                if views.negatives is None or taught.negatives is None
-                else (views.negatives, taught.negatives),
+                negatives=(views.negatives, taught.negatives),
             )
         }
     else:

@@ -85,7 +85,7 @@ def _checked(what: str, given: Any) -> Any:
 
 
 def _is_dataset(given: Any) -> bool:
-    datasets = sys.modules.get("datasets")  # without it there is no such object
+    datasets = sys.modules.get("datasets")  # a Dataset exists only if it is imported
     return datasets is not None and isinstance(given, datasets.Dataset)
 
 

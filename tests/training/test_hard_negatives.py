@@ -210,8 +210,8 @@ def test_a_table_of_triples_trains_and_micro_batches_change_nothing(tmp_path, ca
     assert re.search(rf"\b{expected} negatives an anchor", capsys.readouterr().out)
 
 
-def test_no_negatives_are_lost_on_pairs_alone():
-    """The control of the test above: without a third column there are only the batch's own."""
+def test_negatives_are_counted_by_the_views_of_a_sentence():
+    """One view (mlm) has none, two have those of the batch, and each further one adds a batch."""
     config = ObjectiveConfig("simcse")
     assert objectives.negatives_per_anchor(8, 2, config) == 7
     assert objectives.negatives_per_anchor(8, 4, config) == 7 + 16
