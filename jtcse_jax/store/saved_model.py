@@ -78,15 +78,7 @@ def load(
     if not known and (folder / MODEL).is_dir():
         raise UserError(f"{name} is a pipeline's workdir; its model is {folder / MODEL}.")
     description = read_description(folder)
-    pooling = pooling or description.get("pooling")
-    if pooling is None:
-        raise UserError(
-            f"{name}: no file there names the pooling of sentence vectors: give --pooling cls or "
-            "--pooling mean (SimCSE-like models: cls)."
-        )
-    if pooling not in POOLINGS:
-        found = reprlib.repr(pooling)
-        raise UserError(f"{name}: pooling = {found}: choose one of {', '.join(POOLINGS)}.")
+    pooling = _checked_pooling(pooling or description.get("pooling"), name)
     if (folder / CHECKPOINTS).is_dir():
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
@@ -108,20 +100,30 @@ def load(
         source = str(name)
     longest = architecture.longest_sentence
     if max_len is None:
-        serving_length = find_serving_length(folder, tokenizer, longest)
+        max_len = find_serving_length(folder, tokenizer, longest)
     elif type(max_len) is not int or not 1 <= max_len <= longest:
         raise UserError(
             f"{name}: max_len = {reprlib.repr(max_len)}: choose from 1 to {longest}, the positions "
             "of the model."
         )
-    else:
-        serving_length = max_len
     hf_tokenizer.check_tokenizer(tokenizer, architecture)
     if tower is not None:
         params, source = _pick(params, tower, name), f"{source}, tower {tower}"
     bank = Bank(architecture, len(jax.tree.leaves(params)[0]), pooling=pooling)
     settings = serving.read_serving(folder)
-    return SavedModel(bank, params, tokenizer, serving_length, source, folder, step, settings)
+    return SavedModel(bank, params, tokenizer, max_len, source, folder, step, settings)
+
+
+def _checked_pooling(pooling: Any, name: str) -> Pooling:
+    if pooling is None:
+        raise UserError(
+            f"{name}: no file there names the pooling of sentence vectors: give --pooling cls or "
+            "--pooling mean (SimCSE-like models: cls)."
+        )
+    if pooling not in POOLINGS:
+        found = reprlib.repr(pooling)
+        raise UserError(f"{name}: pooling = {found}: choose one of {', '.join(POOLINGS)}.")
+    return pooling
 
 
 def split_name(name: str) -> tuple[str, int | None]:
