@@ -15,8 +15,19 @@ FOLDER = "~/.cache/jtcse_jax/compiled"
 
 def step_options(mesh: Mesh | None) -> dict[str, bool] | None:
     """The options of a training step for the mesh's devices, which need not be this machine's."""
-    platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-    return STEP_OPTIONS.get(platform)
+    return STEP_OPTIONS.get(_platform(mesh))
+
+
+def stacks_layers(mesh: Mesh | None) -> bool:
+    """Whether a training state has its equal layers stacked: not on CPUs, which copy a layer out.
+
+    See `models.layer_stacks`.
+    """
+    return _platform(mesh) != "cpu"
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
 
 
 def keep_compiled() -> None:

@@ -32,7 +32,7 @@ from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.metrics import MetricsLog, Speed, read_jsonl
 from jtcse_jax.training.profile import Profile
 from jtcse_jax.training.stop_signal import StopSignal
-from jtcse_jax.training.train_step import TrainState, TrainStep, as_checkpoint
+from jtcse_jax.training.train_step import TrainState, TrainStep, as_checkpoint, single_layers
 from jtcse_jax.user_path import user_path
 
 NOT_FINITE = "not_finite"  # folder for batches whose step is not finite
@@ -124,7 +124,7 @@ class Loop:
 
     def _save(self, state: TrainState, step: int, score: DevScore | None) -> None:
         scores = score.as_metrics() if score else None
-        self.checkpoints.save(step, as_checkpoint(state), scores)
+        self.checkpoints.save(step, as_checkpoint(single_layers(self.mesh, state)), scores)
         self.callbacks.on_save(step)
 
     def _stop_here(self, step: int) -> NoReturn:
@@ -151,7 +151,7 @@ class Loop:
         """Returns the dev score of a state, logged under `step` and printed."""
         bank = BankEncoder(
             self.bank,
-            state.params["towers"],
+            single_layers(self.mesh, state.params["towers"]),
             self.tokenizer,
             self.serving_length,
             mesh=self.mesh,
@@ -178,7 +178,7 @@ class Loop:
 
     def _layer_figures(self, state: TrainState, dev: Development) -> dict[str, float]:
         bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)
-        params = jax.device_get(state.params["towers"])
+        params = jax.device_get(single_layers(self.mesh, state.params["towers"]))
         model = SavedModel(bank, params, self.tokenizer, self.serving_length, "this run")
         cross = self.config.model.cross
         crosses = self.config.objective.traits.crosses

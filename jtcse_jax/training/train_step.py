@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_layers
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import sharding
@@ -19,12 +20,16 @@ from jtcse_jax.training.flops import Work, step_flops
 from jtcse_jax.training.gradients import loss_and_gradient
 from jtcse_jax.training.optimizer import global_norm
 
+PyTree = Any
+
 
 class TrainState(NamedTuple):
     """Everything that training changes."""
 
     step: Array  #: scalar int32, number of steps done
-    params: Params  #: {"towers": bank parameters [K, ...], and what the objective adds}
+    #: {"towers": bank parameters [K, ...], and what the objective adds}; on a GPU or TPU with the
+    #: layers stacked, and so are the moments
+    params: Params
     opt_state: optax.OptState
 
 
@@ -46,8 +51,12 @@ class TrainStep:
         return self.jitted.lower(state, batch, key, self.frozen)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, *, stacked: bool = False
+) -> TrainState:
+    """The state before the first step, with `stacked` layers or single ones."""
+    if stacked:
+        params = stack_layers(params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -77,8 +86,10 @@ def make_train_step(
             batch = batch._replace(target=_targets(teacher, frozen, batch), teacher=())
         params, opt_state = state.params, state.opt_state
         loss, terms, grads = loss_and_gradient(
-            bank, _whole(bank.mesh, params), batch, step_key, objective
+            bank, unstack_layers(_whole(bank.mesh, params)), batch, step_key, objective
         )
+        if has_stacks(params):
+            grads = stack_layers(grads)
         # Whole before split: otherwise the compiler would split activations like parameters.
         grads = _whole(bank.mesh, grads)
         if state_shardings is not None:
@@ -118,8 +129,19 @@ def _targets(teacher: Teacher, frozen: tuple[Params, ...], batch: Batch) -> Arra
     return targets.reshape(-1, targets.shape[-1])
 
 
+def single_layers(mesh: Mesh, tree: PyTree) -> PyTree:
+    """A state, or a part of it, with its layers unstacked, sharded over the mesh as a state is.
+
+    On the devices this is a copy. A tree without stacks is returned as it is.
+    """
+    if not has_stacks(tree):
+        return tree
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(unstack_layers, tree))
+    return jax.jit(unstack_layers, out_shardings=shardings)(tree)
+
+
 def as_checkpoint(state: TrainState) -> dict[str, Any]:
-    """The state as two items of a checkpoint, so that inference can read the towers only."""
+    """A state of single layers as two items of a checkpoint; inference can read the towers only."""
     rest = {name: value for name, value in state.params.items() if name != "towers"}
     return {
         "params": state.params["towers"],

@@ -19,8 +19,10 @@ from jtcse_jax.data.unknown import percentage, warn_of_unknown
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
+from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_layers
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import distributed, environment, run_lock, sharding
+from jtcse_jax.runtime.compilation import stacks_layers
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
@@ -185,19 +187,24 @@ def start_state(
 
     def fresh(towers: Params, head: Params | None = None) -> TrainState:
         params = objectives.init_params(bank, towers, key, config.objective, head)
-        return init_state(params, optimizer)
+        return init_state(params, optimizer, stacked=stacks_layers(mesh))
 
     abstract = jax.eval_shape(fresh, bank.abstract())
     shardings = sharding.state_shardings(mesh, abstract)
     if start.towers is not None:
-        towers = sharding.place(start.towers, shardings.params["towers"])
+        towers = sharding.place(start.towers, sharding.state_shardings(mesh, bank.abstract()))
         head = start.mlm_head
         if head is not None:
             head = sharding.place(head, shardings.params["head"])
         return jax.jit(fresh, out_shardings=shardings)(towers, head), shardings
-    step, saved = checkpoints.restore(**as_checkpoint(sharding.abstract(abstract, shardings)))
+    single = jax.eval_shape(unstack_layers, abstract)
+    wanted = sharding.abstract(single, sharding.state_shardings(mesh, single))
+    step, saved = checkpoints.restore(**as_checkpoint(wanted))
     say(f"resuming from step {step}")
-    return from_checkpoint(saved), shardings
+    state = from_checkpoint(saved)
+    if has_stacks(abstract):
+        state = jax.jit(stack_layers, out_shardings=shardings)(state)
+    return state, shardings
 
 
 def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int) -> ObjectiveConfig:

@@ -24,6 +24,7 @@ from benchmarks.race import Contender, race
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.batch import Batch
 from jtcse_jax.errors import UserError
+from jtcse_jax.models.layer_stacks import stack_layers
 from jtcse_jax.models.towers import Bank
 
 LAUNCHES = [
@@ -224,7 +225,8 @@ def assert_expected_transfers(
     all_vectors = vectors * (2 // towers)  # of the towers that share a device
     hidden = batch.tokens.size // shards * SMALL.hidden_size  # of one device and tower
     assert all_vectors < hidden
-    leaves = jax.tree.leaves(Bank(SMALL, 2).abstract())
+    single = Bank(SMALL, 2).abstract()
+    leaves = jax.tree.leaves((single, jax.eval_shape(stack_layers, single)))
     parameters = {leaf.size // towers for leaf in leaves}
     parameters |= {leaf.size // 2 for leaf in leaves}
     for each in moved:

@@ -21,6 +21,7 @@ from layout_cases import (
 from benchmarks.scaling import collectives
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.models.layer_stacks import stack_layers, unstack_layers
 from jtcse_jax.runtime import sharding
 from jtcse_jax.training.train_step import make_train_step
 
@@ -31,11 +32,13 @@ JTCSE = ObjectiveConfig(name="jtcse")
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4)]
 
 
-def step_on(tower_devices: int, fsdp_devices: int, batch: Batch, devices: int = 8):
-    """The compiled step's text, the state after it and its metrics."""
+def step_on(
+    tower_devices: int, fsdp_devices: int, batch: Batch, devices: int = 8, stacked: bool = False
+):
+    """The compiled step's text, the state after it, with single layers, and its metrics."""
     mesh = sharding.make_mesh(tower_devices, fsdp_devices, devices=jax.devices()[:devices])
     bank = dataclasses.replace(BANK, mesh=mesh)
-    state = make_state()
+    state = stack_layers(make_state()) if stacked else make_state()
     shardings = sharding.state_shardings(mesh, state)
     step = make_train_step(bank, JTCSE, optax.sgd(RATE, momentum=0.9), shardings)
     state, batch = sharding.place(state, shardings), sharding.place_batch(mesh, batch)
@@ -44,7 +47,7 @@ def step_on(tower_devices: int, fsdp_devices: int, batch: Batch, devices: int = 
     new, metrics = compiled(state, batch, KEY, step.frozen)
     for leaf, where in zip(jax.tree.leaves(new), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
-    return compiled.as_text(), jax.device_get(new), jax.device_get(metrics)
+    return compiled.as_text(), jax.device_get(unstack_layers(new)), jax.device_get(metrics)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,11 @@ def test_every_layout_trains_as_one_device(layout, on_one_device):
     found = step_on(*layout, make_batch())
     assert_same(found, on_one_device)
     assert_moves(found[0], *layout)
+
+
+@pytest.mark.parametrize("layout", [(1, 8), (2, 2)], ids=str)
+def test_stacked_layers_train_as_one_device(layout, on_one_device):
+    assert_same(step_on(*layout, make_batch(), stacked=True), on_one_device)
 
 
 def assert_moves(text: str, tower_devices: int, fsdp_devices: int) -> None:

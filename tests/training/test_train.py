@@ -77,6 +77,27 @@ def test_resumed_run_is_bit_identical(finished, tmp_path):
     assert steps == [2, 4, 6, 8, 10]
 
 
+@pytest.mark.slow
+def test_layers_may_be_stacked_in_one_part_of_a_run_and_single_in_another(
+    finished, tmp_path, monkeypatch
+):
+    config = tiny_config(tmp_path)
+    for last, stacked in ((4, True), (6, True), (10, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "stacks_layers", lambda mesh, stacked=stacked: stacked)
+            train(dataclasses.replace(config, max_steps=last), devices=one_device())
+    assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) < 1e-4
+    one, two = (
+        {
+            line["step"]: line["dev_spearman"]
+            for line in read_metrics(each)
+            if "dev_spearman" in line
+        }
+        for each in (config, finished)
+    )
+    assert one == pytest.approx(two | {6: one[6]}, abs=1e-4)
+
+
 def test_pairs_of_a_table_train_as_those_of_lines(tmp_path):
     base = tiny_config(tmp_path, max_steps=2)
     sentences = open(base.data.source).read().splitlines()
