@@ -237,10 +237,10 @@ def step_and_state(
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     if abstract:
         state = jax.eval_shape(
-            lambda bank: init_state({"towers": bank}, optimizer), bank.abstract()
+            lambda bank: init_state({"towers": bank}, optimizer, mesh), bank.abstract()
         )
     else:
-        state = init_state({"towers": bank.init(0)}, optimizer)
+        state = init_state({"towers": bank.init(0)}, optimizer, mesh)
     shardings = sharding.state_shardings(mesh, state)
     step = make_train_step(bank, ObjectiveConfig(name=objective), optimizer, shardings)
     return step, (sharding.abstract if abstract else sharding.place)(state, shardings)

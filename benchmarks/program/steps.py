@@ -16,7 +16,6 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.runtime import sharding
-from jtcse_jax.runtime.compilation import stacks_layers
 from jtcse_jax.training.flops import Work, forward_flops, step_flops
 from jtcse_jax.training.objectives import init_params
 from jtcse_jax.training.optimizer import make_optimizer
@@ -68,9 +67,7 @@ def lower_step(case: Case, devices: list[jax.Device]) -> Lowered:
         rows = rows._replace(teacher=(rows,))
     state = jax.eval_shape(
         lambda towers: init_state(
-            init_params(bank, towers, jax.random.key(0), objective),
-            optimizer,
-            stacked=stacks_layers(mesh),
+            init_params(bank, towers, jax.random.key(0), objective), optimizer, mesh
         ),
         bank.abstract(),
     )

@@ -15,7 +15,7 @@ from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_laye
 from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import sharding
-from jtcse_jax.runtime.compilation import step_options
+from jtcse_jax.runtime.compilation import stacks_layers, step_options
 from jtcse_jax.training.flops import Work, step_flops
 from jtcse_jax.training.gradients import loss_and_gradient
 from jtcse_jax.training.optimizer import global_norm
@@ -52,10 +52,10 @@ class TrainStep:
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, *, stacked: bool = False
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> TrainState:
-    """The state before the first step, with `stacked` layers or single ones."""
-    if stacked:
+    """The state before the first step; its layers are stacked if the mesh's devices gain by it."""
+    if stacks_layers(mesh):
         params = stack_layers(params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 

@@ -22,7 +22,6 @@ from jtcse_jax.evaluation.development import Development
 from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_layers
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import distributed, environment, run_lock, sharding
-from jtcse_jax.runtime.compilation import stacks_layers
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
@@ -187,7 +186,7 @@ def start_state(
 
     def fresh(towers: Params, head: Params | None = None) -> TrainState:
         params = objectives.init_params(bank, towers, key, config.objective, head)
-        return init_state(params, optimizer, stacked=stacks_layers(mesh))
+        return init_state(params, optimizer, mesh)
 
     abstract = jax.eval_shape(fresh, bank.abstract())
     shardings = sharding.state_shardings(mesh, abstract)

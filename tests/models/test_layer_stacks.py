@@ -13,6 +13,7 @@ from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.config import ObjectiveConfig, OptimizerConfig
 from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_layers
 from jtcse_jax.models.towers import Bank
+from jtcse_jax.training import train_step
 from jtcse_jax.training.objectives import init_params
 from jtcse_jax.training.optimizer import make_optimizer
 from jtcse_jax.training.train_step import init_state, make_train_step
@@ -54,14 +55,15 @@ def test_unstacking_gives_the_same_bank(architecture):
 
 
 @pytest.mark.parametrize("name", ["jtcse", "mlm"])
-def test_training_is_the_same_with_stacked_layers(name):
+def test_training_is_the_same_with_stacked_layers(name, monkeypatch):
     bank = bank_of(BERT)
     objective = ObjectiveConfig(name=name, mask_token_id=3)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, decay="kernels"), 4)
     params = init_params(bank, jax.tree.map(jnp.asarray, bank.init(0)), KEY, objective)
     ends = []
     for stacked in (False, True):
-        state = init_state(jax.tree.map(jnp.array, params), optimizer, stacked=stacked)
+        monkeypatch.setattr(train_step, "stacks_layers", lambda mesh, stacked=stacked: stacked)
+        state = init_state(jax.tree.map(jnp.array, params), optimizer)
         assert has_stacks(state) == stacked
         step = make_train_step(bank, objective, optimizer)
         for _ in range(3):

@@ -24,7 +24,7 @@ from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
-from jtcse_jax.training import trainer
+from jtcse_jax.training import train_step, trainer
 from jtcse_jax.training.run_record import check_config, record
 from jtcse_jax.training.start import start_model
 from jtcse_jax.training.trainer import train
@@ -84,7 +84,7 @@ def test_layers_may_be_stacked_in_one_part_of_a_run_and_single_in_another(
     config = tiny_config(tmp_path)
     for last, stacked in ((4, True), (6, True), (10, False)):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "stacks_layers", lambda mesh, stacked=stacked: stacked)
+            patch.setattr(train_step, "stacks_layers", lambda mesh, stacked=stacked: stacked)
             train(dataclasses.replace(config, max_steps=last), devices=one_device())
     assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) < 1e-4
     one, two = (
