@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
+        # On a busy machine a device may wait long for the others; after 40 s XLA would abort.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         QUICK_COMPILATION,
     ]
 )
