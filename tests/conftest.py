@@ -1,6 +1,7 @@
 """Every test runs on 8 simulated CPU devices, without network."""
 
 import contextlib
+import gc
 import os
 import resource
 import subprocess
@@ -17,13 +18,17 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
+        # On a busy machine a device may wait long for the others; after 40 s XLA would abort.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         QUICK_COMPILATION,
     ]
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder
     _compiled = tempfile.TemporaryDirectory(prefix="jtcse-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tracing makes millions of small objects, few of them garbage: look for garbage less often.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

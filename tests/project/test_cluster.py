@@ -20,14 +20,15 @@ pytestmark = pytest.mark.slow
 # 160 sentences in batches of 24: the last batch of an epoch has 16. Small steps, because AdamW
 # turns a gradient's rounding into a whole step.
 RATE = OptimizerConfig(learning_rate=3e-5)
-FIELDS = "optimizer=OptimizerConfig(learning_rate=3e-5), epochs=2, max_steps=None"
+EPOCHS = {"epochs": 2, "max_steps": None, "eval_every": 5, "save_every": 5}
+FIELDS = f"optimizer=OptimizerConfig(learning_rate=3e-5), **{EPOCHS}"
 LONG = "max_steps=4000, save_every=50, eval_every=5000, log_every=1000, keep=2"
 BATCH = "data=__import__('dataclasses').replace(tiny_config(Path({0!r})).data, batch_size=24)"
 
 
 def alone(folder: Path):
     """The same run in this process, on one device."""
-    config = tiny_config(folder, optimizer=RATE, epochs=2, max_steps=None)
+    config = tiny_config(folder, optimizer=RATE, **EPOCHS)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=24))
     train(config, devices=jax.devices()[:1])
     return config

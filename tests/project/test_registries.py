@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ def test_a_pretend_objective_trains(tmp_path, monkeypatch):
     pretend = objectives.Objective(objectives.plain_streams, loss, lambda *_: 0)
     monkeypatch.setitem(objectives.OBJECTIVES, "shorten", pretend)
     monkeypatch.setitem(traits.TRAITS, "shorten", traits.Traits())
-    trainer.train(tiny_config(tmp_path, objective=ObjectiveConfig(name="shorten")))
+    config = tiny_config(tmp_path, objective=ObjectiveConfig(name="shorten"))
+    trainer.train(config, devices=jax.devices()[:1])
     lines = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     lengths = [line["length"] for line in lines if "length" in line]
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] < lengths[0]

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from processes import ROOT, WITHOUT_TORCH
+from processes import QUICK_COMPILATION, ROOT, WITHOUT_TORCH
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def run(installed: Path, *arguments: str, cwd: Path, code: int = 0) -> str:
     environment = {"PYTHONPATH": f"{WITHOUT_TORCH}:{installed}", "PATH": "/usr/bin:/bin"}
     environment |= {
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICK_COMPILATION,
         "HOME": str(cwd),
         "HF_HUB_OFFLINE": "1",
         "PYTHONSAFEPATH": "1",

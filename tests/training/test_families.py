@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from exports import roberta_model
@@ -33,7 +34,7 @@ def test_towers_train_and_are_exported(tmp_path, family):
         scratch = dataclasses.replace(scratch, vocab_size=len(tokenizer))
         model = dataclasses.replace(model, scratch=scratch, tokenizer=str(tmp_path / "tokenizer"))
     config = dataclasses.replace(config, model=model, workdir=str(tmp_path / "trained"))
-    trainer.train(config)
+    trainer.train(config, devices=jax.devices()[:2])
     workdir = tmp_path / "trained"
     assert largest_difference(saved_params(workdir, 0), saved_params(workdir, 2)) > 1e-4
 

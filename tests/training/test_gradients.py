@@ -103,6 +103,11 @@ LOSSES = {
 }
 
 
+def value_and_gradient(loss, x, y, mask):
+    """Traced for each call, with the tiles that are set then."""
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, y, mask)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_tiles_change_nothing(monkeypatch, name, masked):
@@ -110,10 +115,10 @@ def test_tiles_change_nothing(monkeypatch, name, masked):
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 22, 5)).astype(np.float32)
     mask = jnp.arange(22) < 18 if masked else None
-    whole = jax.value_and_grad(LOSSES[name], argnums=(0, 1))(x, y, mask)
+    whole = value_and_gradient(LOSSES[name], x, y, mask)
     for tile in (100, 40, 1):
         monkeypatch.setattr(losses, "_TILE", tile)
-        in_tiles = jax.value_and_grad(LOSSES[name], argnums=(0, 1))(x, y, mask)
+        in_tiles = value_and_gradient(LOSSES[name], x, y, mask)
         jax.tree.map(
             lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6),
             in_tiles,
@@ -126,15 +131,15 @@ def test_tiles_over_many_devices_change_nothing(monkeypatch, name):
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 32, 5)).astype(np.float32)
     mask = np.arange(32) < 26
-    whole = jax.value_and_grad(LOSSES[name], argnums=(0, 1))(x, y, mask)
+    whole = value_and_gradient(LOSSES[name], x, y, mask)
     monkeypatch.setattr(losses, "_TILE", 300)
     mesh = sharding.make_mesh()
     assert mesh.size == 8
 
-    def split(x, y):
+    def split(x, y, mask):
         return LOSSES[name](*sharding.split_sentences(mesh, jnp.stack([x, y])), mask)
 
-    in_tiles = jax.jit(jax.value_and_grad(split, argnums=(0, 1)))(x, y)
+    in_tiles = value_and_gradient(split, x, y, mask)
     jax.tree.map(
         lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6),
         in_tiles,

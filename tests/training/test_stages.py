@@ -4,10 +4,12 @@
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from processes import declared_cluster, end, start_python
 from runs import make_pipeline
@@ -26,6 +28,7 @@ from jtcse_jax.training import stage_progress, stages
 from jtcse_jax.training.run_record import record
 from jtcse_jax.training.stage_scores import print_table
 from jtcse_jax.training.stages import run, stage_configs
+from jtcse_jax.training.trainer import train
 
 
 def test_every_stage_starts_from_those_before_it(tmp_path):
@@ -66,10 +69,11 @@ def test_columns_belong_to_the_source_of_the_pipeline(tmp_path):
     assert (configs["twin"].data.source, configs["twin"].data.columns) == ("own.txt", ())
 
 
-def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
+def test_pooling_and_serving_length_flow_through_the_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "train", functools.partial(train, devices=jax.devices()[:1]))
     pipeline = make_pipeline(tmp_path)
     first = dataclasses.replace(pipeline.stages["language"].model, pooling="mean")
-    stages = {
+    chosen = {
         "first": dataclasses.replace(
             pipeline.stages["twin"],
             model=dataclasses.replace(first, serving_length=24),
@@ -77,10 +81,10 @@ def test_pooling_and_serving_length_flow_through_the_stages(tmp_path):
         ),
         "twin": pipeline.stages["twin"],
     }
-    stages["twin"] = dataclasses.replace(
-        stages["twin"], model=dataclasses.replace(stages["twin"].model, towers=("first", "first"))
+    chosen["twin"] = dataclasses.replace(
+        chosen["twin"], model=dataclasses.replace(chosen["twin"].model, towers=("first", "first"))
     )
-    run(dataclasses.replace(pipeline, stages=stages))
+    run(dataclasses.replace(pipeline, stages=chosen))
     for name in ("first", "twin", "model"):
         description = read_description(tmp_path / "pipeline" / name)
         assert (description["pooling"], description["serving_length"]) == ("mean", 24)

@@ -112,7 +112,8 @@ def test_pairs_of_a_table_train_as_those_of_lines(tmp_path):
                 base,
                 workdir=str(tmp_path / suffix),
                 data=dataclasses.replace(base.data, **data),
-            )
+            ),
+            devices=one_device(),
         )
     assert largest_difference(saved_params(tmp_path / "tsv"), saved_params(tmp_path / "csv")) == 0
 
@@ -151,33 +152,42 @@ def test_repeated_views_are_bounded_by_the_positions_of_the_model(tmp_path, monk
         train(dataclasses.replace(config, model=model, data=data), devices=one_device())
 
 
-@pytest.mark.slow
-def test_same_run_on_eight_devices_is_equal_to_rounding(tmp_path):
-    results = []
-    for count in (1, 2, 8):
-        (tmp_path / str(count)).mkdir()
-        config = tiny_config(tmp_path / str(count), optimizer=OptimizerConfig(learning_rate=3e-5))
-        train(config, devices=jax.devices()[:count])
-        results.append((read_metrics(config), saved_params(config.workdir)))
-    (expected, params), *others = results
-    for lines, other in others:
-        assert largest_difference(params, other) < 1e-5
-        for one, two in zip(expected, lines, strict=True):
-            if "loss" in one:
-                assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+def careful_config(folder: Path):
+    """Small steps, because AdamW turns a gradient's rounding into a whole step.
+
+    Three of the shorter views share a row, so on one device some batches need more rows than others
+    and the step is compiled for two shapes.
+    """
+    folder.mkdir()
+    config = tiny_config(folder, optimizer=OptimizerConfig(learning_rate=3e-5))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, slots=3))
+
+
+@pytest.fixture(scope="module")
+def careful(tmp_path_factory):
+    """The config of such a run, finished on one device; tests only read its workdir."""
+    config = careful_config(tmp_path_factory.mktemp("careful") / "run")
+    train(config, devices=one_device())
+    return config
 
 
 @pytest.mark.slow
-def test_run_resumes_on_other_devices(finished, tmp_path):
-    optimizer = OptimizerConfig(learning_rate=3e-5)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole = tiny_config(tmp_path / "a", optimizer=optimizer)
-    train(whole, devices=one_device())
-    broken = tiny_config(tmp_path / "b", optimizer=optimizer, max_steps=6)
-    train(broken, devices=one_device())
-    train(dataclasses.replace(broken, max_steps=10, tower_devices=2), devices=jax.devices()[:4])
-    assert largest_difference(saved_params(whole.workdir), saved_params(broken.workdir)) < 1e-5
+@pytest.mark.parametrize("count", [2, 8])
+def test_same_run_on_many_devices_is_equal_to_rounding(careful, tmp_path, count):
+    config = careful_config(tmp_path / "run")
+    train(config, devices=jax.devices()[:count])
+    assert largest_difference(saved_params(careful.workdir), saved_params(config.workdir)) < 1e-5
+    for one, two in zip(read_metrics(careful), read_metrics(config), strict=True):
+        if "loss" in one:
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_run_resumes_on_other_devices(careful, tmp_path):
+    config = careful_config(tmp_path / "run")
+    train(dataclasses.replace(config, max_steps=6), devices=one_device())
+    train(dataclasses.replace(config, tower_devices=2), devices=jax.devices()[:4])
+    assert largest_difference(saved_params(careful.workdir), saved_params(config.workdir)) < 1e-5
 
 
 def test_without_dev_set_the_newest_step_is_taken_and_it_says_so(tmp_path, capsys):
