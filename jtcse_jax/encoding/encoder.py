@@ -322,14 +322,22 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
 
 
 def warn_of_losses(
-    encoder: SentenceEncoder, truncated: int = 0, unknown: int = 0, characters: int = 0
+    encoder: SentenceEncoder,
+    truncated: int = 0,
+    unknown: int = 0,
+    characters: int = 0,
+    *,
+    name: str = "sentences",
 ) -> None:
-    """Warns of cut sentences and unknown characters since the encoder had the given counts."""
+    """Warns of cut sentences and unknown characters since the encoder had the given counts.
+
+    `name` is what the warnings call the sentences.
+    """
     if cut := encoder.truncated - truncated:
         limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
-        logger.warning("%s sentences cut at %s tokens.", f"{cut:,}", limits)
+        logger.warning("%s %s cut at %s tokens.", f"{cut:,}", name, limits)
     characters = encoder.characters - characters
-    warn_of_unknown("sentences", encoder.unknown - unknown, characters)
+    warn_of_unknown(name, encoder.unknown - unknown, characters)
 
 
 def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[str]]:

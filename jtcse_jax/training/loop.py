@@ -17,7 +17,7 @@ from jtcse_jax.batch import Batch
 from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoding.bank_encoder import BankEncoder
-from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import SentenceEncoder, warn_of_losses
 from jtcse_jax.errors import Stopped, UserError, writing
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore, keep_cosines
 from jtcse_jax.evaluation.inspection import layer_figures
@@ -157,9 +157,10 @@ class Loop:
             mesh=self.mesh,
         )
         encoder = SentenceEncoder([bank])
-        # `encode` warns about cut sentences; one warning per run is enough.
         assert self.dev is not None  # the callers have checked
-        score = self.dev.score(encoder.encode if step == 0 else encoder.encode_block)
+        score = self.dev.score(encoder.encode_block)
+        if step == 0:  # one warning per run is enough
+            warn_of_losses(encoder, name="dev sentences")
         assert score.cosines is not None  # `Development.score` has set them
         layers = self._layer_figures(state, self.dev) if self.config.eval_layers else {}
         self._log.write(step, {**score.as_metrics(), **score.diagnostics, **layers})
