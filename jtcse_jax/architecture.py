@@ -39,14 +39,6 @@ def check_fields(section: str, fields: object) -> None:
             raise UserError(f"{section}{name} = {reprlib.repr(value)}: must be a finite number.")
 
 
-def check_counts(section: str, fields: object, names: Iterable[str]) -> None:
-    """Raises UserError if one of the named fields is neither None nor at least 1."""
-    for name in names:
-        value = getattr(fields, name)
-        if value is not None and value < 1:
-            raise UserError(f"{section}{name} = {value}: use at least 1.")
-
-
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises UserError if a field has none of the names of a registry."""
     if value not in choices:

@@ -7,15 +7,8 @@ A file in `configs/` binds the name `config` to a `Config`. The command line can
 from dataclasses import dataclass
 from typing import Literal
 
-from jtcse_jax.architecture import (
-    Architecture,
-    Cross,
-    Pooling,
-    check_choice,
-    check_counts,
-    check_fields,
-)
-from jtcse_jax.errors import UserError
+from jtcse_jax.architecture import Architecture, Cross, Pooling, check_choice, check_fields
+from jtcse_jax.errors import UserError, check_counts
 from jtcse_jax.traits import TRAITS, Traits
 
 SCRATCH = "scratch"

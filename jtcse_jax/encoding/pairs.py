@@ -44,10 +44,7 @@ def best_pairs(
     for start in range(rows.start, rows.stop, ROWS):
         block = vectors[start : min(start + ROWS, rows.stop)]
         for column in range(start, len(vectors), COLUMNS):
-            cosines = block @ vectors[column : column + COLUMNS].T
-            if column == start:  # the diagonal and what is below it
-                cosines[:, : len(block)][np.tri(len(block), dtype=bool)] = np.nan
-            best.add(cosines, start, column)
+            best.add(_tile(vectors, block, start, column), start, column)
         done(len(block))
     return best.pairs()
 
@@ -106,6 +103,14 @@ def _neighbours(
         yield pairs
 
 
+def _tile(vectors: Vectors, block: np.ndarray, start: int, column: int) -> np.ndarray:
+    """The cosines of a block, which begins at `start`, with the vectors from `column` on."""
+    cosines = block @ vectors[column : column + COLUMNS].T
+    if column == start:  # the diagonal and what is below it
+        cosines[:, : len(block)][np.tri(len(block), dtype=bool)] = np.nan
+    return cosines
+
+
 class _Best:
     """The best pairs of the tiles so far."""
 
@@ -123,6 +128,8 @@ class _Best:
         for begin in range(0, len(cosines), SLAB):
             slab = cosines[begin : begin + SLAB]
             places = np.flatnonzero(slab >= self._least)
+            if not len(places):
+                continue
             if len(places) >= self._top:
                 places = places[np.argpartition(slab[places], -self._top)[-self._top :]]
                 self._least = max(self._least, slab[places].min())
@@ -131,9 +138,9 @@ class _Best:
             places += begin
             found["first"], found["second"] = start + places // width, column + places % width
             self._parts.append(found)
-        if sum(map(len, self._parts)) >= 2 * self._top:  # seldom, so that a tile is cheap
-            self._parts = [self.pairs()]
-            self._least = max(self._least, self._parts[0]["cosine"][-1])
+            if sum(map(len, self._parts)) >= 2 * self._top:  # seldom, so that a tile is cheap
+                self._parts = [self.pairs()]
+                self._least = max(self._least, self._parts[0]["cosine"][-1])
 
     def pairs(self) -> np.ndarray:
         """The best ones, as `best_pairs` returns them."""
