@@ -20,11 +20,13 @@ from jtcse_jax.data.augmentation import repeat_words
 from jtcse_jax.data.back_translation import Translator, back_translate
 from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.data.sources import Source, open_source
+from jtcse_jax.data.stored_texts import StoredTexts, TextBlocks
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.tsv_file import TsvFile, check_tsv, say, to_cell
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
-from jtcse_jax.encoding.index import Backend, make_index
-from jtcse_jax.encoding.mining import REASONS, Guards, PairTexts, hard_negatives, option
+from jtcse_jax.encoding.index import Backend, mapped_index
+from jtcse_jax.encoding.mining import REASONS, Guards, hard_negatives, option
+from jtcse_jax.encoding.pair_texts import PairTexts
 from jtcse_jax.encoding.vector_file import kept_vectors
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.command import command
@@ -92,8 +94,8 @@ class MineNegatives(Guards, EncoderArguments, Arguments):
 
     They are searched among the positives of all pairs, and in --corpus. The output has a line for
     each negative, under the header anchor, positive, negative. A pair without a negative has no
-    line; how many there are, and by which guard, is printed. All texts and the vectors of those
-    that are searched are kept in memory.
+    line; how many there are, and by which guard, is printed. Texts and vectors stay in files of
+    OUTPUT.partial: in memory are some 50 bytes a text, and the index of a backend of faiss.
     """
 
     input: Annotated[str, tyro.conf.arg(aliases=("--source",))]
@@ -104,7 +106,7 @@ class MineNegatives(Guards, EncoderArguments, Arguments):
     corpus_column: str | None = None
     """Column of --corpus that holds the texts, if it is a table."""
     backend: Backend = "exact"
-    """As in `search`."""
+    """exact compares an anchor with all texts; those of faiss are the same as in `search`."""
 
 
 def make_repeated(arguments: RepeatWords) -> None:
@@ -192,7 +194,10 @@ def make_mined(arguments: MineNegatives) -> None:
             "columns, or name two columns of a table (--columns)."
         )
     corpus = _open_corpus(arguments)
-    texts = PairTexts(map(to_cell, source.read()), map(to_cell, corpus.read() if corpus else ()))
+    texts = PairTexts(
+        lambda: map(to_cell, source.read()), lambda: map(to_cell, corpus.read() if corpus else ())
+    )
+    blank = source.blank
     members = arguments.load_members()
     settings = {
         "command": "mine-negatives",
@@ -204,9 +209,9 @@ def make_mined(arguments: MineNegatives) -> None:
     settings |= {option(field.name): getattr(arguments, field.name) for field in fields(Guards)}
     total, header = len(texts.pairs), ("anchor", "positive", "negative")
     file = TsvFile(arguments.output, total, _MINED_WINDOW, "pairs", settings, header)
-    anchor_vectors, corpus_vectors = _vectors(SentenceEncoder.of(members), texts, file.folder)
-    index = make_index(arguments.backend, corpus_vectors.shape[1])
-    index.add(corpus_vectors)
+    stored = texts.stored(file.folder)
+    anchor_vectors, corpus_vectors = _vectors(SentenceEncoder.of(members), stored, file.folder)
+    index = mapped_index(arguments.backend, corpus_vectors, file.folder / "index.faiss")
 
     def triples(number: int) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
         pairs = texts.pairs[number * _MINED_WINDOW :][:_MINED_WINDOW]
@@ -214,7 +219,7 @@ def make_mined(arguments: MineNegatives) -> None:
         mined = hard_negatives(index, texts, anchors, anchor_vectors, corpus_vectors, arguments)
         found = dict(zip(anchors.tolist(), mined, strict=True))
         lines = [
-            (texts.anchors[anchor], texts.corpus[positive], texts.corpus[negative])
+            (stored[0][anchor], stored[1][positive], stored[1][negative])
             for anchor, positive in pairs.tolist()
             for negative in found[anchor].numbers.tolist()
         ]
@@ -225,7 +230,7 @@ def make_mined(arguments: MineNegatives) -> None:
     if sums:
         none = sum(sums[reason] for reason in REASONS)
         found = f"{len(texts.pairs) - none:,} of {len(texts.pairs):,} pairs"
-        say(f"{arguments.output}: {sums['lines']:,} negatives for {found}{_skipped(source.blank)}")
+        say(f"{arguments.output}: {sums['lines']:,} negatives for {found}{_skipped(blank)}")
         for reason in REASONS:
             why = "no other text exists" if reason == REASONS[0] else f"of {option(reason)}"
             if sums[reason]:
@@ -245,14 +250,14 @@ def _open_corpus(arguments: MineNegatives) -> Source | None:
 
 
 def _vectors(
-    encoder: SentenceEncoder, texts: PairTexts, folder: Path
+    encoder: SentenceEncoder, stored: tuple[StoredTexts, StoredTexts], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of the anchors and of the corpus, from files in the folder of the output."""
-    vectors = []
-    for name, sentences in (("query", texts.anchors), ("document", texts.corpus)):
+    """The vectors of the anchors and of the texts, from files in the folder of the output."""
+    vectors, width = [], encoder.kept_width()
+    for name, texts in zip(("query", "document"), stored, strict=True):
         encode = partial(encoder.encode_block, prompts=encoder.prompts(prompt_name=name))
-        path = folder / f"{name}.npy"
-        vectors.append(kept_vectors(path, sentences, encoder.kept_width(), BLOCK, encode))
+        path, blocks = folder / f"{name}.npy", TextBlocks(texts, BLOCK)
+        vectors.append(kept_vectors(path, blocks, len(texts), width, BLOCK, encode))
     warn_of_losses(encoder)
     return vectors[0], vectors[1]
 

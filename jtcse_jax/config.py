@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jtcse_jax.architecture import Architecture, Cross, Pooling, check_choice, check_fields
-from jtcse_jax.errors import UserError
+from jtcse_jax.errors import UserError, check_counts
 from jtcse_jax.traits import TRAITS, Traits
 
 SCRATCH = "scratch"
@@ -87,6 +87,10 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Columns of a table in `source` (.csv, .tsv with a header, .jsonl, .json, .parquet, .arrow):
     one of sentences, two of pairs, or more: anchor, positive, hard negatives."""
+    positives: int = 1
+    """Number of columns after the anchor that are positives; those after them are hard negatives.
+    An epoch takes each line once, with one of its positives, and the next epoch with the next one.
+    So two positives of an anchor are never in one batch; as many epochs use all of them."""
     pairs: Literal["same", "adjacent", "repeat", "none"] = "same"
     """The views of an item. same: the sentence twice (dropout makes them differ), or all columns of
     a pair; adjacent: a sentence and the next one; repeat: a sentence and a copy with some words
@@ -122,6 +126,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_fields("data.", self)
+        check_counts("data.", self, ("positives", "slots"))
         if self.batch_size < 2:
             raise UserError(
                 f"data.batch_size = {self.batch_size}: a contrastive loss needs other sentences "
@@ -152,8 +157,6 @@ class DataConfig:
                 f"data.micro_batch = {self.micro_batch} does not divide data.batch_size = "
                 f"{self.batch_size}: choose a divisor, or None."
             )
-        if self.slots is not None and self.slots < 1:
-            raise UserError(f"data.slots = {self.slots}: use at least 1.")
 
 
 @dataclass(frozen=True)
@@ -344,7 +347,4 @@ class Config:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed = {self.seed}: choose from 0 to 2**32 - 1.")
         counts = ("epochs", "max_steps", "eval_every", "save_every", "log_every", "keep")
-        for name in (*counts, "patience", "fsdp_devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value}: use at least 1.")
+        check_counts("", self, (*counts, "patience", "fsdp_devices"))

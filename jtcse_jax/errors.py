@@ -6,7 +6,7 @@ sysexits.h); 130 interrupted; 141 nobody reads the output.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CRASHED, BAD_INPUT, START_AGAIN, INTERRUPTED, NO_READER = 1, 2, 75, 130, 141
@@ -41,3 +41,11 @@ def writing(what: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what} cannot be written: {error.strerror or error}.") from error
+
+
+def check_counts(section: str, fields: object, names: Iterable[str]) -> None:
+    """Raises UserError if one of the named fields is neither None nor at least 1."""
+    for name in names:
+        value = getattr(fields, name)
+        if value is not None and value < 1:
+            raise UserError(f"{section}{name} = {value}: use at least 1.")

@@ -1,6 +1,5 @@
 """`python -m jtcse_jax.pairs --model PATH --input FILE --output pairs.tsv`: near-duplicates."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from jtcse_jax.data import text_files
+from jtcse_jax.data.blocks import Blocks, sentences_at
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.tsv_file import check_tsv, say, to_cell
 from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder, warn_of_losses
-from jtcse_jax.encoding.exact_index import unit
-from jtcse_jax.encoding.pairs import best_pairs, merged
+from jtcse_jax.encoding.exact_index import UnitVectors
+from jtcse_jax.encoding.index import Backend, mapped_index
+from jtcse_jax.encoding.pairs import PAIR, best_pairs, merged, near_pairs
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.encoding.vector_file import kept_vectors, open_vectors
 from jtcse_jax.errors import UserError
@@ -20,7 +21,7 @@ from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.files import check_new
 from jtcse_jax.runtime.output import Output
 from jtcse_jax.store import ensemble
-from jtcse_jax.store.ensemble import Member, PromptArguments
+from jtcse_jax.store.ensemble import PromptArguments
 from jtcse_jax.user_path import user_path
 
 _PART = 16_384  # sentences compared with all others: a killed process loses one part
@@ -31,9 +32,10 @@ class Arguments(PromptArguments, TextArguments):
     """Finds the most similar pairs of sentences of a text: near-duplicates and paraphrases.
 
     Writes lines of cosine, sentence and sentence, separated by tabs, best first. Every sentence is
-    compared with every other one, exactly; equal lines are a pair too. The sentences and their
-    vectors are kept in memory. If the command is killed, the same command resumes. Started several
-    times with one output, the processes share the work.
+    compared with every other one, or with --backend with its neighbours; equal lines are a pair
+    too. Memory use does not grow with the text: the vectors stay in a file. If the command is
+    killed, the same command resumes. Started several times with one output, the processes share the
+    work.
     """
 
     output: str
@@ -46,6 +48,10 @@ class Arguments(PromptArguments, TextArguments):
     """Largest number of pairs."""
     threshold: float | None = None
     """Smallest cosine of a pair; by default no limit."""
+    backend: Backend = "exact"
+    """exact compares all; with the others each sentence is compared with the 100 nearest that an
+    index of faiss finds, as in `search`: hnsw and ivfpq for millions of sentences. flat and hnsw
+    have the vectors in memory, ivfpq a sixteenth of their size."""
 
 
 def pairs(arguments: Arguments) -> None:
@@ -59,48 +65,60 @@ def pairs(arguments: Arguments) -> None:
         raise UserError(f"--top {arguments.top}: ask for at least one pair.")
     if bool(arguments.model) == bool(arguments.vectors):
         raise UserError("Give --model, or --vectors that a model has written, and not both.")
-    source = arguments.open_sentences()
-    sentences = list(source.read())
-    members, stored = (), None
+    text = Blocks(arguments.open_sentences(), BLOCK)
+    encoder, stored = None, None
     if arguments.vectors:
-        arguments.check_numbers(source)
-        stored = open_vectors(arguments.vectors)
-        if len(stored) != len(sentences):
-            raise UserError(
-                f"--vectors {arguments.vectors} has {len(stored):,} vectors, but --input has "
-                f"{len(sentences):,} sentences: encode this text."
-            )
+        arguments.check_numbers(text.source)
+        stored = _stored(arguments.vectors, text)
         origin = text_files.identity([user_path(arguments.vectors)])
     else:
         members = arguments.load_members()
-        origin = ensemble.fingerprint(members)
-    output = Output(user_path(arguments.output), -(-len(sentences) // _PART))
-    settings = {"command": "pairs", "input": source.fingerprint(), "--model or --vectors": origin}
-    if not output.begin(settings | {"--top": arguments.top, "--threshold": arguments.threshold}):
+        encoder, origin = SentenceEncoder.of(members), ensemble.fingerprint(members)
+    output = Output(user_path(arguments.output), -(-text.num_sentences // _PART))
+    options = {"--top": arguments.top, "--threshold": arguments.threshold}
+    options["--backend"] = arguments.backend
+    settings = {"input": text.source.fingerprint(), "--model or --vectors": origin}
+    if not output.begin({"command": "pairs"} | settings | options):
         check_new(arguments.output)
-    if stored is None:
-        stored = _encoded(members, sentences, output.folder)
-    _compare(output, unit(stored), arguments)
+    if encoder is not None:
+        stored = _encoded(encoder, text, output.folder)
+    assert stored is not None  # the arguments name a model or vectors
+    _compare(output, stored, arguments)
     with output.last_step() as ours:
         if ours:
-            _publish(output, sentences, arguments.top)
+            _publish(output, text, arguments.top)
 
 
-def _encoded(members: Sequence[Member], sentences: list[str], folder: Path) -> np.ndarray:
-    encoder = SentenceEncoder.of(members)
+def _stored(name: str, text: Blocks) -> np.ndarray:
+    """The vectors of `--vectors NAME`; UserError if they are not as many as the sentences."""
+    stored = open_vectors(name)
+    if len(stored) != text.num_sentences:
+        raise UserError(
+            f"--vectors {name} has {len(stored):,} vectors, but --input has "
+            f"{text.num_sentences:,} sentences: encode this text."
+        )
+    return stored
+
+
+def _encoded(encoder: SentenceEncoder, text: Blocks, folder: Path) -> np.ndarray:
+    """The vectors of the text, from a file in the folder of the output."""
     path, width = folder / "vectors.npy", encoder.kept_width()
-    vectors = kept_vectors(path, sentences, width, BLOCK, encoder.encode_block)
+    vectors = kept_vectors(path, text, text.num_sentences, width, text.size, encoder.encode_block)
     warn_of_losses(encoder)
     return vectors
 
 
-def _compare(output: Output, vectors: np.ndarray, arguments: Arguments) -> None:
+def _compare(output: Output, stored: np.ndarray, arguments: Arguments) -> None:
     """Writes the best pairs of each part that is missing."""
+    find, vectors = best_pairs, UnitVectors(stored)
+    if arguments.backend != "exact":
+        path = output.folder / "index.faiss"
+        find = partial(near_pairs, mapped_index(arguments.backend, stored, path))
     with progress_bar(len(vectors)) as progress:
         task = progress.task_ids[0]
         for number in output.claim():
             progress.update(task, completed=output.num_done() * _PART)
-            found = best_pairs(
+            found = find(
                 vectors,
                 arguments.top,
                 arguments.threshold,
@@ -113,16 +131,16 @@ def _compare(output: Output, vectors: np.ndarray, arguments: Arguments) -> None:
         progress.update(task, completed=len(vectors))
 
 
-def _publish(output: Output, sentences: list[str], top: int) -> None:
-    parts = [
-        np.load(output.folder / f"{output.part(n)}.npy", allow_pickle=False)
-        for n in range(output.num_parts)
-    ]
-    best = merged(parts, top)
+def _publish(output: Output, text: Blocks, top: int) -> None:
+    best = np.empty(0, PAIR)
+    for number in range(output.num_parts):
+        part = np.load(output.folder / f"{output.part(number)}.npy", allow_pickle=False)
+        best = merged([best, part], top)
+    numbers = np.unique([best["first"], best["second"]]).tolist()
+    cells = {number: to_cell(each) for number, each in sentences_at(text.source, numbers).items()}
     with output.new_file("whole.tsv") as file:
         for cosine, first, second in best.tolist():
-            line = f"{cosine:.6f}\t{to_cell(sentences[first])}\t{to_cell(sentences[second])}\n"
-            file.write(line.encode())
+            file.write(f"{cosine:.6f}\t{cells[first]}\t{cells[second]}\n".encode())
     output.publish(output.folder / "whole.tsv")
     say(f"{output.path}: {len(best):,} pairs")
 

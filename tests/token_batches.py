@@ -30,13 +30,25 @@ class Sentences:
         return tokens
 
 
-def make(cache, *, seed=42, positions=None, row_multiple=1, shard=(0, 1), teachers=(), **changes):
-    data = DataConfig(batch_size=8, max_len=MAX_LEN, row_length=2 * MAX_LEN, slots=6)
+def make(
+    cache,
+    *,
+    seed=42,
+    positions=None,
+    similar=None,
+    row_multiple=1,
+    shard=(0, 1),
+    teachers=(),
+    **changes,
+):
+    sizes = {"batch_size": 8, "max_len": MAX_LEN, "row_length": 2 * MAX_LEN, "slots": 6}
+    data = DataConfig(source="some.txt", **sizes)
     return PackedBatches(
         cache,
         dataclasses.replace(data, **changes),
         seed=seed,
         positions=positions,
+        similar=similar,
         row_multiple=row_multiple,
         shard=shard,
         teachers=teachers,

@@ -112,7 +112,7 @@ class PackedBatches:
         self.num_items, self.views_per_item = self._views[0].num_items, self._views[0].per_item
         if self.num_items < data.batch_size:
             raise UserError(
-                f"{self._views[0].source} has {self.num_items} sentences, fewer than one batch: "
+                f"{data.source} has {self.num_items} sentences, fewer than one batch: "
                 f"lower data.batch_size from {data.batch_size} or give more text"
             )
         if any(each.num_items != self.num_items for each in self._views):
@@ -162,7 +162,7 @@ class PackedBatches:
         """
         measured = min(_MEASURED_BATCHES, self.steps_per_epoch)
         rng = np.random.default_rng(0)
-        plans = [self._plan(self._items(step), rng) for step in range(measured)]
+        plans = [self._plan(step, rng) for step in range(measured)]
         share_fitting = np.arange(1, measured + 1) / measured
         usual = []
         for every in zip(*plans, strict=True):
@@ -180,13 +180,14 @@ class PackedBatches:
         positions = np.arange(number * size, min((number + 1) * size, self.num_items))
         return shuffled(positions, self.num_items, seed)
 
-    def _plan(self, items: np.ndarray, rng: np.random.Generator) -> list[list[Plan]]:
-        """The plans of every micro-batch, for each cache."""
+    def _plan(self, step: int, rng: np.random.Generator) -> list[list[Plan]]:
+        """The plans of every micro-batch of a step, for each cache."""
+        items, epoch = self._items(step), step // self.steps_per_epoch
         parts = [items[start : start + self._starts.step] for start in self._starts]
-        return [[views.plan(part, rng) for part in parts] for views in self._views]
+        return [[views.plan(part, epoch, rng) for part in parts] for views in self._views]
 
     def _pack_batch(self, step: int, rng: np.random.Generator) -> Batch:
-        plans = self._plan(self._items(step), rng)
+        plans = self._plan(step, rng)
         fits = all(
             plan.packing.num_rows <= usual
             for micro, usual in zip(plans, self._usual_rows, strict=True)

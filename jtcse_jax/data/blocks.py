@@ -1,6 +1,6 @@
 """The sentences of a source in blocks, for commands that process a text in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from jtcse_jax.data.sources import Source
@@ -45,5 +45,23 @@ class Blocks:
         block = list(islice(self._sentences, skipped, skipped + expected))
         self._next = number + 1
         if len(block) < expected:
-            raise UserError(f"{self.source.spec} changed while it was read; start again.")
+            raise _changed(self.source)
         return block
+
+
+def sentences_at(source: Source, numbers: Iterable[int]) -> dict[int, str]:
+    """The sentences of these numbers, counted from 0; reads the text once, and keeps only them.
+
+    Raises UserError if the text has become shorter.
+    """
+    wanted = set(numbers)
+    count = 1 + max(wanted, default=-1)
+    read = enumerate(islice(source.read(), count))
+    found = {number: sentence for number, sentence in read if number in wanted}
+    if len(found) < len(wanted):
+        raise _changed(source)
+    return found
+
+
+def _changed(source: Source) -> UserError:
+    return UserError(f"{source.spec} changed while it was read; start again.")

@@ -5,7 +5,7 @@
 | `PATH` or a glob | one sentence per line, UTF-8; plain, `.gz` or `.xz`; files in sorted order |
 | a name ending in `.tsv` (before `.gz`, `.xz`) | two columns: two views of one sentence |
 | files with `columns` | a table: `.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`, `.arrow`, or text \
-with a header; one column of sentences, two of pairs, or more: anchor, positive, hard negatives |
+with a header; one column of sentences, two of pairs, or more: anchor, positives, hard negatives |
 | `tfds:NAME:SPLIT:FIELD` | a prepared TFDS data set in ArrayRecord files |
 | `hub:NAME:SPLIT:FIELD` | a Hugging Face data set, `NAME:CONFIG` if it has several; or the path \
 of a folder or `.arrow` file that `datasets` wrote; `FIELD,FIELD` gives pairs, and further fields \

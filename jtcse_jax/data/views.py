@@ -8,7 +8,9 @@
 | `none` | only sentence i |
 
 In a cache of pairs, `same` means the pair itself, sentences 2i and 2i + 1, and any hard negatives
-that follow it in the text.
+that follow it in the text. With several positives, item i is anchor i, one of its positives and its
+hard negatives. The positive is another one in each epoch, so the views of an anchor are never in
+two items of a batch.
 
 A view with repeated words keeps every token of its sentence, so it may be longer than `max_len`.
 If it has too little room, fewer words are repeated.
@@ -37,6 +39,27 @@ def longest_view(max_len: int, data: DataConfig, positions: int | None) -> int:
     return longest if positions is None else min(longest, positions)
 
 
+def views_per_item(views: int, data: DataConfig) -> int:
+    """Views of an item of a text with `views` sentences a line: 1, 2, or more with hard negatives.
+
+    Raises UserError if `data.pairs` is for single sentences, but the text holds pairs, and if there
+    are no `data.positives` in a line.
+    """
+    if data.pairs == "none":
+        return 1
+    if views > 1 and data.pairs in ("adjacent", "repeat"):
+        raise UserError(
+            f'data.pairs = "{data.pairs}" is for single sentences, but {data.source} holds pairs; '
+            'leave it at "same"'
+        )
+    if data.positives > max(views - 1, 1):
+        raise UserError(
+            f"data.positives = {data.positives}: {data.source} has {views} sentences a line; name "
+            "the columns of the anchor and of as many positives in data.columns"
+        )
+    return max(views, 2) - (data.positives - 1)
+
+
 def items_stride(cache: TokenCache, pairs: str) -> int:
     """The cached sentence at which item i begins is i times this."""
     return 1 if pairs == "none" else cache.views
@@ -63,12 +86,10 @@ class Views:
     Attributes:
         num_items: number of items.
         per_item: views of an item: 1, 2, or more with hard negatives.
-        source: the spec of the text.
     """
 
     num_items: int
     per_item: int
-    source: str
 
     def __init__(
         self,
@@ -84,7 +105,7 @@ class Views:
 
         Args:
             cache: the tokenised sentences.
-            data: its `pairs` (see the module's table) and `repeat_rate`.
+            data: its `pairs` (see the module's table), `positives` and `repeat_rate`.
             row_length: tokens a row holds, at least the longest sentence.
             slots: sentences a row holds.
             longest_view: most tokens of a view with repeated words, at least the longest sentence;
@@ -93,19 +114,16 @@ class Views:
                 the slot; for an encoder without dropout.
 
         Raises:
-            UserError: `pairs` is for single sentences, but the text holds pairs.
+            UserError: as `views_per_item`.
         """
         pairs = data.pairs
-        if cache.views > 1 and pairs in ("adjacent", "repeat"):
-            raise UserError(
-                f'data.pairs = "{pairs}" is for single sentences, but {cache.stats["source"]} '
-                'holds pairs; leave it at "same"'
-            )
-        offsets = {"none": [0], "adjacent": [0, 1]}
-        in_pairs = list(range(cache.views)) if cache.views > 1 else [0, 0]
-        self._offsets = np.array(offsets.get(pairs, in_pairs))
-        self.per_item = len(self._offsets)
-        self.source = cache.stats["source"]
+        self.per_item = views_per_item(cache.views, data)
+        if pairs == "adjacent" or cache.views > 1:
+            self._offsets = np.arange(self.per_item)
+        else:
+            self._offsets = np.zeros(self.per_item, np.int64)
+        self._positives = data.positives if self.per_item > 1 else 1
+        self._offsets[2:] += self._positives - 1  # hard negatives are behind all positives
         self._stride = items_stride(cache, pairs)
         self.num_items = count_items(cache, pairs)
         self._repeat_rate = data.repeat_rate if pairs == "repeat" and not once else None
@@ -115,12 +133,15 @@ class Views:
         self._slots = slots
         self._once = once
 
-    def plan(self, items: np.ndarray, rng: np.random.Generator) -> Plan:
-        """The plan of a batch of items [n]; `rng` draws the repeated words.
+    def plan(self, items: np.ndarray, epoch: int, rng: np.random.Generator) -> Plan:
+        """The plan of a batch of items [n] in an epoch; `rng` draws the repeated words.
 
         Raises UserError if the cache has impossible lengths.
         """
-        sentences = (items[:, None] * self._stride + self._offsets).reshape(-1)
+        views = items[:, None] * self._stride + self._offsets
+        if self._positives > 1:
+            views[:, 1] += (items + epoch) % self._positives
+        sentences = views.reshape(-1)
         inverse = np.arange(len(sentences))
         if self._once:
             sentences, inverse = np.unique(sentences, return_inverse=True)

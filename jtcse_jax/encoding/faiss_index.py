@@ -1,15 +1,17 @@
 """Nearest neighbours by cosine, in faiss: exact with more threads, or approximate."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jtcse_jax.encoding.exact_index import Found, above, unit
+from jtcse_jax.encoding.exact_index import ROWS, Found, UnitVectors, above, unit
 from jtcse_jax.errors import UserError
 
 LEAST_CODED = 10_000  # vectors from which ivfpq can learn
+_PER_LIST = 128  # vectors per list that ivfpq learns from, so that memory and time are bounded
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 
@@ -28,14 +30,21 @@ class FaissIndex:
         """Number of vectors."""
         return 0 if self._index is None else self._index.ntotal
 
-    def add(self, vectors: np.ndarray) -> None:
-        """As `ExactIndex.add`. UserError if the first vectors of "ivfpq" are fewer than 10,000."""
-        vectors = unit(vectors)
-        if self._index is None:
-            self._index = self._begun(vectors)
-        self._index.add(vectors)
+    def add(self, vectors: np.ndarray, *, done: Callable[[int], None] = lambda count: None) -> None:
+        """As `ExactIndex.add`. UserError if the first vectors of "ivfpq" are fewer than 10,000.
 
-    def _begun(self, vectors: np.ndarray) -> Any:
+        `vectors` may be mapped from a file: only some are in memory at a time, besides the index.
+        `done` is called repeatedly with the number of newly added ones.
+        """
+        scaled = UnitVectors(vectors)
+        if self._index is None:
+            self._index = self._begun(scaled)
+        for start in range(0, len(scaled), ROWS):
+            block = scaled[start : start + ROWS]
+            self._index.add(block)
+            done(len(block))
+
+    def _begun(self, vectors: UnitVectors) -> Any:
         """An empty index of faiss, with what it learns from the first vectors."""
         faiss = _import_faiss()
         make, metric = faiss.index_factory, faiss.METRIC_INNER_PRODUCT
@@ -55,7 +64,7 @@ class FaissIndex:
         # np: without an order of the codes that only a Hamming filter uses, and which takes long.
         index = make(self.width, f"IVF{lists},PQ{numbers}np", metric)
         index.nprobe = max(8, lists // 16)
-        index.train(vectors)
+        index.train(vectors[:: math.ceil(len(vectors) / (_PER_LIST * lists))])
         return index
 
     @property

@@ -16,13 +16,19 @@ itself: load only a folder that you trust.
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from jtcse_jax.encoding.exact_index import ExactIndex
 from jtcse_jax.encoding.faiss_index import FaissIndex
+from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError, writing
+from jtcse_jax.runtime.output import Output
 from jtcse_jax.user_path import user_path
 
 Backend = Literal["exact", "flat", "hnsw", "ivfpq"]
@@ -37,6 +43,31 @@ def make_index(backend: Backend, width: int) -> Index:
     if backend not in get_args(Backend):
         raise UserError(f"backend = {backend!r}: choose one of {', '.join(get_args(Backend))}.")
     return ExactIndex(width) if backend == "exact" else FaissIndex(width, backend)
+
+
+def mapped_index(backend: Backend, vectors: np.ndarray, path: Path) -> Index:
+    """The index of vectors [n, D] that are mapped from a file.
+
+    "exact" leaves them there. An index of faiss is kept in the file `path`: it is made once, by one
+    process, with a progress bar. The folder of `path` must belong to these vectors only. UserError
+    as in `make_index` and `add`.
+    """
+    if backend == "exact":
+        return ExactIndex.mapped(vectors)
+    output = Output(path)
+    if output.begin():
+        for number in output.claim():  # the only part
+            made = FaissIndex(vectors.shape[1], backend)
+            print(f"making the index of {backend}", file=sys.stderr)
+            with progress_bar(len(vectors)) as progress:
+                made.add(vectors, done=partial(progress.advance, progress.task_ids[0]))
+            made.write(output.folder / made.file)
+            del made  # before it is read again
+            output.mark(number)
+        with output.last_step() as ours:
+            if ours:
+                output.publish(output.folder / FaissIndex.file)
+    return FaissIndex.read(path, backend)
 
 
 def save(folder: str | Path, index: Index, sentences: Sequence[str], model: str) -> None:

@@ -4,7 +4,7 @@ A text near an anchor may be a positive that nobody marked as one. The guards le
 likely to be one; they are those of `mine_hard_negatives` of sentence-transformers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jtcse_jax.encoding.exact_index import unit
 from jtcse_jax.encoding.index import Index
+from jtcse_jax.encoding.pair_texts import PairTexts
 from jtcse_jax.errors import UserError
 
 
@@ -63,43 +64,6 @@ class Mined(NamedTuple):
     reason: str | None  #: one of REASONS if there is none
 
 
-class PairTexts:
-    """The distinct texts of pairs, and of a corpus, by number.
-
-    Attributes:
-      anchors: the distinct anchors.
-      corpus: the distinct positives, then the other texts of the corpus.
-      pairs: [n, 2] int64, the numbers of each pair's anchor and positive.
-    """
-
-    def __init__(self, sentences: Iterable[str], corpus: Iterable[str] = ()):
-        """Reads anchors and positives, one by one in turn, and then the corpus."""
-        anchors: dict[str, int] = {}
-        texts: dict[str, int] = {}
-        each = iter(sentences)
-        pairs = [
-            (anchors.setdefault(anchor, len(anchors)), texts.setdefault(positive, len(texts)))
-            for anchor, positive in zip(each, each, strict=True)
-        ]
-        for text in corpus:
-            texts.setdefault(text, len(texts))
-        self.pairs = np.array(pairs, np.int64)
-        self.anchors, self.corpus = list(anchors), list(texts)
-        self._positives: list[dict[int, None]] = [{} for _ in anchors]  # ordered sets
-        for anchor, positive in pairs:
-            self._positives[anchor][positive] = None
-        self._equal = {anchors[text]: texts[text] for text in anchors.keys() & texts.keys()}
-
-    def positives(self, anchor: int) -> list[int]:
-        """The numbers of an anchor's positives."""
-        return list(self._positives[anchor])
-
-    def known(self, anchor: int) -> list[int]:
-        """The numbers of its positives and of the text equal to the anchor, if there is one."""
-        equal = self._equal.get(anchor)
-        return self.positives(anchor) + ([] if equal is None else [equal])
-
-
 def hard_negatives(
     index: Index,
     texts: PairTexts,
@@ -111,11 +75,11 @@ def hard_negatives(
     """Finds the negatives of each of the `anchors`.
 
     Args:
-      index: has the vectors of `texts.corpus`.
-      texts: the texts.
+      index: has the vectors of the texts.
+      texts: the numbers of the texts.
       anchors: [n] int64, numbers of anchors.
-      anchor_vectors: [len(texts.anchors), D] floats.
-      corpus_vectors: [len(texts.corpus), D] floats.
+      anchor_vectors: [texts.num_anchors, D] floats, which may be mapped from a file.
+      corpus_vectors: [texts.num_texts, D] floats, likewise.
       guards: what a negative must fulfil.
     """
     known = [texts.known(anchor) for anchor in anchors.tolist()]

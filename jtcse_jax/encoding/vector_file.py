@@ -7,14 +7,13 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.encoding.progress import progress_bar
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.output import Output
@@ -28,6 +27,14 @@ class Encode(Protocol):
 
     def __call__(self, sentences: list[str], *, done: Callable[[float], None]) -> np.ndarray:
         """The vectors [n, D] of sentences; `done` is called with numbers of finished ones."""
+        ...
+
+
+class TextBlocks(Protocol):
+    """What `data.blocks.Blocks` is, and a list of blocks."""
+
+    def __getitem__(self, number: int, /) -> list[str]:
+        """The sentences of a block."""
         ...
 
 
@@ -72,7 +79,7 @@ class VectorFile:
         missing = count * self._block - self._shape[0]  # from a full last block
         return self._parts.num_done() * self._block - missing * self._parts.is_done(count - 1)
 
-    def fill(self, blocks: Blocks | Sequence[list[str]], encode: Encode) -> None:
+    def fill(self, blocks: TextBlocks, encode: Encode) -> None:
         """Writes the vectors of all missing blocks, with a progress bar, and finishes the file.
 
         Args:
@@ -126,21 +133,20 @@ class VectorFile:
 
 
 def kept_vectors(
-    path: Path, sentences: Sequence[str], width: int, block: int, encode: Encode
+    path: Path, blocks: TextBlocks, rows: int, width: int, block: int, encode: Encode
 ) -> np.ndarray:
-    """The vectors of sentences [n, width], mapped from the file `path`, which is made if absent.
+    """The vectors [rows, width] of `blocks`, mapped from the file `path`, which is made if absent.
 
     Several processes share the work, and a killed one resumes. Other arguments as in `VectorFile`;
     the folder of `path` must belong to these sentences and this encoder only.
     """
     try:
-        file = VectorFile(path, len(sentences), width, block, {})
+        file = VectorFile(path, rows, width, block, {})
     except UserError:
         if not path.exists():  # otherwise it was completed before, or just now by another process
             raise
     else:
-        starts = range(0, len(sentences), block)
-        file.fill([list(sentences[start : start + block]) for start in starts], encode)
+        file.fill(blocks, encode)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

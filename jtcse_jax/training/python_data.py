@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     ScoredPairs = Sequence[tuple[str, str, float]] | Dataset
 
 FOLDER = "python"  # in `data.cache_dir`
-# The columns of sentences, of pairs, and of pairs with a hard negative.
-TEXT_COLUMNS = {1: ("sentence",), 2: ("anchor", "positive"), 3: ("anchor", "positive", "negative")}
 DEV_COLUMNS = ("sentence1", "sentence2", "score")
 KINDS = {
-    "source": "a list of strings, or of pairs (a third string is a hard negative), or a "
-    "datasets.Dataset",
+    "source": "a list of strings, or of tuples of one size (anchor, positive, any hard negatives), "
+    "or a datasets.Dataset",
     "dev": "a list of tuples (sentence, sentence, score), or a datasets.Dataset",
 }
 
@@ -45,7 +43,8 @@ def with_python_data(
 
     Args:
       data: its `columns` name the columns of a `source` that is a `datasets.Dataset`.
-      source: sentences, or tuples of two sentences, or of two and a hard negative, or a Dataset.
+      source: sentences, or tuples of one size: an anchor, its positive (or `data.positives` of
+        them) and any hard negatives; or a Dataset.
       dev: tuples (sentence, sentence, score), or a Dataset with such columns, named as in a file.
     Raises:
       UserError: an object is empty, of another type, has items of several kinds, lacks a column or
@@ -57,7 +56,8 @@ def with_python_data(
         if _is_dataset(text):
             columns = _text_columns(text, data.columns)
         else:
-            columns, text = _listed("source", text, TEXT_COLUMNS)
+            columns = text_columns(_size("source", text), data.positives)
+            text = [(row,) if isinstance(row, str) else row for row in text]
         path = _write(folder, columns, _text_rows(_cells(text, columns)))
         data = dataclasses.replace(data, source=str(path), columns=columns)
     if dev is not None:
@@ -65,7 +65,8 @@ def with_python_data(
         if _is_dataset(pairs):
             columns = tuple(find_columns("dev", pairs.column_names))
         else:
-            columns, pairs = _listed("dev", pairs, {3: DEV_COLUMNS})
+            columns = DEV_COLUMNS
+            _size("dev", pairs, len(columns))
         path = _write(folder, DEV_COLUMNS, _dev_rows(_cells(pairs, columns)))
         data = dataclasses.replace(data, dev=str(path))
     return data
@@ -102,19 +103,31 @@ def _text_columns(dataset: "Dataset", columns: tuple[str, ...]) -> tuple[str, ..
     return columns
 
 
-def _listed(
-    what: str, given: Sequence[Any], columns: dict[int, tuple[str, ...]]
-) -> tuple[tuple[str, ...], Sequence[Sequence[Any]]]:
-    """The columns and rows of a list of strings or tuples; `columns` are by the size of a row."""
-    rows = [(row,) if isinstance(row, str) else row for row in given]
-    sizes = [len(row) if isinstance(row, tuple | list) else 0 for row in rows]
-    for number, size in enumerate(sizes):
-        if size != sizes[0] or size not in columns:
-            unlike = f", unlike {what}[0]" * (size != sizes[0])
-            raise UserError(
-                f"{what}[{number}] is {reprlib.repr(given[number])}{unlike}: give {KINDS[what]}."
-            )
-    return columns[sizes[0]], rows
+def text_columns(size: int, positives: int) -> tuple[str, ...]:
+    """Names of columns for rows of `size` strings, of which `positives` follow the anchor."""
+    if size == 1:
+        return ("sentence",)
+    more = range(2, size)
+    names = ["positive", *(f"positive{number}" for number in more)][:positives]
+    names += ["negative", *(f"negative{number}" for number in more)]
+    return ("anchor", *names[: size - 1])
+
+
+def _size(what: str, rows: Sequence[Any], size: int | None = None) -> int:
+    """The number of cells of each row; UserError if they differ, or if it is not `size`.
+
+    A string is a row of one cell, unless there is a `size`.
+    """
+    text = 0 if size else 1
+    sizes = [
+        len(row) if isinstance(row, tuple | list) else text * isinstance(row, str) for row in rows
+    ]
+    for number, each in enumerate(sizes):
+        if each != sizes[0] or each == 0 or size not in (None, each):
+            unlike = f", unlike {what}[0]" * (each != sizes[0])
+            given = reprlib.repr(rows[number])
+            raise UserError(f"{what}[{number}] is {given}{unlike}: give {KINDS[what]}.")
+    return sizes[0]
 
 
 def _cells(rows: Any, columns: Sequence[str]) -> Iterator[Sequence[Any]]:

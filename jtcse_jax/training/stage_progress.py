@@ -12,9 +12,14 @@ from jtcse_jax.store.ensemble import split_sum
 class StageProgress:
     """Announces the stages of a pipeline and, after each, how long all took so far."""
 
-    def __init__(self, configs: Mapping[str, Config]):
-        """Takes the configs of all stages in order, as `stage_configs` returns them."""
-        self._configs = configs
+    def __init__(self, configs: Mapping[str, Config], views: Mapping[str, int]):
+        """Takes the stages in order.
+
+        Args:
+          configs: their configs, as `stage_configs` returns them.
+          views: the views of an item in each stage: 1, 2, or more with hard negatives.
+        """
+        self._configs, self._views = configs, views
         self._began = self._stage_began = time.monotonic()
         self._steps: dict[str, float] = {}  # seconds of all steps, of the stages trained now
         self._others = 0.0  # longest time of such a stage for all else: compiling, evaluation ...
@@ -49,12 +54,12 @@ class StageProgress:
         A teacher's towers count like the others: that is what they cost on CPUs.
         """
         total = 0
-        for config in map(self._configs.__getitem__, names):
+        for name in names:
+            config = self._configs[name]
             if config.max_steps is None:
                 return None
-            views = 1 if config.data.pairs == "none" else 2
             towers = len(config.model.towers) + self._teacher_towers(config)
-            total += config.max_steps * config.data.batch_size * views * towers
+            total += config.max_steps * config.data.batch_size * self._views[name] * towers
         return total
 
     def _teacher_towers(self, config: Config) -> int:

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from jtcse_jax.config import Config
 from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.views import views_per_item
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
@@ -48,15 +49,14 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
 def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     configs = stage_configs(pipeline)
     tasks = _load_tasks(pipeline.sts) if pipeline.sts else []
-    for name, config in configs.items():
-        _check_inputs(name, config)
+    views = {name: _check_inputs(name, config) for name, config in configs.items()}
     if is_primary():
         _set_aside_once(workdir, list(configs), pipeline.from_stage)
     _wait_for_all("set aside")
     # Every process decides this before any of them writes.
     rows = {name: _read_finished(Path(config.workdir)) for name, config in configs.items()}
     _wait_for_all("looked")
-    progress = StageProgress(configs)
+    progress = StageProgress(configs, views)
     for name, config in configs.items():
         row = rows[name]
         progress.begin(name, finished=row is not None)
@@ -164,19 +164,16 @@ def _load_tasks(folder: str) -> list[StsTask]:
     return tasks
 
 
-def _check_inputs(name: str, config: Config) -> None:
-    """Raises UserError now for errors that would stop a later stage hours from now."""
+def _check_inputs(name: str, config: Config) -> int:
+    """The views of an item. UserError now for what would stop a later stage hours from now."""
     try:
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
         views = open_source(config.data.source, config.data.columns).views
-        if views > 1 and config.data.pairs in ("adjacent", "repeat"):
-            raise UserError(
-                f'data.pairs = "{config.data.pairs}" is for single sentences, but '
-                f'{config.data.source} holds pairs: use "same".'
-            )
+        views = views_per_item(views, config.data)
         if config.data.dev:
             Development(config.data.dev)
+        return views
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 

@@ -77,8 +77,8 @@ def train(
 
     Args:
       config: the run; `source` and `dev` take the place of its `data.source` and `data.dev`.
-      source: the text as a list of sentences, a list of pairs of sentences, or a
-        `datasets.Dataset`, whose columns `data.columns` names.
+      source: the text as a list of sentences, a list of tuples (anchor, positive, any hard
+        negatives), or a `datasets.Dataset`, whose columns `data.columns` names.
       dev: scored pairs as a list of (sentence, sentence, score), or a `datasets.Dataset` with the
         columns sentence1, sentence2 and score. See `python_data` for both.
       devices: those of the mesh, by default all.

@@ -119,6 +119,11 @@ def test_anchors_have_the_prompt_of_queries(command, folder, tmp_path, encoder):
     assert triples != expected(encoder)
 
 
+def test_a_backend_of_faiss_finds_the_same_among_few_texts(mine, encoder):
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    assert mine("--backend", "hnsw") == expected(encoder)
+
+
 def test_stopped_command_resumes_to_the_same_bytes(mine, encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(augment, "_MINED_WINDOW", 11)
     monkeypatch.setattr(augment, "BLOCK", 16)

@@ -92,6 +92,33 @@ def test_stopped_command_resumes_to_the_same_pairs(command, arguments, tmp_path,
     assert [pair[0] for pair in written] == pytest.approx([pair[0] for pair in whole], abs=2e-6)
 
 
+def test_backends_of_faiss_find_the_pairs_of_neighbours(
+    command, arguments, folder, tmp_path, monkeypatch
+):
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    command(pairs, *arguments[0])
+    expected = read((tmp_path / "pairs.tsv").rename(tmp_path / "exact.tsv"))
+    monkeypatch.setattr(pairs, "_PART", 9)
+    find, made = pairs.near_pairs, []
+
+    def stop_once(index, *rest, **options):
+        made.append(id(index))
+        if len(made) == 3:
+            raise Stopped
+        return find(index, *rest, **options)
+
+    monkeypatch.setattr(pairs, "near_pairs", stop_once)
+    with pytest.raises(Stopped):
+        command(pairs, *arguments[0], "--backend", "hnsw")
+    assert (tmp_path / "pairs.tsv.partial" / "index.faiss").is_file()
+    command(pairs, *arguments[0], "--backend", "hnsw")
+    assert len(made) == 6  # two of five parts were done before
+    written = read(tmp_path / "pairs.tsv")  # each of the 40 sentences has fewer than 100 others
+    assert [pair[1:] for pair in written] == [pair[1:] for pair in expected]
+    assert [pair[0] for pair in written] == pytest.approx([pair[0] for pair in expected], abs=2e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.tsv", "exact.tsv"}
+
+
 class Stopped(Exception):
     """Stands for what ends a run in the middle."""
 

@@ -189,6 +189,13 @@ def test_text_of_less_than_a_batch_is_refused(size, pairs, items):
         make(Sentences(50), batch_size=size, pairs=pairs)
 
 
+def test_no_more_positives_than_columns():
+    for views, positives in ((1, 2), (3, 3)):
+        problem = f"data.positives = {positives}: some.txt has {views} sentences a line"
+        with pytest.raises(UserError, match=problem):
+            make(Sentences(60, views=views), positives=positives)
+
+
 def test_adjacent_pairs_of_a_source_of_pairs_are_refused():
     with pytest.raises(UserError, match="some.txt holds pairs"):
         make(Sentences(50, views=2), pairs="adjacent")

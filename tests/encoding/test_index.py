@@ -1,6 +1,8 @@
 """Nearest neighbours, against a full sort of all cosines."""
 
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +125,78 @@ def test_codes_need_many_vectors_and_keep_none():
         made.add(np.ones((9, 32)))
     with pytest.raises(UserError, match="backend ivfpq"):
         made.vectors  # noqa: B018  # a property
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """Maps vectors from a file."""
+
+    def call(vectors):
+        np.save(tmp_path / "vectors.npy", vectors)
+        return np.load(tmp_path / "vectors.npy", mmap_mode="r")
+
+    return call
+
+
+def test_scaled_when_read_is_scaled_at_once(mapped, monkeypatch):
+    monkeypatch.setattr(exact_index, "ROWS", 16)
+    vectors = np.random.default_rng(4).normal(2, 3, (50, 8)).astype(np.float32)
+    vectors[7] = 0
+    scaled = exact_index.UnitVectors(mapped(vectors))
+    assert len(scaled) == 50
+    np.testing.assert_array_equal(scaled[:], exact_index.unit(vectors))
+    np.testing.assert_array_equal(scaled[3:40:5], exact_index.unit(vectors)[3:40:5])
+    some = np.array([40, 2, 2])
+    np.testing.assert_allclose(
+        scaled[some], vectors[some] / np.linalg.norm(vectors[some], axis=1)[:, None], rtol=1e-6
+    )
+    vectors[33, 1] = np.inf
+    with pytest.raises(UserError, match="Vector 33 is not finite"):
+        exact_index.UnitVectors(mapped(vectors))
+
+
+@pytest.mark.parametrize("backend", ["exact", "flat"])
+def test_mapped_vectors_are_searched_like_others(mapped, monkeypatch, tmp_path, backend):
+    if backend == "flat":
+        pytest.importorskip("faiss", reason=NO_FAISS)
+    monkeypatch.setattr(exact_index, "ROWS", 64)
+    random = np.random.default_rng(5)
+    vectors, queries = random.normal(2, 3, (200, 8)), random.normal(2, 3, (12, 8))
+    made = index.mapped_index(backend, mapped(vectors[:150]), tmp_path / "index.faiss")
+    made.add(vectors[150:])
+    order, _ = sorted_cosines(vectors, queries)
+    for query, (numbers, _) in enumerate(made.search(queries, 9)):
+        assert numbers.tolist() == order[query, :9].tolist()
+    np.testing.assert_allclose(made.vectors, exact_index.unit(vectors), atol=1e-6)
+
+
+def test_mapped_vectors_stay_in_their_file(mapped):
+    vectors = mapped(np.random.default_rng(6).normal(size=(40_000, 64)).astype(np.float32))
+    tracemalloc.start()
+    made = index.mapped_index("exact", vectors, Path("unused"))
+    ((numbers, _),) = made.search(vectors[9:10], 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert numbers.tolist() == [9]
+    assert peak < 3 * 65_536 * 64 * 4 + 1e6  # ROWS of them at a time, and what scales them
+
+
+def test_an_index_of_mapped_vectors_is_made_once(mapped, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("faiss", reason=NO_FAISS)
+    vectors = mapped(np.random.default_rng(7).normal(size=(90, 8)).astype(np.float32))
+    path = tmp_path / "index.faiss"
+    add = index.FaissIndex.add
+    monkeypatch.setattr(index.FaissIndex, "add", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        index.mapped_index("hnsw", vectors, path)
+    assert not path.exists()
+    monkeypatch.setattr(index.FaissIndex, "add", add)
+    first = index.mapped_index("hnsw", vectors, path)
+    assert "90/90" in capsys.readouterr().err
+    monkeypatch.setattr(index.FaissIndex, "add", lambda *_, **__: 1 / 0)
+    again = index.mapped_index("hnsw", vectors, path)
+    for (one, _), (other, _) in zip(
+        first.search(vectors, 3), again.search(vectors, 3), strict=True
+    ):
+        assert one.tolist() == other.tolist()
+    assert {each.name for each in tmp_path.iterdir()} == {"vectors.npy", "index.faiss"}

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jtcse_jax.encoding.exact_index import ExactIndex
 from jtcse_jax.encoding.index import make_index
-from jtcse_jax.encoding.mining import REASONS, Guards, PairTexts, hard_negatives
+from jtcse_jax.encoding.mining import REASONS, Guards, hard_negatives
+from jtcse_jax.encoding.pair_texts import PairTexts
 from jtcse_jax.errors import UserError
 
 NONE = {"relative_margin": None}
@@ -28,15 +30,17 @@ def vectors_of(texts):
     return np.array([vector_of(text) for text in texts])
 
 
-def mine(texts: PairTexts, guards: Guards, backend: str = "exact"):
+def mine(sentences, more, guards: Guards):
     """The triples, and the reason for each anchor without one."""
-    index = make_index(backend, 6)
-    anchor_vectors, corpus_vectors = vectors_of(texts.anchors), vectors_of(texts.corpus)
-    index.add(corpus_vectors)
-    numbers = np.arange(len(texts.anchors))
+    texts = PairTexts(lambda: sentences, lambda: more)
+    anchors = list(dict.fromkeys(sentences[::2]))
+    corpus = list(dict.fromkeys([*sentences[1::2], *more]))
+    assert (texts.num_anchors, texts.num_texts) == (len(anchors), len(corpus))
+    anchor_vectors, corpus_vectors = vectors_of(anchors), vectors_of(corpus)
+    index, numbers = ExactIndex.mapped(corpus_vectors), np.arange(len(anchors))
     mined = list(hard_negatives(index, texts, numbers, anchor_vectors, corpus_vectors, guards))
     triples = [
-        (texts.anchors[anchor], texts.corpus[positive], texts.corpus[negative])
+        (anchors[anchor], corpus[positive], corpus[negative])
         for anchor, positive in texts.pairs.tolist()
         for negative in mined[anchor].numbers.tolist()
     ]
@@ -91,7 +95,7 @@ def test_negatives_are_those_of_a_slow_loop(options):
     more = ["text 5", "more 1", "more 2", "anchor 4"]
     guards = Guards(**options)
     expected = slowly(sentences, more, guards)
-    triples, _ = mine(PairTexts(sentences, more), guards)
+    triples, _ = mine(sentences, more, guards)
     assert triples == expected
     assert len(set(expected)) > 20
 
@@ -116,14 +120,14 @@ def test_negatives_are_those_of_sentence_transformers(options):
     expected = util.mine_hard_negatives(
         datasets.Dataset.from_dict(pairs), model, corpus=more, verbose=False, **vars(guards)
     )
-    triples, _ = mine(PairTexts(sentences, more), guards)
+    triples, _ = mine(sentences, more, guards)
     assert set(triples) == set(zip(*expected.to_dict().values(), strict=True))
     assert len(set(triples)) > 20
 
 
 def test_neither_positives_nor_the_anchor_itself_are_negatives():
     sentences = ["a", "b", "a", "c", "b", "a", "c", "d"]
-    triples, _ = mine(PairTexts(sentences), Guards(num_negatives=9, range_max=9, **NONE))
+    triples, _ = mine(sentences, [], Guards(num_negatives=9, range_max=9, **NONE))
     assert sorted(set(triples)) == [
         *(("a", "b", "d"), ("a", "c", "d")),
         *(("b", "a", "c"), ("b", "a", "d")),
@@ -149,7 +153,7 @@ def at(degrees: float) -> np.ndarray:
 )
 def test_reason_is_the_guard_that_refused_the_last_text(options, reason):
     """An anchor at 0 degrees, its positive at 30 and one other text at 40."""
-    texts = PairTexts(["anchor", "positive"], ["other"])
+    texts = PairTexts(lambda: ["anchor", "positive"], lambda: ["other"])
     corpus = np.array([at(30), at(40)])
     index = make_index("exact", 2)
     index.add(corpus)
@@ -161,7 +165,7 @@ def test_reason_is_the_guard_that_refused_the_last_text(options, reason):
 
 
 def test_no_other_text_is_a_reason():
-    assert mine(PairTexts(["a", "b", "b", "b"]), Guards(**NONE)) == ([], ["no other text"] * 2)
+    assert mine(["a", "b", "b", "b"], [], Guards(**NONE)) == ([], ["no other text"] * 2)
 
 
 @pytest.mark.parametrize(

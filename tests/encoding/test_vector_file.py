@@ -89,10 +89,11 @@ def test_kept_vectors_are_made_once(tmp_path, monkeypatch):
         return VECTORS[[int(sentence) for sentence in sentences]]
 
     texts = [str(number) for number in range(ROWS)]
-    arguments = (tmp_path / "out.npy", texts, WIDTH, BLOCK, encode)
+    blocks = [texts[start : start + BLOCK] for start in range(0, ROWS, BLOCK)]
+    arguments = (tmp_path / "out.npy", blocks, ROWS, WIDTH, BLOCK, encode)
     for _ in range(2):
         np.testing.assert_array_equal(kept_vectors(*arguments), VECTORS)
-    assert asked == [texts[start : start + BLOCK] for start in range(0, ROWS, BLOCK)]
+    assert asked == blocks
 
     class Late(VectorFile):
         """Another process completes the file just before this one begins it."""

@@ -39,6 +39,14 @@ def test_sentences_and_pairs_are_read_back_as_they_are(tmp_path):
     triples = given(tmp_path, [("a", "b", "c"), ("d", "e", "f")])
     assert open_source(triples.source, triples.columns).views == 3
     assert read(triples) == list("abcdef")
+    rows = [("a", "b", "c", "d", "e"), ("f", "g", "h", "i", "j")]
+    for positives, names in (
+        (1, ("anchor", "positive", "negative", "negative2", "negative3")),
+        (3, ("anchor", "positive", "positive2", "positive3", "negative")),
+    ):
+        several = given(tmp_path, rows, positives=positives)
+        assert several.columns == names and several.positives == positives
+        assert read(several) == list("abcdefghij")
     # An empty half leaves out the pair, as in a table.
     assert read(given(tmp_path, [*PAIRS, ("a", None), ("", "b")])) == read(pairs)
 
@@ -55,6 +63,8 @@ def test_columns_of_a_dataset(tmp_path):
     assert read(given(tmp_path, dataset, columns=("text",))) == ["One.", "Three."]
     pairs = given(tmp_path, dataset, columns=("other", "text"))
     assert read(pairs) == ["1", "One.", "3", "Three."]
+    triples = given(tmp_path, dataset, columns=("other", "text", "other", "text"))
+    assert read(triples) == ["1", "One."] * 2 + ["3", "Three."] * 2
     assert read(given(tmp_path, dataset["other"])) == ["1", "2", "3"]  # a column is a sequence
     first, second, scores = (list(column) for column in zip(*SCORED, strict=True))
     named = {"idx": [7, 8, 9], "sentence2": second, "sentence1": first, "score": scores}
@@ -79,7 +89,8 @@ def test_columns_of_a_dataset(tmp_path):
         ({"source": ["a", ("b", "c")]}, r"source\[1\] is \('b', 'c'\), unlike"),
         ({"source": ["a", None]}, r"source\[1\] is None"),
         ({"source": [1, 2]}, r"source\[0\] is 1: give"),
-        ({"source": [("a", "b", "c", "d")]}, r"source\[0\] is"),
+        ({"source": [()]}, r"source\[0\] is \(\)"),
+        ({"source": [("a", "b", "c", "d"), ("a", "b", "c")]}, r"source\[1\] is .*, unlike"),
         ({"source": [("a", 1)]}, r"source\[0\]: 1 is not text"),
         ({"source": ["a", "\ud800"]}, r"source\[1\]: half a surrogate pair"),
         ({"dev": []}, "dev is empty"),

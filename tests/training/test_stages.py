@@ -193,7 +193,8 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
     assert rows[0]["dev"] is None and rows[0]["step"] == 2
 
 
-def test_stages_are_counted_and_timed(tmp_path, trainer, monkeypatch, capsys):
+@pytest.mark.parametrize("views", [2, 4])  # a sentence twice, or a pair with two hard negatives
+def test_stages_are_counted_and_timed(tmp_path, trainer, monkeypatch, capsys, views):
     clock = [0.0]
     monkeypatch.setattr(stage_progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
@@ -203,16 +204,22 @@ def test_stages_are_counted_and_timed(tmp_path, trainer, monkeypatch, capsys):
 
     monkeypatch.setattr(stages, "train", train)
     pipeline = make_pipeline(tmp_path)
+    if views > 2:
+        table = tmp_path / "table.csv"
+        table.write_text("a,p,x,n,m\n" + "one,two,three,four,five\n" * 30)
+        pipeline = dataclasses.replace(pipeline, source=str(table), columns=tuple("apnm"))
     run(pipeline)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("---")]
     # The log of each stage has 4 s of steps: 6 s are for all else. Views times towers of a sentence
-    # are 1 in the first stage, 4 in the second, and with the teacher 6 in the third.
-    first, second = 4 * (4 + 6) + 2 * 6, (4 + 4) * 6 / (1 + 4) + 6
+    # are 1 in the first stage; the second has two towers, and the third one and the teacher's two.
+    twin, student = 2 * views, 3 * views
+    seconds = 4 * (twin + student) + 2 * 6, (4 + 4) * student / (1 + twin) + 6
+    first, second = (f"0:{each // 60:02.0f}:{each % 60:02.0f}" for each in seconds)
     assert lines == [
         "--- stage 1 of 3: language",
-        f"--- stage language took 0:00:10, the pipeline 0:00:10; about 0:00:{first:.0f} to go",
+        f"--- stage language took 0:00:10, the pipeline 0:00:10; about {first} to go",
         "--- stage 2 of 3: twin",
-        f"--- stage twin took 0:00:10, the pipeline 0:00:20; about 0:00:{second:.0f} to go",
+        f"--- stage twin took 0:00:10, the pipeline 0:00:20; about {second} to go",
         "--- stage 3 of 3: student",
         "--- stage student took 0:00:10, the pipeline 0:00:30",
     ]
@@ -364,7 +371,7 @@ def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tm
     twin = pipeline.stages["twin"]
     data = dataclasses.replace(twin.data, source=str(tmp_path / "pairs.tsv"), pairs="repeat")
     pipeline.stages["twin"] = dataclasses.replace(twin, data=data)
-    with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*use "same"'):
+    with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*at "same"'):
         run(pipeline)
     assert not trainer.trained
 
