@@ -30,8 +30,8 @@ class Encode(Protocol):
         ...
 
 
-class TextBlocks(Protocol):
-    """What `data.blocks.Blocks` is, and a list of blocks."""
+class SentenceBlocks(Protocol):
+    """What `data.blocks.Blocks` and `data.stored_texts.TextBlocks` are, and a list of blocks."""
 
     def __getitem__(self, number: int, /) -> list[str]:
         """The sentences of a block."""
@@ -79,7 +79,7 @@ class VectorFile:
         missing = count * self._block - self._shape[0]  # from a full last block
         return self._parts.num_done() * self._block - missing * self._parts.is_done(count - 1)
 
-    def fill(self, blocks: TextBlocks, encode: Encode) -> None:
+    def fill(self, blocks: SentenceBlocks, encode: Encode) -> None:
         """Writes the vectors of all missing blocks, with a progress bar, and finishes the file.
 
         Args:
@@ -133,7 +133,7 @@ class VectorFile:
 
 
 def kept_vectors(
-    path: Path, blocks: TextBlocks, rows: int, width: int, block: int, encode: Encode
+    path: Path, blocks: SentenceBlocks, rows: int, width: int, block: int, encode: Encode
 ) -> np.ndarray:
     """The vectors [rows, width] of `blocks`, mapped from the file `path`, which is made if absent.
 

@@ -169,15 +169,15 @@ def distillation_loss(
     assert batch.target is not None  # the training step has set it
     target = jax.lax.stop_gradient(batch.target)
     if config.distillation == "listwise":
-        views, taught = split_views(student, batch), split_views(target, batch)
+        ours, wanted = split_views(student, batch), split_views(target, batch)
         terms = {
             "listwise": losses.listwise(
-                views.pairs,
-                taught.pairs,
+                ours.pairs,
+                wanted.pairs,
                 temperature=config.student_temperature,
                 teacher_temperature=config.teacher_temperature,
-                mask=views.mask,
-                negatives=(views.negatives, taught.negatives),
+                mask=ours.mask,
+                negatives=(ours.negatives, wanted.negatives),
             )
         }
     else:
