@@ -250,7 +250,7 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
                     done=partial(progress.advance, progress.task_ids[0]),
                 )
                 vectors.append(encoded)
-        warn_of_losses(self, *before)
+        warn_of_losses(self, before)
         whole = quantized(np.concatenate(vectors), precision)
         converted = convert(whole[0] if single else whole)
         return list(converted) if as_list and not single else converted
@@ -322,22 +322,17 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
 
 
 def warn_of_losses(
-    encoder: SentenceEncoder,
-    truncated: int = 0,
-    unknown: int = 0,
-    characters: int = 0,
-    *,
-    name: str = "sentences",
+    encoder: SentenceEncoder, since: tuple[int, int, int] = (0, 0, 0), name: str = "sentences"
 ) -> None:
     """Warns of cut sentences and unknown characters since the encoder had the given counts.
 
-    `name` is what the warnings call the sentences.
+    The counts are `truncated`, `unknown` and `characters`; `name` is what the sentences are called.
     """
-    if cut := encoder.truncated - truncated:
+    if cut := encoder.truncated - since[0]:
         limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
         logger.warning("%s %s cut at %s tokens.", f"{cut:,}", name, limits)
-    characters = encoder.characters - characters
-    warn_of_unknown(name, encoder.unknown - unknown, characters)
+    characters = encoder.characters - since[2]
+    warn_of_unknown(name, encoder.unknown - since[1], characters)
 
 
 def _blocks(sentences: Iterable[Any], batch_size: int | None) -> Iterator[list[str]]:
