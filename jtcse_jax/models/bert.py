@@ -20,7 +20,7 @@ from jax import Array
 from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.models import lean
 from jtcse_jax.models.activations import activation
-from jtcse_jax.models.dropout import dropout, random_bits, site_key
+from jtcse_jax.models.dropout import dropout, random_masks, site_key
 from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, layer_norm, look_up
 from jtcse_jax.models.relative import BUCKETS, distance_buckets
 
@@ -160,8 +160,8 @@ class Embeddings(nnx.Module):
         summed = look_up(self.word, tokens) + look_up(self.position, positions + self.offset)
         if self.token_type is not None:
             summed += self.token_type.embedding[0]
-        (bits,) = random_bits(key, 1, summed.shape)
-        hidden = dropout(self.norm(summed).astype(self.dtype), self.dropout, bits)
+        (kept,) = random_masks(key, 1, (summed.shape, self.dropout))
+        hidden = dropout(self.norm(summed).astype(self.dtype), self.dropout, kept)
         return hidden if self.project is None else self.project(hidden)
 
 
@@ -204,25 +204,26 @@ class Layer(nnx.Module):
             asking = jnp.take_along_axis(hidden, where, axis=-2)
         rows = hidden.shape[:-2]
         probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
-        bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
-        attended = self.attention(asking, hidden, allowed, bits=bits[0], exchange=exchange)
-        hidden = self._add_norm(self.attention_norm, attended, asking, bits[1])
+        site = asking.shape, self.dropout
+        kept = random_masks(key, len(rows), (probs_shape, self.attention.dropout), site, site)
+        attended = self.attention(asking, hidden, allowed, kept=kept[0], exchange=exchange)
+        hidden = self._add_norm(self.attention_norm, attended, asking, kept[1])
         inner = self.intermediate(hidden)
         assert self.output.bias is not None  # `dense` makes one
         kernel, bias = (p[...].astype(inner.dtype) for p in (self.output.kernel, self.output.bias))
         output = lean.activated_dense(self.activation, inner, kernel, bias)
-        return self._add_norm(self.output_norm, output, hidden, bits[2])
+        return self._add_norm(self.output_norm, output, hidden, kept[2])
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
         return self.attention.probabilities(hidden, hidden, allowed).astype(jnp.float32)
 
     def _add_norm(
-        self, norm: nnx.LayerNorm, x: Array, residual: Array, bits: Array | None
+        self, norm: nnx.LayerNorm, x: Array, residual: Array, kept: Array | None
     ) -> Array:
         assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both
         scale, bias = norm.scale[...], norm.bias[...]
-        return lean.dropout_add_norm(x, residual, scale, bias, bits, self.dropout, norm.epsilon)
+        return lean.dropout_add_norm(x, residual, scale, bias, kept, self.dropout, norm.epsilon)
 
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))
@@ -250,7 +251,7 @@ class Attention(nnx.Module):
         hidden: Array,
         allowed: Any,
         *,
-        bits: Array | None,
+        kept: Array | None,
         exchange: str | None,
     ) -> Array:
         """Projected context [..., R, Q, D] of the query states, over all states of their rows.
@@ -259,7 +260,7 @@ class Attention(nnx.Module):
           asking: [..., R, Q, D], the states that give the queries.
           hidden: [..., R, P, D], the states that give the keys and values.
           allowed: from `Encoder.allowed`.
-          bits: random bits for the dropout of probabilities, or None.
+          kept: which probabilities dropout keeps, or None.
           exchange: "value" or "probs" takes those of the next tower; of two streams
             [2, R, ...], only the second exchanges.
         """
@@ -269,7 +270,7 @@ class Attention(nnx.Module):
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
-        context: Array = lean.weighted_values(probs, value, bits, self.dropout)
+        context: Array = lean.weighted_values(probs, value, kept, self.dropout)
         return self.output(context.swapaxes(-3, -2).reshape(asking.shape))
 
     def probabilities(self, asking: Array, hidden: Array, allowed: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Dropout from random bits that are drawn once per layer and passed in."""
+"""Dropout by masks that are drawn once per layer and passed in."""
 
 import itertools
 import math
@@ -9,39 +9,61 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def dropout(x: Array, rate: float, bits: Array | None) -> Array:
+def dropout(x: Array, rate: float, kept: Array | None) -> Array:
     """x with a share `rate` of its entries zeroed and the rest scaled by 1 / (1 - rate).
 
-    `bits` [shape of x] uint16 decide, so `rate` is rounded to a multiple of 2^-16; None means no
-    dropout. The scale is applied in float32 and the result rounded to the dtype of x.
+    `kept` [shape of x] bool are the entries that stay, from `random_masks` with this rate; None
+    means no dropout. The scale is applied in float32 and the result rounded to the dtype of x.
     """
-    steps = min(round(rate * 2**16), 2**16 - 1)
-    if bits is None or steps == 0:
+    steps = _steps(rate)
+    if kept is None or steps == 0:
         return x
     scaled = x.astype(jnp.float32) / (1 - steps / 2**16)  # bfloat16 would round the divisor
-    return jnp.where(bits >= steps, scaled, 0).astype(x.dtype)
+    return jnp.where(kept, scaled, 0).astype(x.dtype)
 
 
-def random_bits(key: Array | None, leading: int, *shapes: tuple[int, ...]) -> list[Array | None]:
-    """Random uint16 of each shape, all from one draw; without a key, None for each shape.
+def random_masks(
+    key: Array | None, leading: int, *sites: tuple[tuple[int, ...], float]
+) -> list[Array | None]:
+    """Which entries dropout keeps: bool of each site's shape; without a key, None for each site.
 
-    It is one draw because each draw takes a CPU time to compile; 16 bits are as good as 32 here.
-    The shapes share their first `leading` axes: streams, if any, and rows, which may be sharded.
-    The bits of a row do not depend on the rows after it, so fillers change nothing.
+    A site is a shape and a rate, which is rounded to a multiple of 2^-16. All sites are from one
+    draw, because each draw takes a CPU time to compile. The shapes share their first `leading`
+    axes: streams, if any, and rows, which may be sharded.
     """
     if key is None:
-        return [None] * len(shapes)
-    *streams, rows = shapes[0][:leading]
+        return [None] * len(sites)
+    shapes, rates = zip(*sites, strict=True)
     sizes = [math.prod(shape[leading:]) for shape in shapes]
-    draw = partial(jax.random.bits, shape=(rows, -(-sum(sizes) // 2)))
+    steps = [
+        jnp.full(size, _steps(rate), jnp.uint16) for size, rate in zip(sizes, rates, strict=True)
+    ]
+    kept = random_bits(key, shapes[0][:leading], sum(sizes)) >= jnp.concatenate(steps)
+    # Otherwise XLA would keep the bits for the backward pass, two bytes an entry, and not this one.
+    kept = jax.lax.optimization_barrier(kept)
+    ends = itertools.accumulate(sizes)
+    return [
+        kept[..., end - size : end].reshape(shape)
+        for shape, size, end in zip(shapes, sizes, ends, strict=True)
+    ]
+
+
+def random_bits(key: Array, leading: tuple[int, ...], count: int) -> Array:
+    """[*leading, count] random uint16, for streams, if any, and rows; as good as 32 bits here.
+
+    The bits of a row do not depend on the rows after it, so fillers change nothing.
+    """
+    *streams, rows = leading
+    draw = partial(jax.random.bits, shape=(rows, -(-count // 2)))
     if streams:
         key, draw = jax.random.split(key, *streams), jax.vmap(draw)
     bits = jax.lax.bitcast_convert_type(draw(key), jnp.uint16).reshape(*streams, rows, -1)
-    ends = itertools.accumulate(sizes)
-    return [
-        bits[..., end - size : end].reshape(shape)
-        for shape, size, end in zip(shapes, sizes, ends, strict=True)
-    ]
+    return bits[..., :count]
+
+
+def _steps(rate: float) -> int:
+    """The rate as a number of 2^16 steps: bits below it zero an entry."""
+    return min(round(rate * 2**16), 2**16 - 1)
 
 
 def site_key(key: Array | None, layer: int) -> Array | None:

@@ -58,7 +58,7 @@ def dropout_add_norm(
     residual: Array,
     scale: Array,
     bias: Array,
-    bits: Array | None,
+    kept: Array | None,
     rate: float,
     epsilon: float,
 ) -> Array:
@@ -67,32 +67,32 @@ def dropout_add_norm(
     Args:
       x, residual: [..., D] in one dtype, which the result has too.
       scale, bias: [D] float32, of the LayerNorm (arXiv 1607.06450).
-      bits, rate: as in `dropout`.
+      kept, rate: as in `dropout`.
       epsilon: added to the variance.
     """
-    return _add_norm_forward(x, residual, scale, bias, bits, rate, epsilon)[0]
+    return _add_norm_forward(x, residual, scale, bias, kept, rate, epsilon)[0]
 
 
-def _add_norm_forward(x, residual, scale, bias, bits, rate, epsilon) -> tuple[Array, Any]:
+def _add_norm_forward(x, residual, scale, bias, kept, rate, epsilon) -> tuple[Array, Any]:
     # The sum is rounded to the dtype of x: that is what the backward pass reads.
-    total = residual + dropout(x, rate, bits)
+    total = residual + dropout(x, rate, kept)
     wide = total.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     # Not E[x^2] - E[x]^2: it cancels if one channel is large, as in BERT.
     inverse_stddev = jax.lax.rsqrt(((wide - mean) ** 2).mean(-1, keepdims=True) + epsilon)
     normal = (wide - mean) * inverse_stddev
-    return (normal * scale + bias).astype(x.dtype), (total, mean, inverse_stddev, scale, bits)
+    return (normal * scale + bias).astype(x.dtype), (total, mean, inverse_stddev, scale, kept)
 
 
-def _add_norm_backward(rate: float, epsilon: float, kept: Any, gradient: Array) -> tuple:
-    total, mean, inverse_stddev, scale, bits = kept
+def _add_norm_backward(rate: float, epsilon: float, saved: Any, gradient: Array) -> tuple:
+    total, mean, inverse_stddev, scale, kept = saved
     gradient = gradient.astype(jnp.float32)
     normal = (total.astype(jnp.float32) - mean) * inverse_stddev
     scaled = gradient * scale
     along = (scaled * normal).mean(-1, keepdims=True)
     to_total = (scaled - scaled.mean(-1, keepdims=True) - normal * along) * inverse_stddev
     to_residual = to_total.astype(total.dtype)
-    to_x = dropout(to_residual, rate, bits)  # zeroes and scales a gradient as it does a value
+    to_x = dropout(to_residual, rate, kept)  # zeroes and scales a gradient as it does a value
     others = tuple(range(total.ndim - 1))
     return to_x, to_residual, (gradient * normal).sum(others), gradient.sum(others), None
 
@@ -142,24 +142,24 @@ attention_probs.defvjp(_probs_forward, _probs_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def weighted_values(probs: Array, values: Array, bits: Array | None, rate: float) -> Array:
-    """dropout(probs) V: [..., Q, d] from [..., Q, P] and [..., P, d]; bits, rate as in `dropout`.
+def weighted_values(probs: Array, values: Array, kept: Array | None, rate: float) -> Array:
+    """dropout(probs) V: [..., Q, d] from [..., Q, P] and [..., P, d]; kept, rate as in `dropout`.
 
     Only the three arrays are kept for the backward pass, and those of `attention_probs` are the
     same probabilities.
     """
-    return _product("...qk,...kd->...qd", dropout(probs, rate, bits), values)
+    return _product("...qk,...kd->...qd", dropout(probs, rate, kept), values)
 
 
-def _values_forward(probs, values, bits, rate) -> tuple[Array, Any]:
-    return weighted_values(probs, values, bits, rate), (probs, values, bits)
+def _values_forward(probs, values, kept, rate) -> tuple[Array, Any]:
+    return weighted_values(probs, values, kept, rate), (probs, values, kept)
 
 
-def _values_backward(rate: float, kept: Any, gradient: Array) -> tuple[Array, Array, None]:
-    probs, values, bits = kept
+def _values_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array, Array, None]:
+    probs, values, kept = saved
     to_dropped = _product("...qd,...kd->...qk", gradient, values)
-    to_values = _product("...qk,...qd->...kd", dropout(probs, rate, bits), gradient)
-    return dropout(to_dropped, rate, bits), to_values, None
+    to_values = _product("...qk,...qd->...kd", dropout(probs, rate, kept), gradient)
+    return dropout(to_dropped, rate, kept), to_values, None
 
 
 weighted_values.defvjp(_values_forward, _values_backward)

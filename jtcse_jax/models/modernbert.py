@@ -16,7 +16,7 @@ from jtcse_jax.architecture import Architecture
 from jtcse_jax.models import bert, lean
 from jtcse_jax.models.activations import activation
 from jtcse_jax.models.bert import same_sentence
-from jtcse_jax.models.dropout import dropout, random_bits
+from jtcse_jax.models.dropout import dropout, random_masks
 from jtcse_jax.models.parts import dense, embed, layer_norm, look_up
 
 
@@ -92,8 +92,8 @@ class Embeddings(nnx.Module):
     def __call__(self, tokens: Array, positions: Array, *, key: Array | None) -> Array:
         """Hidden states [R, P, D] in the compute dtype, from [R, P] int32."""
         hidden = self.norm(look_up(self.word, tokens)).astype(self.dtype)
-        (bits,) = random_bits(key, 1, hidden.shape)
-        return dropout(hidden, self.dropout, bits)
+        (kept,) = random_masks(key, 1, (hidden.shape, self.dropout))
+        return dropout(hidden, self.dropout, kept)
 
 
 class Layer(nnx.Module):
@@ -139,12 +139,13 @@ class Layer(nnx.Module):
             )
         rows = hidden.shape[:-2]
         probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
-        bits = random_bits(key, len(rows), probs_shape, asking.shape, asking.shape)
-        attended = self.attention(asking, normed, allowed, bits=bits[0], exchange=exchange)
-        hidden = residual + dropout(attended, self.dropout, bits[1])
+        site = asking.shape, self.dropout
+        kept = random_masks(key, len(rows), (probs_shape, self.attention.dropout), site, site)
+        attended = self.attention(asking, normed, allowed, kept=kept[0], exchange=exchange)
+        hidden = residual + dropout(attended, self.dropout, kept[1])
         normed = self.output_norm(hidden).astype(self.dtype)
         inner = self.activation(self.intermediate(normed)) * self.gate(normed)
-        return hidden + dropout(self.output(inner), self.dropout, bits[2])
+        return hidden + dropout(self.output(inner), self.dropout, kept[2])
 
     def probabilities(self, hidden: Array, allowed: Pairs) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""

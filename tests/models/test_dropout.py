@@ -12,14 +12,14 @@ from jtcse_jax.models import bert, dropout
 
 def test_dropout_zeroes_the_share_and_keeps_the_mean():
     x = jnp.ones((400, 500))
-    bits = drawn(jax.random.key(0), x)
-    dropped = np.asarray(dropout.dropout(x, 0.3, bits))
+    kept = drawn(jax.random.key(0), x, 0.3)
+    dropped = np.asarray(dropout.dropout(x, 0.3, kept))
     share = (dropped == 0).mean()
     assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / dropped.size)
     rate = round(0.3 * 2**16) / 2**16
     np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
-    assert dropout.dropout(x, 0.3, None) is x and dropout.dropout(x, 0.0, bits) is x
-    assert dropout.dropout(x.astype(jnp.bfloat16), 0.3, bits).dtype == jnp.bfloat16
+    assert dropout.dropout(x, 0.3, None) is x and dropout.dropout(x, 0.0, kept) is x
+    assert dropout.dropout(x.astype(jnp.bfloat16), 0.3, kept).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.0175, 0.00025])
@@ -28,29 +28,36 @@ def test_dropout_in_bfloat16_keeps_the_mean(rate):
     smallest rate is lost in it."""
     x = jax.random.uniform(jax.random.key(1), (1000, 1000), minval=1, maxval=2)
     x = x.astype(jnp.bfloat16)
-    kept = jnp.full(x.shape, 2**16 - 1, jnp.uint16)
-    scaled = dropout.dropout(x, rate, kept)
+    scaled = dropout.dropout(x, rate, jnp.full(x.shape, True))
     assert scaled.dtype == jnp.bfloat16
     scale = (np.asarray(scaled, np.float64) / np.asarray(x, np.float64)).mean()
     assert abs(scale - 1 / (1 - rate)) < 5e-4
 
 
-def test_the_smallest_dropout_of_a_config_zeroes_some():
-    x = jnp.ones(2**16)
-    bits = jnp.arange(2**16, dtype=jnp.uint16)
-    assert (dropout.dropout(x, 7.63e-6, bits) == 0).sum() == 1
+def drawn(key, x, rate=0.5):
+    (kept,) = dropout.random_masks(key, 1, (x.shape, rate))
+    return kept
 
 
-def drawn(key, x):
-    (bits,) = dropout.random_bits(key, 1, x.shape)
-    return bits
+def test_an_entry_is_kept_if_its_bits_are_not_below_the_rate(monkeypatch):
+    """All values of 16 bits, in two rows; the smallest rate that a config takes drops one."""
+    every = np.arange(2**16, dtype=np.uint16).reshape(2, -1)
+    monkeypatch.setattr(dropout, "random_bits", lambda key, leading, count: jnp.asarray(every))
+    shapes = [(2, 2**14), (2, 2**7, 2**6), (2, 2**13)]
+    key = jax.random.key(0)
+    masks = dropout.random_masks(key, 1, *zip(shapes, (7.63e-6, 0.75, 0.0), strict=True))
+    assert [mask.shape for mask in masks] == shapes and masks[0].dtype == bool
+    first, second, third = (np.asarray(mask).reshape(2, -1) for mask in masks)
+    np.testing.assert_array_equal(first, every[:, : 2**14] >= 1)
+    np.testing.assert_array_equal(second, every[:, 2**14 : 2**14 + 2**13] >= 0.75 * 2**16)
+    assert third.all()
+    assert dropout.random_masks(None, 1, ((2, 3), 0.1), ((2, 5), 0.1)) == [None] * 2
 
 
-def test_random_bits_of_one_draw_are_uniform_and_independent():
-    shapes = [(3, 40, 41), (3, 999), (3, 7, 11, 13)]
-    bits = dropout.random_bits(jax.random.key(0), 1, *shapes)
-    assert [each.shape for each in bits] == shapes and bits[0].dtype == jnp.uint16
-    flat = np.concatenate([np.asarray(each).ravel() for each in bits]).astype(np.float64)
+def test_random_bits_are_uniform_and_independent():
+    bits = np.asarray(dropout.random_bits(jax.random.key(0), (3,), 3641))
+    assert bits.shape == (3, 3641) and bits.dtype == np.uint16
+    flat = bits.ravel().astype(np.float64)
     # Mean and neighbours' correlation of a uniform distribution, five deviations of each wide.
     assert abs(flat.mean() / 65535 - 0.5) < 5 * np.sqrt(1 / 12 / flat.size)
     for lag in (1, 2, 40, 999):
@@ -59,21 +66,13 @@ def test_random_bits_of_one_draw_are_uniform_and_independent():
     counts = np.bincount((flat // 4096).astype(int), minlength=16)
     expected = flat.size / 16
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
-    # No bit is used twice: row by row the pieces are the draw, one behind the other.
-    whole = dropout.random_bits(jax.random.key(0), 1, (3, flat.size // 3))[0]
-    pieces = np.concatenate([np.asarray(each).reshape(3, -1) for each in bits], axis=1)
-    np.testing.assert_array_equal(pieces, whole)
-    assert dropout.random_bits(None, 1, *shapes) == [None] * 3
 
 
 @pytest.mark.parametrize("streams", [(), (2,)])
 def test_random_bits_of_a_row_do_not_depend_on_the_rows_after_it(streams):
     """The number of devices decides how many fillers a batch ends in."""
-    few, more = (
-        dropout.random_bits(jax.random.key(0), len(streams) + 1, (*streams, rows, 7, 3))[0]
-        for rows in (6, 8)
-    )
-    np.testing.assert_array_equal(few, more[..., :6, :, :])
+    few, more = (dropout.random_bits(jax.random.key(0), (*streams, n), 21) for n in (6, 8))
+    np.testing.assert_array_equal(few, more[..., :6, :])
     if streams:
         assert (few[0] != few[1]).mean() > 0.99
 
@@ -109,11 +108,11 @@ def test_attention_dropout_keeps_the_mean():
     keys = jax.random.split(jax.random.key(4), 2000)
 
     def context(key):
-        (bits,) = dropout.random_bits(key, 1, (1, attention.num_heads, 6, 6))
-        return attention(hidden, hidden, same, bits=bits, exchange=None)
+        (kept,) = dropout.random_masks(key, 1, ((1, attention.num_heads, 6, 6), 0.4))
+        return attention(hidden, hidden, same, kept=kept, exchange=None)
 
     contexts = jax.vmap(context)(keys)
-    plain = attention(hidden, hidden, same, bits=None, exchange=None)
+    plain = attention(hidden, hidden, same, kept=None, exchange=None)
     error = contexts.std(axis=0) / np.sqrt(len(keys))
     assert (contexts.std(axis=0) > 0).all()
     assert (np.abs(contexts.mean(axis=0) - plain) < 5 * error).all()

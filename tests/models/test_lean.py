@@ -20,10 +20,10 @@ from jtcse_jax.models.lean import (
 EPSILON = 1e-12
 
 
-def plain(x, residual, scale, bias, bits, rate):
+def plain(x, residual, scale, bias, mask, rate):
     norm = nnx.LayerNorm(x.shape[-1], epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0))
     norm.scale[...], norm.bias[...] = scale, bias
-    return norm(residual + dropout(x, rate, bits))
+    return norm(residual + dropout(x, rate, mask))
 
 
 def drawn(shape=(3, 5, 8)):
@@ -31,42 +31,42 @@ def drawn(shape=(3, 5, 8)):
     x, residual, wanted = (jax.random.normal(next(keys), shape) for _ in range(3))
     residual = residual.at[..., 2].add(40)  # one large channel, as in BERT
     scale, bias = (jax.random.normal(next(keys), shape[-1:]) for _ in range(2))
-    return x, residual, scale, bias, jax.random.bits(next(keys), shape, jnp.uint16), wanted
+    return x, residual, scale, bias, jax.random.bernoulli(next(keys), 0.7, shape), wanted
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_dropout_add_norm_has_the_value_and_gradient_of_its_parts(rate):
-    *arrays, bits, wanted = drawn()
+    *arrays, mask, wanted = drawn()
 
     def loss(operation):
         return lambda *arrays: (operation(*arrays) * wanted).sum()
 
-    ours = loss(lambda *arrays: dropout_add_norm(*arrays, bits, rate, EPSILON))
-    theirs = loss(lambda *arrays: plain(*arrays, bits, rate))
+    ours = loss(lambda *arrays: dropout_add_norm(*arrays, mask, rate, EPSILON))
+    theirs = loss(lambda *arrays: plain(*arrays, mask, rate))
     found = jax.value_and_grad(ours, (0, 1, 2, 3))(*arrays)
     expected = jax.value_and_grad(theirs, (0, 1, 2, 3))(*arrays)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
-def test_without_bits_nothing_is_dropped():
-    *arrays, bits, wanted = drawn()
+def test_without_a_mask_nothing_is_dropped():
+    *arrays, mask, wanted = drawn()
     found = dropout_add_norm(*arrays, None, 0.3, EPSILON)
-    np.testing.assert_allclose(found, plain(*arrays, bits, 0.0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, plain(*arrays, mask, 0.0), rtol=1e-5, atol=1e-5)
     mapped = jax.vmap(lambda *arrays: dropout_add_norm(*arrays, None, 0.3, EPSILON))
     stacked = mapped(*(jnp.stack([array, 2 * array]) for array in arrays))
     np.testing.assert_allclose(stacked[0], found, rtol=1e-5, atol=1e-5)
 
 
 def test_in_bfloat16_it_stays_near_float32():
-    *arrays, bits, wanted = drawn((4, 6, 64))
+    *arrays, mask, wanted = drawn((4, 6, 64))
 
     def gradient(dtype):
         x, residual, scale, bias = arrays
         residual = residual.at[..., 2].add(-40)
 
         def loss(x, residual):
-            out = dropout_add_norm(x, residual, scale, bias, bits, 0.1, EPSILON)
+            out = dropout_add_norm(x, residual, scale, bias, mask, 0.1, EPSILON)
             assert out.dtype == dtype
             return (out.astype(jnp.float32) * wanted).sum()
 
@@ -113,14 +113,14 @@ def test_activated_dense_has_the_value_and_gradient_of_its_parts_and_keeps_only_
     assert len(kept) == 1 and kept[0] is x
 
 
-def plain_attention(query, keys, values, allowed, bits, rate):
+def plain_attention(query, keys, values, allowed, mask, rate):
     scores = jnp.einsum("rhqd,rhkd->rhqk", query, keys) / np.sqrt(query.shape[-1])
     probs = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
-    return jnp.einsum("rhqk,rhkd->rhqd", dropout(probs, rate, bits), values)
+    return jnp.einsum("rhqk,rhkd->rhqd", dropout(probs, rate, mask), values)
 
 
-def lean_attention(query, keys, values, allowed, bits, rate):
-    return weighted_values(attention_probs(query, keys, allowed), values, bits, rate)
+def lean_attention(query, keys, values, allowed, mask, rate):
+    return weighted_values(attention_probs(query, keys, allowed), values, mask, rate)
 
 
 def drawn_attention():
@@ -130,17 +130,17 @@ def drawn_attention():
     others = [jax.random.normal(next(keys), (2, 3, 8, 4)) for _ in range(2)]
     segments = jnp.array([[1, 1, 1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2]])
     allowed = (segments[:, :5, None] == segments[:, None])[:, None]
-    bits = jax.random.bits(next(keys), (2, 3, 5, 8), jnp.uint16)
-    return [query, *others], allowed, bits, wanted
+    mask = jax.random.bernoulli(next(keys), 0.7, (2, 3, 5, 8))
+    return [query, *others], allowed, mask, wanted
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_attention_has_the_value_and_gradient_of_its_parts(rate):
-    arrays, allowed, bits, wanted = drawn_attention()
+    arrays, allowed, mask, wanted = drawn_attention()
 
     def found(attention):
         return jax.value_and_grad(
-            lambda *arrays: (attention(*arrays, allowed, bits, rate) * wanted).sum(), (0, 1, 2)
+            lambda *arrays: (attention(*arrays, allowed, mask, rate) * wanted).sum(), (0, 1, 2)
         )(*arrays)
 
     ours, theirs = found(lean_attention), found(plain_attention)
@@ -173,11 +173,11 @@ def test_a_bias_of_the_scores_gets_its_gradient(streams, shape):
 
 
 def test_attention_in_bfloat16_stays_near_float32():
-    arrays, allowed, bits, wanted = drawn_attention()
+    arrays, allowed, mask, wanted = drawn_attention()
 
     def gradient(dtype):
         def loss(*arrays):
-            context = lean_attention(*arrays, allowed, bits, 0.1)
+            context = lean_attention(*arrays, allowed, mask, 0.1)
             assert context.dtype == dtype
             return (context.astype(jnp.float32) * wanted).sum()
 
@@ -190,8 +190,8 @@ def test_attention_in_bfloat16_stays_near_float32():
 
 
 def test_attention_keeps_probabilities_once_for_the_backward_pass():
-    arrays, allowed, bits, _ = drawn_attention()
+    arrays, allowed, mask, _ = drawn_attention()
     arrays = [array.astype(jnp.bfloat16) for array in arrays]
-    _, back = jax.vjp(lambda *arrays: lean_attention(*arrays, allowed, bits, 0.1), *arrays)
-    kept = {id(leaf): leaf for leaf in jax.tree.leaves(back) if leaf.shape == bits.shape}
-    assert sorted(str(leaf.dtype) for leaf in kept.values()) == ["bfloat16", "uint16"]
+    _, back = jax.vjp(lambda *arrays: lean_attention(*arrays, allowed, mask, 0.1), *arrays)
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(back) if leaf.shape == mask.shape}
+    assert sorted(str(leaf.dtype) for leaf in kept.values()) == ["bfloat16", "bool"]
