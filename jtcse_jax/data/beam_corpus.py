@@ -8,6 +8,7 @@ tokens as the parts of a token cache.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -155,10 +156,13 @@ def _hash(sentence: str) -> bytes:
 
 
 def _import_beam() -> Any:
+    logging.disable(logging.WARNING)  # Beam warns that Google's libraries, unused here, are absent
     try:
         import apache_beam
     except ImportError as error:
         raise UserError("a corpus is made with Apache Beam: pip install apache-beam") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return apache_beam
 
 
