@@ -56,7 +56,7 @@ def with_python_data(
         if _is_dataset(text):
             columns = _text_columns(text, data.columns)
         else:
-            columns = text_columns(_size("source", text), data.positives)
+            columns = text_columns(_row_size("source", text), data.positives)
             text = [(row,) if isinstance(row, str) else row for row in text]
         path = _write(folder, columns, _text_rows(_cells(text, columns)))
         data = dataclasses.replace(data, source=str(path), columns=columns)
@@ -66,7 +66,7 @@ def with_python_data(
             columns = tuple(find_columns("dev", pairs.column_names))
         else:
             columns = DEV_COLUMNS
-            _size("dev", pairs, len(columns))
+            _row_size("dev", pairs, len(columns))
         path = _write(folder, DEV_COLUMNS, _dev_rows(_cells(pairs, columns)))
         data = dataclasses.replace(data, dev=str(path))
     return data
@@ -113,15 +113,18 @@ def text_columns(size: int, positives: int) -> tuple[str, ...]:
     return ("anchor", *names[: size - 1])
 
 
-def _size(what: str, rows: Sequence[Any], size: int | None = None) -> int:
+def _row_size(what: str, rows: Sequence[Any], size: int | None = None) -> int:
     """The number of cells of each row; UserError if they differ, or if it is not `size`.
 
     A string is a row of one cell, unless there is a `size`.
     """
-    text = 0 if size else 1
-    sizes = [
-        len(row) if isinstance(row, tuple | list) else text * isinstance(row, str) for row in rows
-    ]
+
+    def count(row: Any) -> int:
+        if isinstance(row, str):
+            return 0 if size else 1
+        return len(row) if isinstance(row, tuple | list) else 0
+
+    sizes = list(map(count, rows))
     for number, each in enumerate(sizes):
         if each != sizes[0] or each == 0 or size not in (None, each):
             unlike = f", unlike {what}[0]" * (each != sizes[0])

@@ -249,7 +249,7 @@ def entries(shape: str) -> int:
     return hlo.arrays(shape)[0].size
 
 
-# Of the step below: 269 launches that move 0.97 GB (1.03 GB with every operand whole).
+# The step below has 269 launches and moves 0.97 GB (1.03 GB with every operand whole).
 MOST_LAUNCHES, MOST_BYTES, MOST_UPPER_BYTES = 282, 1.02e9, 1.09e9
 
 

@@ -24,7 +24,7 @@ from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
-from jtcse_jax.training import train_step, trainer
+from jtcse_jax.training import trainer
 from jtcse_jax.training.run_record import check_config, record
 from jtcse_jax.training.start import start_model
 from jtcse_jax.training.trainer import train
@@ -75,27 +75,6 @@ def test_resumed_run_is_bit_identical(finished, tmp_path):
     assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) == 0
     steps = [line["step"] for line in read_metrics(config) if "loss" in line]
     assert steps == [2, 4, 6, 8, 10]
-
-
-@pytest.mark.slow
-def test_layers_may_be_stacked_in_one_part_of_a_run_and_single_in_another(
-    finished, tmp_path, monkeypatch
-):
-    config = tiny_config(tmp_path)
-    for last, stacked in ((4, True), (6, True), (10, False)):
-        with monkeypatch.context() as patch:
-            patch.setattr(train_step, "stacks_layers", lambda mesh, stacked=stacked: stacked)
-            train(dataclasses.replace(config, max_steps=last), devices=one_device())
-    assert largest_difference(saved_params(config.workdir), saved_params(finished.workdir)) < 1e-4
-    one, two = (
-        {
-            line["step"]: line["dev_spearman"]
-            for line in read_metrics(each)
-            if "dev_spearman" in line
-        }
-        for each in (config, finished)
-    )
-    assert one == pytest.approx(two | {6: one[6]}, abs=1e-4)
 
 
 def test_pairs_of_a_table_train_as_those_of_lines(tmp_path):
