@@ -19,7 +19,7 @@ def step_options(mesh: Mesh | None) -> dict[str, bool] | None:
 
 
 def stacks_layers(mesh: Mesh | None) -> bool:
-    """Whether a training state has its equal layers stacked: not on CPUs, which copy a layer out.
+    """Whether a training state has its equal layers stacked: not on CPUs, where it is slower.
 
     See `models.layer_stacks`.
     """
