@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.families.registry import FAMILIES
+from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store.hf_files import find_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _SETTINGS = "tokenizer_config.json"
+# transformers 5 calls this class the second name; version 4 knows only the first.
+_GENERAL_CLASS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def find_tokenizer(name: str) -> Any:
@@ -28,7 +31,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise UserError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}): {advice}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = _class_of(folder).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # many types, from transformers and tokenizers
@@ -45,6 +48,21 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
+def _class_of(folder: Path) -> Any:
+    """The transformers class that loads the folder's tokenizer.
+
+    AutoTokenizer imports torch where it is installed and lists all of transformers' models: 4 s
+    that a tokenizer of the general class does not need.
+    """
+    settings = folder / _SETTINGS
+    if settings.is_file() and (folder / "tokenizer.json").is_file():
+        if read_json(settings).get("tokenizer_class") in _GENERAL_CLASS:
+            return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     """Writes a transformers tokenizer into the folder; OSError if that fails."""
     try:
@@ -55,9 +73,8 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         raise OSError(str(error)) from error
     path = Path(folder) / _SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8"))
-    # The class has a new name in transformers 5, which version 4 does not know; both know the old.
-    if settings["tokenizer_class"] == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if settings["tokenizer_class"] in _GENERAL_CLASS:
+        settings["tokenizer_class"] = _GENERAL_CLASS[0]
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
