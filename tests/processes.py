@@ -120,7 +120,7 @@ SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there
 
 
 def wait_for(
-    path: Path, pattern: str, process: subprocess.Popen | BaseProcess, seconds: float = 120
+    path: Path, pattern: str, process: subprocess.Popen | BaseProcess, seconds: float = 300
 ) -> None:
     """Returns when a file matches, or the process has ended."""
     deadline = time.monotonic() + seconds
