@@ -25,7 +25,7 @@ from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.exported import export
 from jtcse_jax.store.hf_tokenizer import save_tokenizer
 from jtcse_jax.store.saved_model import SavedModel
-from jtcse_jax.store.workdir import CHECKPOINTS
+from jtcse_jax.store.workdir import CHECKPOINTS, TOKENIZER
 
 WORDS = ("cat", "dog", "sees", "the", "old", "river", "night", "garden", ".")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -89,7 +89,8 @@ def shifted(model: SavedModel, step: int) -> dict:
 
 def write_run(workdir: Path, model: SavedModel, scores: dict[int, float | None]) -> Path:
     """A workdir with a checkpoint at every step of `scores`, as a run would leave it."""
-    saved_model.write_workdir(workdir, model.bank, model.tokenizer, model.serving_length)
+    save_tokenizer(model.tokenizer, workdir / TOKENIZER)
+    saved_model.describe_workdir(workdir, model.bank, model.serving_length)
     with Checkpoints(workdir / CHECKPOINTS, keep=9) as checkpoints:
         for step, score in scores.items():
             state = {"params": shifted(model, step), "optimizer": {"step": jnp.int32(step)}}

@@ -171,19 +171,16 @@ def find_serving_length(folder: Path, tokenizer: Any, longest: int) -> int:
     return min(length, longest)
 
 
-def write_workdir(workdir: Path, bank: Bank, tokenizer: Any, serving_length: int) -> None:
-    """Writes the files of a workdir other than its checkpoints; OSError if that fails."""
-    hf_tokenizer.save_tokenizer(tokenizer, workdir / TOKENIZER)
-    describe_workdir(workdir, bank, serving_length)
-
-
-def describe_workdir(workdir: Path, bank: Bank, serving_length: int) -> None:
+def describe_workdir(
+    workdir: Path, bank: Bank, serving_length: int, settings: Serving | None = None
+) -> None:
     """Writes the `jtcse.json` of a workdir; OSError if that fails."""
     description = {
         "architecture": dataclasses.asdict(bank.architecture),
         "num_towers": bank.num_towers,
         "pooling": bank.pooling,
         "serving_length": serving_length,
+        "serving": serving.write_serving(settings or Serving()),
     }
     write_description(workdir, description)
 

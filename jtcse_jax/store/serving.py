@@ -19,6 +19,7 @@ from jtcse_jax.architecture import POOLINGS, Pooling
 from jtcse_jax.errors import UserError
 from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store.hf_files import lies_in
+from jtcse_jax.store.workdir import DESCRIPTION
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 SUM_OF_TOWERS = "sum_of_towers.SumOfTowers"  # our module, for several towers
@@ -134,21 +135,44 @@ def read_modules(folder: Path) -> dict[str, Any] | None:
 
 
 def read_serving(folder: Path) -> Serving:
-    """The other settings of a sentence-transformers folder; UserError if one is not supported."""
+    """The other settings of a sentence-transformers folder, or of a workdir, by default none.
+
+    Raises UserError, with its name, for a setting that is not supported.
+    """
+    path = folder / DESCRIPTION
     if not (folder / MODULES).is_file():
-        return Serving()
+        settings = read_json(path).get("serving", {}) if path.is_file() else {}
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: serving = {reprlib.repr(settings)} is not supported.")
+        return _serving(path, settings)
     modules = _read_modules(folder)
-    include_prompt = True
+    own: dict[str, Any] = {"normalize": "Normalize" in modules}
     if "Pooling" in modules:
-        include_prompt = read_json(modules["Pooling"] / "config.json").get("include_prompt", True)
+        own["include_prompt"] = read_json(modules["Pooling"] / "config.json").get("include_prompt")
     path = folder / SETTINGS
-    settings = read_json(path) if path.is_file() else {}
+    return _serving(path, (read_json(path) if path.is_file() else {}) | own)
+
+
+def write_serving(serving: Serving) -> dict[str, Any]:
+    """The settings as `read_serving` reads them in a workdir."""
+    return {
+        "normalize": serving.normalize,
+        "include_prompt": serving.include_prompt,
+        "truncate_dim": serving.truncate_dim,
+        "prompts": serving.prompts,
+        "default_prompt_name": serving.default_prompt_name,
+        "similarity_fn_name": serving.similarity,
+    }
+
+
+def _serving(path: Path, settings: dict[str, Any]) -> Serving:
+    include_prompt = settings.get("include_prompt")
     prompts = settings.get("prompts") or {}
     width, similarity = settings.get("truncate_dim"), settings.get("similarity_fn_name")
     serving = Serving(
-        normalize="Normalize" in modules,
+        normalize=bool(settings.get("normalize")),
         truncate_dim=width,
-        include_prompt=bool(include_prompt),
+        include_prompt=include_prompt is None or bool(include_prompt),
         prompts={name: text or "" for name, text in prompts.items()}
         if isinstance(prompts, dict)
         else {},

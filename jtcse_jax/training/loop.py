@@ -26,6 +26,7 @@ from jtcse_jax.runtime import sharding
 from jtcse_jax.runtime.distributed import is_primary, say
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.store.serving import Serving
 from jtcse_jax.store.workdir import METRICS
 from jtcse_jax.training import announce, flops
 from jtcse_jax.training.callbacks import Callbacks
@@ -48,6 +49,7 @@ class Loop:
     bank: Bank
     tokenizer: Any
     serving_length: int  #: in tokens; longer dev sentences are cut
+    serving: Serving  #: its default prompt is put before dev sentences
     batches: PackedBatches
     train_step: TrainStep
     checkpoints: Checkpoints
@@ -155,6 +157,7 @@ class Loop:
             self.tokenizer,
             self.serving_length,
             mesh=self.mesh,
+            serving=self.serving,
         )
         encoder = SentenceEncoder([bank])
         assert self.dev is not None  # the callers have checked

@@ -21,6 +21,7 @@ from jtcse_jax.runtime import sharding
 from jtcse_jax.store import hf_config, hf_files, hf_tokenizer, hf_weights, saved_model
 from jtcse_jax.store.ensemble import fingerprint, load_members
 from jtcse_jax.store.saved_model import SavedModel
+from jtcse_jax.store.serving import Serving, read_serving
 
 POOLING = "cls"  # of towers whose folder names no pooling: SimCSE and JTCSE pool [CLS]
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Start(NamedTuple):
     tokenizer: Any
     pooling: Pooling  #: the config's, or else the start model's
     serving_length: int  #: likewise, in tokens
+    serving: Serving  #: prompts and scaling, those of the start model
     towers: Params | None  #: leaves [K, ...] on the host; None if a checkpoint has them
     mlm_head: Params | None = None  #: likewise, if every tower's folder has one
 
@@ -52,7 +54,8 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
     2. random weights, with a tokenizer trained on the text unless the config names one;
     3. trained towers, each from its own folder.
 
-    Pooling and serving length are the config's, or else that model's. Raises UserError if the
+    Pooling and serving length are the config's, or else that model's; prompts and scaling to length
+    1 are those of that model, of several the first. Raises UserError if the
     towers do not fit each other, the tokenizer, `data.max_len` or `model.serving_length`.
     """
     if resuming:
@@ -60,7 +63,8 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
         length = saved_model.find_serving_length(
             workdir, tokenizer, bank.architecture.longest_sentence
         )
-        start = Start(bank.architecture, tokenizer, bank.pooling, length, None)
+        settings = read_serving(workdir)
+        start = Start(bank.architecture, tokenizer, bank.pooling, length, settings, None)
     elif SCRATCH in config.model.towers:
         start = _from_scratch(config, source)
     else:
@@ -140,7 +144,8 @@ def _from_scratch(config: Config, source: Source) -> Start:
         )
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     towers = Bank(architecture, len(config.model.towers)).init(config.seed)
-    return Start(architecture, tokenizer, POOLING, architecture.longest_sentence, towers)
+    longest = architecture.longest_sentence
+    return Start(architecture, tokenizer, POOLING, longest, Serving(), towers)
 
 
 def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
@@ -187,7 +192,12 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
         tokenizer = hf_tokenizer.find_tokenizer(config.tokenizer)
     towers = stack([jax.tree.map(lambda leaf: leaf[0], model.params) for model in loaded])
     return Start(
-        first.bank.architecture, tokenizer, first.bank.pooling, first.serving_length, towers
+        first.bank.architecture,
+        tokenizer,
+        first.bank.pooling,
+        first.serving_length,
+        first.serving,
+        towers,
     )
 
 

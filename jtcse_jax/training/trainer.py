@@ -23,9 +23,9 @@ from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_laye
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import distributed, environment, run_lock, sharding
 from jtcse_jax.runtime.distributed import is_primary, say
-from jtcse_jax.store import saved_model
+from jtcse_jax.store import hf_tokenizer, saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
-from jtcse_jax.store.workdir import CHECKPOINTS, METRICS
+from jtcse_jax.store.workdir import CHECKPOINTS, METRICS, TOKENIZER
 from jtcse_jax.training import announce, objectives, run_record
 from jtcse_jax.training.callbacks import Callbacks
 from jtcse_jax.training.loop import Loop
@@ -154,8 +154,8 @@ def prepare(
         run_record.record(workdir, config, hashes)
         with writing(workdir):  # with --force, pooling and length may have changed
             if not resuming:
-                saved_model.write_workdir(workdir, bank, start.tokenizer, start.serving_length)
-            saved_model.describe_workdir(workdir, bank, start.serving_length)
+                hf_tokenizer.save_tokenizer(start.tokenizer, workdir / TOKENIZER)
+            saved_model.describe_workdir(workdir, bank, start.serving_length, start.serving)
         environment.record(workdir, first)
     announce.say_start(config, batches, mesh, first, stop)
     loop = Loop(
@@ -163,6 +163,7 @@ def prepare(
         bank=bank,
         tokenizer=start.tokenizer,
         serving_length=start.serving_length,
+        serving=start.serving,
         batches=batches,
         train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
         checkpoints=checkpoints,

@@ -16,7 +16,8 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import manifest, saved_model
 from jtcse_jax.store.exported import export
-from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION
+from jtcse_jax.store.hf_tokenizer import save_tokenizer
+from jtcse_jax.store.workdir import CHECKPOINTS, DESCRIPTION, TOKENIZER
 
 SENTENCES = some_sentences(12)
 
@@ -107,7 +108,7 @@ def test_a_damaged_newest_step_gives_way_where_none_has_a_score(single, tmp_path
 def test_full_disk_under_a_tokenizer_is_an_os_error(single, tmp_path, largest_files, size):
     """Which is what its callers make a sentence of; the tokenizers library raises its own."""
     with largest_files(size), pytest.raises(OSError, match="File too large"):
-        saved_model.write_workdir(tmp_path, single.bank, single.tokenizer, single.serving_length)
+        save_tokenizer(single.tokenizer, tmp_path / TOKENIZER)
 
 
 def test_workdir_without_scores_gives_the_newest_step(single, tmp_path):

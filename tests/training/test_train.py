@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import logging
 import multiprocessing
 import time
 from pathlib import Path
@@ -21,12 +20,11 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.inspection import layer_figures
-from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import trainer
 from jtcse_jax.training.run_record import check_config, record
-from jtcse_jax.training.start import start_model
 from jtcse_jax.training.trainer import train
 
 
@@ -212,61 +210,6 @@ def test_dev_score_in_training_is_that_of_the_saved_step(tmp_path):
     train(dataclasses.replace(config, model=model, force=True), devices=one_device())
     described = saved_model.load(config.workdir)
     assert (described.serving_length, described.bank.pooling) == (20, "mean")
-
-
-def start_from(folder: Path, *towers: Path, **fields):
-    """How a run starts from folders, with the fields of `model` and data.max_len = 9."""
-    model = ModelConfig(towers=tuple(map(str, towers)), **fields)
-    objective = ObjectiveConfig(name="simcse")
-    config = tiny_config(folder, model=model, data=DataConfig(max_len=9), objective=objective)
-    return start_model(config, None, folder / "run", resuming=False)
-
-
-@pytest.fixture(scope="module")
-def starts(tmp_path_factory):
-    """Two folders with poolings and lengths of their own, and one that names no pooling."""
-    folder = tmp_path_factory.mktemp("starts")
-    exported.export(tiny_model(1, pooling="mean", serving_length=50), folder / "mean")
-    exported.export(tiny_model(1, serving_length=30), folder / "cls")
-    exported.export(tiny_model(2, pooling="mean", serving_length=40), folder / "two")
-    return folder / "mean", folder / "cls", folder / "two" / "tower_0"
-
-
-def test_pooling_and_serving_length_are_those_of_the_start_model(tmp_path, starts, caplog):
-    caplog.set_level(logging.INFO, logger="jtcse_jax")
-    mean, cls, plain = starts
-    for towers, pooling, length in (
-        ((mean, mean), "mean", 50),
-        ((cls, plain), "cls", 30),
-        ((plain,), "cls", 40),
-    ):
-        start = start_from(tmp_path, *towers)
-        assert (start.pooling, start.serving_length) == (pooling, length)
-    scratch = tiny_config(tmp_path).model
-    config = tiny_config(tmp_path, model=dataclasses.replace(scratch, tokenizer=str(mean)))
-    start = start_model(config, None, tmp_path / "run", resuming=False)
-    assert (start.pooling, start.serving_length) == ("cls", 32)
-    assert "model.pooling" not in caplog.text
-
-
-def test_config_chooses_pooling_and_serving_length_and_a_line_tells(tmp_path, starts, caplog):
-    caplog.set_level(logging.INFO, logger="jtcse_jax")
-    mean, cls, plain = starts
-    start = start_from(tmp_path, mean, cls, plain, pooling="cls", serving_length=200)
-    assert (start.pooling, start.serving_length) == ("cls", 200)
-    (line,) = [line for line in caplog.messages if "model.pooling" in line]
-    assert line == f"model.pooling = cls, but {mean} was made for mean pooling"
-
-
-def test_towers_of_different_poolings_need_a_choice(tmp_path, starts):
-    mean, cls, _ = starts
-    with pytest.raises(UserError, match=f"{mean} and {cls} differ in pooling .*model.pooling"):
-        start_from(tmp_path, mean, cls)
-
-
-def test_serving_length_above_the_positions_is_refused(tmp_path, starts):
-    with pytest.raises(UserError, match="model.serving_length = 201 .*200 positions"):
-        start_from(tmp_path, starts[0], serving_length=201)
 
 
 def test_what_a_config_leaves_to_its_start_is_no_other_config(tmp_path):
