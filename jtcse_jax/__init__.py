@@ -19,6 +19,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 __all__ = ["SentenceEncoder", "__version__"]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]
+
+
 def __getattr__(name: str) -> object:
     # Imported on first use: it loads jax and transformers, which not every command needs.
     if name == "SentenceEncoder":

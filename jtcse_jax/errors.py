@@ -2,7 +2,7 @@
 
 Exit statuses: 1 a crash, with its traceback; 2 bad input (starting again does not help); 75 stopped
 on request with everything saved, or waiting for something in use (start again: EX_TEMPFAIL of
-sysexits.h); 130 interrupted; 141 nobody reads the output.
+sysexits.h); 130 interrupted, by training with everything saved; 141 nobody reads the output.
 """
 
 import contextlib
@@ -32,6 +32,14 @@ class Hung(UserError):
 
 class Stopped(Exception):
     """The command was asked to stop and has saved its work; started again it resumes."""
+
+    status = START_AGAIN
+
+
+class Interrupted(Stopped):
+    """The user asked, with Ctrl-C: no launcher may start it again."""
+
+    status = INTERRUPTED
 
 
 @contextlib.contextmanager

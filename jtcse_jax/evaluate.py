@@ -51,7 +51,7 @@ class Arguments(*_OPTIONS, PromptArguments):
     """Score only this many components of each vector, the first ones, as of a model trained with
     objective.matryoshka."""
     output: str | None = None
-    """File for the JSON result, which is also printed."""
+    """File for the JSON result; without it, it is printed after the tables."""
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:
@@ -242,10 +242,22 @@ def _differences(
 
 
 def evaluate_and_print(arguments: Arguments) -> None:
-    """Prints tables of the scores and then the whole result as JSON; errors as `evaluate`."""
+    """Prints tables of the scores and, unless it is in a file, the whole result as JSON.
+
+    Raises UserError as `evaluate`, and at the end for what could not be scored.
+    """
     result = evaluate(arguments)
     print_tables(result)
-    print(json.dumps(result, indent=2))
+    if not arguments.output:
+        print(json.dumps(result, indent=2))
+    failed = [
+        found["error"]
+        for one in result.get("models", [result])
+        for found in (one, *one.values())
+        if isinstance(found, dict) and "error" in found
+    ]
+    if failed:
+        raise UserError(f"not everything was scored: {failed[0]}")
 
 
 main = command("evaluate", Arguments, evaluate_and_print)

@@ -142,7 +142,8 @@ def _publish(output: Output, text: Blocks, top: int) -> None:
         for cosine, first, second in best.tolist():
             file.write(f"{cosine:.6f}\t{cells[first]}\t{cells[second]}\n".encode())
     output.publish(output.folder / "whole.tsv")
-    say(f"{output.path}: {len(best):,} pairs")
+    limit = f" (the limit --top {top}: there may be more)" if len(best) == top else ""
+    say(f"{output.path}: {len(best):,} pairs{limit}")
 
 
 main = command("pairs", Arguments, pairs)

@@ -26,8 +26,8 @@ from jtcse_jax.store.ensemble import EncoderArguments
 class Arguments(EncoderArguments, TextArguments):
     """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
 
-    Without --query, it reads queries from standard input, one per line. All sentences are kept in
-    memory.
+    Each has its number in the text: that of the line, or of the record of a table. Without --query,
+    it reads queries from standard input, one per line. All sentences are kept in memory.
     """
 
     input: Annotated[str, tyro.conf.arg(aliases=("--source",))] = ""
@@ -102,15 +102,17 @@ def _with_index(arguments: Arguments) -> SentenceEncoder:
 
 def print_json(query: str, hits: list[Hit]) -> None:
     """Prints a line of JSON: the query and its hits with the numbers that `print_hits` shows."""
-    found = [{"cosine": hit.score, "line": hit.index + 1, "sentence": hit.sentence} for hit in hits]
+    found = [
+        {"cosine": hit.score, "number": hit.index + 1, "sentence": hit.sentence} for hit in hits
+    ]
     print(json.dumps({"query": query, "hits": found}, ensure_ascii=False), flush=True)
 
 
 def print_hits(query: str, hits: list[Hit]) -> None:
-    """Prints a table: cosine, line number of the sentence (from 1), text."""
+    """Prints a table: cosine, number of the sentence (from 1), text."""
     table = Table(title=Text(query), title_justify="left")
     table.add_column("cosine", justify="right", no_wrap=True)
-    table.add_column("line", justify="right", no_wrap=True)
+    table.add_column("number", justify="right", no_wrap=True)
     table.add_column("sentence", overflow="fold")
     for hit in hits:
         # A sentence may look like markup.

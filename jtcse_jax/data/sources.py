@@ -143,8 +143,8 @@ def _open_tables(
         table = tables[0]
         raise UserError(
             f"{table.path} is a table with the columns {', '.join(table.names)}: name the one with "
-            "the sentences, or anchor, positive and any hard negatives (--columns; in a config "
-            "data.columns)"
+            "the sentences (--columns; in training --data.columns, also anchor, positive and any "
+            "hard negatives)"
         )
     for table in tables:
         table.check(columns)
@@ -194,8 +194,8 @@ def _open_text(spec: str, paths: Sequence[Path]) -> Source:
         for path in paths:
             if header := header_of_pairs(path):
                 raise UserError(
-                    f"{path}:1 is a header: name its columns (--columns {' '.join(header)}; in a "
-                    "config data.columns), or remove the line"
+                    f"{path}:1 is a header: name its columns (--columns {' '.join(header)}; in "
+                    "training --data.columns), or remove the line"
                 )
     lines = text_files.pair_lines if is_pairs else text_files.lines
     shards = [partial(lines, path, part) for path in paths for part in text_files.parts(path)]

@@ -130,7 +130,7 @@ def pair_lines(path: Path, part: range) -> Iterator[str]:
             raise UserError(
                 f"{place(path, part, number)}: {len(columns)} tab-separated column"
                 f"{'s' * (len(columns) > 1)}, but a pair has 2; correct or remove the "
-                "line, or name the columns of a header (--columns; in a config data.columns)"
+                "line, or name the columns of a header (--columns; in training --data.columns)"
             )
         elif not all(column.strip() for column in columns):
             raise UserError(

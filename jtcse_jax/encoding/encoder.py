@@ -60,6 +60,8 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
 
     def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
         """Takes banks of one width; their vectors are summed with `weights` (by default 1)."""
+        if isinstance(banks, str | Path):
+            raise UserError(f"write SentenceEncoder.load({str(banks)!r}) to load a model.")
         self.banks = tuple(banks)
         self.weights = tuple(weights or [1.0] * len(self.banks))
         self.width = self.kept_width(None)
@@ -230,9 +232,8 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
         sentences = [sentences] if single else sentences
         if output_value == "token_embeddings":
             blocks = _blocks(sentences, batch_size)
-            states = [
-                state for block in blocks for state in token_embeddings(self.banks, block, prompts)
-            ]
+            each = (token_embeddings(self.banks, block, prompts) for block in blocks)
+            states = list(itertools.chain.from_iterable(each))
             return states[0] if single else states
         as_list = not convert_to_numpy and not convert_to_tensor
         convert = converter("torch" if convert_to_tensor or as_list else output)
@@ -242,14 +243,11 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
         count = len(sentences) if isinstance(sentences, Sized) else None
         with progress_bar(count, show_progress_bar) as progress:
             for block in _blocks(sentences, batch_size):
-                encoded = self.encode_block(
-                    block,
-                    prompts=prompts,
-                    normalize_embeddings=normalize_embeddings,
-                    truncate_dim=truncate_dim,
-                    done=partial(progress.advance, progress.task_ids[0]),
+                done = partial(progress.advance, progress.task_ids[0])
+                options = {"normalize_embeddings": normalize_embeddings, "done": done}
+                vectors.append(
+                    self.encode_block(block, prompts=prompts, truncate_dim=truncate_dim, **options)
                 )
-                vectors.append(encoded)
         warn_of_losses(self, before)
         whole = quantized(np.concatenate(vectors), precision)
         converted = convert(whole[0] if single else whole)

@@ -13,6 +13,9 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
 
+_COMPARED = 8  # sentences whose given vectors are compared with our own
+_SAME = 0.999  # their smallest cosine: bfloat16 changes a vector by less
+
 
 class Hit(NamedTuple):
     """A sentence of the index that is similar to a query."""
@@ -60,7 +63,7 @@ class Searcher:
           show_progress_bar: as in `encode`.
         Raises:
           UserError: as in `encode`, for one string, for vectors that do not belong to the
-            sentences, and for an unknown backend or one that is not installed.
+            sentences or the model, and for an unknown backend or one that is not installed.
         """
         if isinstance(sentences, str):
             raise UserError(
@@ -75,9 +78,23 @@ class Searcher:
                 f"vectors of shape {list(vectors.shape)} do not belong to {len(sentences)} "
                 f"sentences and a model of width {self.width}: encode the sentences with it."
             )
+        else:
+            self._check_model(vectors, sentences)
         made = indexes.make_index(backend, self.width)
         made.add(vectors)
         self._index, self._sentences = made, sentences
+
+    def _check_model(self, vectors: np.ndarray, sentences: list[str]) -> None:
+        """Raises UserError if the first vectors are not those of this model."""
+        few = slice(_COMPARED)
+        ours, given = self.encode_document(sentences[few]), np.asarray(vectors[few], np.float32)
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(given, axis=1)
+        cosine = ((ours * given).sum(axis=1) / np.maximum(lengths, 1e-12)).min(initial=1)
+        if cosine < _SAME:
+            raise UserError(
+                "the vectors are of another model, prompt or text: a sentence's own vector has "
+                f"cosine {cosine:.4f} to the one given; encode the sentences with this model."
+            )
 
     def add_to_index(
         self,

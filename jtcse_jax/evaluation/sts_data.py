@@ -68,7 +68,7 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
     path = user_path(path).absolute()  # SICK lies beside `.` as well
     if not path.is_dir():
         return [StsTask(path.stem, {"all": load_pairs(path)})], {}
-    root = path if (path / "STS12-en-test").is_dir() else path / "STS"
+    root = path / "STS" if (path / "STS").is_dir() else path
     sick = root.parent / "SICK" / "SICK_test_annotated.txt"
     benchmark = _benchmark_file(root, "test") or root / "STSBenchmark" / "sts-test.csv"
     tasks, missing = [], {}
@@ -86,7 +86,8 @@ def load_sts(path: str | Path) -> tuple[list[StsTask], dict[str, str]]:
             missing[name] = _absent([file])
     if not tasks:
         raise UserError(
-            f"{path}: no STS task in SentEval's layout; give the folder with STS12-en-test"
+            f"{path}: no STS task in SentEval's layout; give the folder with STS12-en-test, "
+            "STSBenchmark or another of them"
         )
     return tasks, missing
 

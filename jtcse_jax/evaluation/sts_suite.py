@@ -142,7 +142,7 @@ STS = Suite(
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
-    """Returns the STS scores of a file written by `evaluate --output`.
+    """Returns the STS scores of a file written by `evaluate --output`, those of its `--model`.
 
     Their conditions are included, paths of models are not. Raises UserError for any other file.
     """
@@ -150,10 +150,14 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
     content = read_json(path)
+    if isinstance(models := content.get("models"), list) and models and isinstance(models[0], dict):
+        content = models[0]  # the others are those of `--compare`
     scores = content.get(STS.name)
     tasks = scores.get("spearman") if isinstance(scores, dict) else None
-    if not isinstance(tasks, dict) or not all(
-        isinstance(score, int | float) for score in tasks.values()
+    if (
+        scores is None
+        or not isinstance(tasks, dict)
+        or not all(isinstance(score, int | float) for score in tasks.values())
     ):
         raise UserError(f"--scores {path} has no STS scores as `evaluate --output` writes them.")
     members = content.get("members", [])

@@ -59,7 +59,7 @@ def evaluate_transfer(
     Raises `UserError` if scikit-learn is missing, a class has too few sentences to be divided into
     folds, or an embedding is not finite, and `ValueError` if `encode` does not return [n, D].
     """
-    _check_installed()
+    check_installed()
     for task in tasks:
         _check_classes(task)
     splits = [split for task in tasks for split in task.splits]
@@ -213,7 +213,8 @@ def _check_classes(task: TransferTask) -> None:
         )
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises UserError if scikit-learn is missing."""
     try:
         import sklearn  # noqa: F401
     except ImportError as error:

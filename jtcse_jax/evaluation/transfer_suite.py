@@ -7,7 +7,12 @@ from typing import Any
 from jtcse_jax.evaluation.score_table import Table, missing_tasks, score_table
 from jtcse_jax.evaluation.scored_model import Model
 from jtcse_jax.evaluation.suite import Options, Scored, Suite, fingerprint, warn_missing
-from jtcse_jax.evaluation.transfer import TransferTask, evaluate_transfer, load_transfer
+from jtcse_jax.evaluation.transfer import (
+    TransferTask,
+    check_installed,
+    evaluate_transfer,
+    load_transfer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,11 @@ class Transfer:
     """SentEval's transfer tasks."""
 
     def __init__(self, folder: str, seed: int):
-        """Reads the tasks. Errors as `load_transfer`; missing tasks are only warned about."""
+        """Reads the tasks; missing ones are only warned about.
+
+        Raises UserError as `load_transfer`, and if scikit-learn is missing.
+        """
+        check_installed()
         self.tasks, self.missing = load_transfer(folder)
         self.data = fingerprint(folder, [_labelled(task) for task in self.tasks])
         self.seed = seed

@@ -13,7 +13,6 @@ from jtcse_jax.errors import (
     CRASHED,
     INTERRUPTED,
     NO_READER,
-    START_AGAIN,
     Hung,
     Stopped,
     UserError,
@@ -40,8 +39,8 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         _print_every_character()
         try:
             main(*args, **kwargs)
-        except Stopped:
-            sys.exit(START_AGAIN)
+        except Stopped as stopped:
+            sys.exit(stopped.status)
         except (Exception, KeyboardInterrupt) as error:
             error = _users_error(error)
             if isinstance(error, BrokenPipeError):

@@ -232,7 +232,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind in (None, Stopped):
+        if kind is None or issubclass(kind, Stopped):
             self.close()
         # All processes must close together; if one has failed, the others do not take part. If the
         # disk hangs, closing would hang too.

@@ -27,6 +27,9 @@ def find_folder(name: str) -> Path:
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         return Path(folder)
+    if os.path.exists(folder) or name.startswith(("/", "~", ".")) or name.count("/") > 1:
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise UserError(f"{name} {what}: give the folder of a model or of a run.")
     try:
         patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

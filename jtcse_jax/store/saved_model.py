@@ -78,8 +78,9 @@ def load(
     if not known and (folder / MODEL).is_dir():
         raise UserError(f"{name} is a pipeline's workdir; its model is {folder / MODEL}.")
     description = read_description(folder)
-    pooling = _checked_pooling(pooling or description.get("pooling"), name)
+    pooling = pooling or description.get("pooling")
     if (folder / CHECKPOINTS).is_dir():
+        pooling = _checked_pooling(pooling, name)
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
         params, step, source = _read_checkpoint(folder, bank, step)
@@ -88,6 +89,7 @@ def load(
             raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
         towers = _tower_folders(folder, description)
         architecture = hf_config.read_architecture(towers[0])
+        pooling = _checked_pooling(pooling, name)
         params = stack(
             [
                 hf_weights.read_tower(tower, architecture, key=jax.random.key(seed + number))

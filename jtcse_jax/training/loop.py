@@ -18,7 +18,7 @@ from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.encoder import SentenceEncoder, warn_of_losses
-from jtcse_jax.errors import Stopped, UserError, writing
+from jtcse_jax.errors import Interrupted, Stopped, UserError, writing
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore, keep_cosines
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.models.towers import Bank
@@ -67,7 +67,7 @@ class Loop:
         """Trains to step `stop`, evaluates and saves; a new run also scores its start.
 
         Raises UserError at a step that is not finite, unless such steps are skipped; the bad step
-        is not saved. Raises Stopped after SIGTERM, with the step saved.
+        is not saved. Raises Stopped after SIGTERM or Ctrl-C, with the step saved.
         """
         first = int(state.step)
         self._log = MetricsLog(
@@ -115,13 +115,13 @@ class Loop:
                 self._save(state, done, self.evaluate(state, done) if evaluate else None)
                 self._speed.pause()
             if stopping:
-                self._stop_here(done)
+                self._stop_here(done, signal)
             if evaluate and self._out_of_patience(done):
                 break
         self._write_means()
-        # SIGTERM may also come while the last step is evaluated; then nothing more may start.
+        # A signal may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():
-            self._stop_here(self._step)
+            self._stop_here(self._step, signal)
         self.checkpoints.wait()
 
     def _save(self, state: TrainState, step: int, score: DevScore | None) -> None:
@@ -129,10 +129,11 @@ class Loop:
         self.checkpoints.save(step, as_checkpoint(single_layers(self.mesh, state)), scores)
         self.callbacks.on_save(step)
 
-    def _stop_here(self, step: int) -> NoReturn:
+    def _stop_here(self, step: int, signal: StopSignal) -> NoReturn:
         self.checkpoints.wait()
-        say(f"stopped by SIGTERM, step {step} is saved; the same command resumes")
-        raise Stopped
+        by = "Ctrl-C" if signal.by_ctrl_c else "SIGTERM"
+        say(f"stopped by {by}, step {step} is saved; the same command resumes")
+        raise Interrupted if signal.by_ctrl_c else Stopped
 
     def _out_of_patience(self, step: int) -> bool:
         """Whether the last `patience` evaluations were not better than an earlier one."""

@@ -85,7 +85,7 @@ def train(
       callbacks: functions called at every logged and evaluated step.
     Raises:
       UserError: an error that the user can fix, or a loss that is not finite.
-      Stopped: after SIGTERM, with the step saved.
+      Stopped: after SIGTERM or Ctrl-C, with the step saved.
     """
     config = dataclasses.replace(config, data=with_python_data(config.data, source, dev))
     if not config.data.source:

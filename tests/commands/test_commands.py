@@ -78,7 +78,7 @@ def test_model_that_is_not_there_is_one_line(refused, text, tmp_path, module, re
     write_senteval(tmp_path / "downstream")
     rest = [word.format(text=text, folder=tmp_path) for word in rest]
     said = refused(module, "--model", tmp_path / "none", *rest)
-    assert f"{tmp_path / 'none'} is neither a folder nor" in said
+    assert f"{tmp_path / 'none'} does not exist" in said
 
 
 def test_step_that_is_not_there_is_one_line(refused, run, tmp_path):

@@ -66,7 +66,7 @@ def test_json_has_what_the_tables_show(command):
     objects = [json.loads(line) for line in command(*queries, "--json").splitlines()]
     assert [one["query"] for one in objects] == ["the cat", "dog ünd"]
     hits = [hit for one in objects for hit in one["hits"]]
-    rows = [(round(hit["cosine"], 4), hit["line"], hit["sentence"]) for hit in hits]
+    rows = [(round(hit["cosine"], 4), hit["number"], hit["sentence"]) for hit in hits]
     assert rows == shown(command(*queries))
 
 

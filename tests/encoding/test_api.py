@@ -183,6 +183,9 @@ def test_saved_index_gives_the_same_hits(embed, tmp_path, backend):
         embed.save_index(tmp_path / "index")
     with pytest.raises(UserError, match="another model"):
         SentenceEncoder.of(tiny_model(1)).load_index(tmp_path / "index")
+    stranger = SentenceEncoder.of(tiny_model(1))
+    with pytest.raises(UserError, match="another model"):
+        stranger.build_index(corpus, vectors=embed.encode(corpus))
     with pytest.raises(UserError, match="do not belong"):
         embed.build_index(corpus, vectors=np.zeros((3, 16), np.float32))
 

@@ -1,6 +1,7 @@
 """STS readers and the built-in development set, against files the tests write and the real ones."""
 
 import re
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -52,6 +53,9 @@ def test_load_sts_names_what_is_missing_and_reads_the_rest(tmp_path):
     assert list(missing) == ["STS14", "SICK-R"]
     assert missing["STS14"].endswith("STS.input.images.txt is missing and 1 more")
     assert missing["SICK-R"].endswith("SICK_test_annotated.txt is missing")
+    shutil.rmtree(folder / "STS12-en-test")
+    for path in (folder, folder.parent):
+        assert [task.name for task in load_sts(path)[0]] == ["STS13", "STS15", "STS16", "STS-B"]
     with pytest.raises(UserError, match="empty: no STS task in SentEval's layout"):
         (tmp_path / "empty").mkdir()
         load_sts(tmp_path / "empty")

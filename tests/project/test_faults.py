@@ -19,7 +19,7 @@ from runs import largest_difference, saved_params, tiny_config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.tokens import tokenize
-from jtcse_jax.errors import Stopped, UserError
+from jtcse_jax.errors import Interrupted, Stopped, UserError
 from jtcse_jax.runtime import run_lock
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
@@ -268,6 +268,35 @@ def test_sigterm_while_the_last_step_is_evaluated_lets_nothing_follow(tmp_path, 
         train(config, devices=ONE_DEVICE)
     assert steps_of(config.workdir) == [0, 2]
     train(config, devices=ONE_DEVICE)
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch, capsys):
+    """The first is while step 2 is made, and no launcher may start the run again."""
+    config = tiny_config(tmp_path, max_steps=6, eval_every=6, save_every=6)
+    place = loop.sharding.place_batch
+    calls = []
+
+    def interrupted(mesh, batch):
+        calls.append(batch)
+        for _ in range(presses if len(calls) == 2 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return place(mesh, batch)
+
+    monkeypatch.setattr(loop.sharding, "place_batch", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    presses = 1
+    with pytest.raises(Interrupted) as stop:
+        train(config, devices=ONE_DEVICE)
+    assert stop.value.status == 130 and steps_of(config.workdir) == [0, 2]
+    assert "step 2 is saved" in capsys.readouterr().out
+    presses = 2
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, devices=ONE_DEVICE)
+    assert steps_of(config.workdir) == [0, 2]
+    train(config, devices=ONE_DEVICE)
+    assert steps_of(config.workdir)[-1] == 6
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_resumed_after_every_kind_of_stop_it_is_the_same_run(finished, tmp_path):

@@ -170,7 +170,7 @@ WRONG = [
     ),
     ('{"members": [{"model": "one", "weight": 1, "pooling": "sum"}]}', "member 0: .*'sum'"),
     ('{"members": [{"model": "none.json", "weight": 1}]}', "none.json: no such file"),
-    ('{"members": [{"model": "./none", "weight": 1}]}', "member 0: ./none is neither a folder"),
+    ('{"members": [{"model": "./none", "weight": 1}]}', "member 0: ./none does not exist"),
 ]
 
 

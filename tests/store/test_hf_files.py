@@ -22,7 +22,20 @@ def test_find_folder(tmp_path, monkeypatch):
     assert asked == [("owner/name", ["*.json", "*.txt", "*.model", "*.safetensors"])]
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "nobody/has-this-model", "two words"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "~/none", "./none", "a/b/c"])
+def test_a_path_without_a_folder_is_not_looked_up_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(UserError, match=f"{name} does not exist"):
+        hf_files.find_folder(name)
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "train.csv").write_text("text\n")
+    with pytest.raises(UserError, match="train.csv is a file"):
+        hf_files.find_folder(str(tmp_path / "train.csv"))
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this-model", "two words"])
 def test_find_folder_offline(name):
     with pytest.raises(UserError, match=f"{name} is neither a folder nor a reachable") as error:
         hf_files.find_folder(name)

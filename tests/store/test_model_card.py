@@ -53,6 +53,18 @@ def test_card_tells_the_run_and_the_options(tmp_path):
     assert settings["prompts"] == {"query": "the cat ", "empty": "a=b"}
 
 
+def test_of_a_comparison_the_card_takes_the_scores_of_its_first_model(tmp_path):
+    run = write_trained_run(tmp_path, tiny_model(1))
+    other = {"sts": SCORES["sts"] | {"spearman": {"STS12": 1.0}}}
+    texts = []
+    for name, content in (("alone", SCORES), ("first", {"models": [SCORES, other]})):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        export.export(arguments(run, tmp_path / name, scores=str(path)))
+        texts.append((tmp_path / name / "README.md").read_text())
+    assert "71.50" in texts[0] and texts[0] == texts[1]
+
+
 def test_card_takes_the_dev_score_of_the_exported_step(tmp_path):
     run = write_trained_run(tmp_path, tiny_model(2))
     export.export(arguments(run, tmp_path / "out", step=6))
@@ -118,6 +130,7 @@ def test_base_models_and_texts_are_found_through_workdirs_that_are_there(tmp_pat
     [
         *("{}", "[]", "{", '{"sts": 3}', '{"sts": {"spearman": {"STS12": "high"}}}'),
         '{"sts": {"spearman": {"STS12": 80.0}}, "members": [3]}',
+        *('{"models": []}', '{"models": [3]}', '{"models": [{}]}'),
     ],
 )
 def test_scores_of_another_form_are_refused(tmp_path, content):
