@@ -31,7 +31,8 @@ _PART = 16_384  # sentences compared with all others: a killed process loses one
 class Arguments(PromptArguments, TextArguments):
     """Finds the most similar pairs of sentences of a text: near-duplicates and paraphrases.
 
-    Writes lines of cosine, sentence and sentence, separated by tabs, best first. Every sentence is
+    Writes lines of cosine, two sentences and their numbers in the text (from 1; blank lines are not
+    counted), separated by tabs, best first. Every sentence is
     compared with every other one, or with --backend with its neighbours; equal lines are a pair
     too. Memory use does not grow with the text: the vectors stay in a file. If the command is
     killed, the same command resumes. Started several times with one output, the processes share the
@@ -140,7 +141,8 @@ def _publish(output: Output, text: Blocks, top: int) -> None:
     cells = {number: to_cell(each) for number, each in sentences_at(text.source, numbers).items()}
     with output.new_file("whole.tsv") as file:
         for cosine, first, second in best.tolist():
-            file.write(f"{cosine:.6f}\t{cells[first]}\t{cells[second]}\n".encode())
+            line = f"{cosine:.6f}", cells[first], cells[second], str(first + 1), str(second + 1)
+            file.write(("\t".join(line) + "\n").encode())
     output.publish(output.folder / "whole.tsv")
     limit = f" (the limit --top {top}: there may be more)" if len(best) == top else ""
     say(f"{output.path}: {len(best):,} pairs{limit}")

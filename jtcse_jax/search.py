@@ -67,6 +67,8 @@ def search(arguments: Arguments) -> None:
         raise UserError("--vectors belongs to --input; an --index has its own.")
     if arguments.backend != "exact" and arguments.index:
         raise UserError("--backend belongs to --input; an --index has its own.")
+    if not all(map(str.strip, arguments.query)):
+        raise UserError("--query '': give a text to search for.")
     if arguments.input == STDIN and not arguments.query:
         raise UserError("--input -: standard input is the text; give the queries with --query.")
     encoder = _with_index(arguments)

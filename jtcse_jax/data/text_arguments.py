@@ -33,6 +33,6 @@ class TextArguments:
         """Raises UserError if sentence n of the text just read is not its line or record n."""
         if source.blank:
             raise UserError(
-                f"--input {self.input} has {source.blank} blank lines or empty records, so that "
+                f"--input {self.input} has blank lines or empty records ({source.blank}), so that "
                 "the numbers of sentences would not be those of lines: remove them."
             )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ FILE = "run.lock"
 def hold(workdir: Path) -> Iterator[None]:
     """Holds the workdir's lock; the system releases it when this process ends, however it ends.
 
-    The file stays, with the host and process id of its last holder. Raises InUse if another process
-    holds the lock, and UserError if the workdir cannot be written.
+    The file stays, with the host and process id of its last holder. But a failed start leaves
+    nothing: a new workdir is removed if an error comes before anything is written there. Raises
+    InUse if another process holds the lock, and UserError if the workdir cannot be written.
     """
-    path = workdir / FILE
+    path, new = workdir / FILE, not workdir.exists()
     with contextlib.ExitStack() as stack:
         with writing(f"workdir {workdir}"):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -32,4 +34,9 @@ def hold(workdir: Path) -> Iterator[None]:
             )
         with writing(path):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and not any(each.is_file() and each != path for each in workdir.rglob("*")):
+                shutil.rmtree(workdir, ignore_errors=True)
+            raise

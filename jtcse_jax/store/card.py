@@ -164,6 +164,6 @@ def _public(value: Any) -> Any:
         return {key: _public(item) for key, item in value.items() if key not in LOCAL_FIELDS}
     if isinstance(value, list):
         return [_public(item) for item in value]
-    if isinstance(value, str) and value.startswith(("/", "~")):
+    if isinstance(value, str) and value.startswith(("/", "~", "..")):
         return Path(value).name
     return value

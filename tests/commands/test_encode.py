@@ -221,7 +221,7 @@ def test_standard_input_is_encoded(folder, tmp_path, name):
 def test_errors_of_the_text_come_before_the_model_is_read(folder, tmp_path):
     (tmp_path / "latin").write_bytes(b"one\n" * 70 + b"caf\xe9\n")
     (tmp_path / "holes").write_text("one\n\ntwo\n \n")
-    for name, said in (("latin", r"latin:71: .*not UTF-8"), ("holes", "2 blank lines")):
+    for name, said in (("latin", r"latin:71: .*not UTF-8"), ("holes", r"blank lines .*\(2\)")):
         with pytest.raises(UserError, match=said):
             run(tmp_path, tmp_path / "out.npy", text=name, model="there is none")
     assert not list(tmp_path.glob("out*"))

@@ -30,7 +30,9 @@ def arguments(folder, tmp_path):
 
 def read(path):
     lines = [line.split("\t") for line in path.read_text().removesuffix("\n").split("\n")]
-    return [(float(cosine), first, second) for cosine, first, second in lines]
+    for _, *sentences, one, other in lines:
+        assert [SENTENCES[int(one) - 1], SENTENCES[int(other) - 1]] == sentences
+    return [(float(cosine), first, second) for cosine, first, second, *_ in lines]
 
 
 def test_lines_are_the_pairs_of_the_encoder(command, arguments, folder, tmp_path, capsys):
@@ -42,7 +44,7 @@ def test_lines_are_the_pairs_of_the_encoder(command, arguments, folder, tmp_path
     assert [pair[1:] for pair in written] == [pair[1:] for pair in expected]
     assert [pair[0] for pair in written] == pytest.approx([pair[0] for pair in expected], abs=1e-6)
     said = capsys.readouterr().err
-    assert "pairs.tsv: 25 pairs" in said and "40/40" in said
+    assert "pairs.tsv: 25 pairs (the limit --top 25" in said and "40/40" in said
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 

@@ -299,6 +299,17 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, monkeypatch, capsy
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
+def test_a_failed_start_leaves_no_workdir_and_takes_none(tmp_path):
+    config = tiny_config(tmp_path)
+    model = dataclasses.replace(config.model, towers=(str(tmp_path / "none"),) * 2)
+    workdir = Path(config.workdir)
+    for there in (False, True):
+        with pytest.raises(UserError, match="none does not exist"):
+            train(dataclasses.replace(config, model=model), devices=ONE_DEVICE)
+        assert workdir.exists() == there
+        workdir.mkdir(exist_ok=True)
+
+
 def test_resumed_after_every_kind_of_stop_it_is_the_same_run(finished, tmp_path):
     """Stopped after steps 3 and 7, and a not finished save in the way."""
     config = tiny_config(tmp_path, eval_every=10)
