@@ -64,11 +64,12 @@ def encode(arguments: Arguments) -> None:
     width = encoder.kept_width(arguments.truncate_dim)
     file = VectorFile(output, rows, width, arguments.batch_size, settings)
     options = {"normalize_embeddings": arguments.normalize, "truncate_dim": arguments.truncate_dim}
+    name = "sentences encoded since this start" if file.rows_done else "sentences"
     file.fill(blocks, partial(encoder.encode_block, **options))
-    warn_of_losses(encoder)
+    warn_of_losses(encoder, name=name)
     unknown = percentage(encoder.unknown, encoder.characters)
     print(
-        f"{output}: {rows:,} vectors of {width}; {unknown} of the characters unknown",
+        f"{output}: {rows:,} vectors of {width}; {name}: {unknown} of the characters unknown",
         file=sys.stderr,
     )
 

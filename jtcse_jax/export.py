@@ -50,9 +50,10 @@ def export(arguments: Arguments) -> None:
             f"--model {arguments.model}: an ensemble is not one folder: distil it into one tower "
             "(objective.name = distill) and export that."
         )
+    if arguments.scores:
+        read_scores(arguments.scores)  # an error before the work
     given = {
         "prompts": _prompts(arguments.prompts),
-        "scores": read_scores(arguments.scores) if arguments.scores else {},
         "name": arguments.push,
         "license": arguments.license,
         "language": list(arguments.language),
@@ -60,7 +61,10 @@ def export(arguments: Arguments) -> None:
         "datasets": list(arguments.dataset),
         "normalize": arguments.normalize,
     }
-    ((_, model),) = arguments.load_members()
+    members = arguments.load_members()
+    ((_, model),) = members
+    if arguments.scores:
+        given["scores"] = read_scores(arguments.scores, ensemble.fingerprint(members))
     card = _known_and_given(model, given)
     exported.export(model, arguments.output, card)
     print(f"{model.source} -> {arguments.output}")

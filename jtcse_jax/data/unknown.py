@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 
 WARN_ABOVE = 0.01  # share of a text's characters
+_FEW = 3  # unknown characters, such as an emoji, that say nothing of a script
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +46,11 @@ class UnknownCounter:
 
 
 def warn_of_unknown(text: str, unknown: int, characters: int) -> None:
-    """Warns if more than `WARN_ABOVE` of the characters of `text`, a name, are unknown."""
-    if unknown > WARN_ABOVE * characters:
+    """Warns if more than `WARN_ABOVE` of the characters of `text`, a name, are unknown.
+
+    In a short text a few may be, unless they are half of it.
+    """
+    if unknown > WARN_ABOVE * characters and (unknown > _FEW or 2 * unknown > characters):
         _log.warning(
             "%s: %s of the characters are [UNK] to the tokenizer, and the model cannot tell them "
             "apart: use a model whose vocabulary has this script, or train one from scratch with "

@@ -191,7 +191,10 @@ class BankEncoder:
         try:
             encoded = self._tokenizer.encode_batch_fast([prompt + text for text in sentences])
         except TypeError as error:  # half a surrogate pair; the tokenizer does not say which string
-            raise UserError(f"A sentence is not valid Unicode text ({error}).") from error
+            raise UserError(
+                f"A sentence is not valid Unicode text ({error}); if it came from a console "
+                "that is not UTF-8, set PYTHONUTF8=1."
+            ) from error
         ids = [encoding.ids for encoding in encoded]
         cut = np.array([bool(encoding.overflowing) for encoding in encoded], bool)
         unknown = self._unknown.count(sentences, ids)

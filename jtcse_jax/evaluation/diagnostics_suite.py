@@ -25,16 +25,19 @@ class Diagnostics:
     def __init__(self, dev: str, seed: int):
         """Reads the pairs. Errors as `Development`."""
         self.pairs = Development(dev).pairs
+        self.name = "the built-in English pairs" if dev == "builtin" else dev
         self.data = fingerprint(dev, [pair_content(self.pairs)])
         self.seed = seed
 
     def score(self, model: Model) -> dict[str, Any]:
-        """As `diagnose`; for a foreign encoder only the embeddings."""
+        """As `diagnose`, with the pairs in the protocol; for a foreign encoder the embeddings."""
+        embedded = embed_pairs(model.encode, self.pairs)
         if model.members:
-            embedded = embed_pairs(model.encode, self.pairs)
-            return diagnose(model.members, embedded, seed=self.seed)
-        embeddings = diagnose_embeddings(embed_pairs(model.encode, self.pairs))
-        return {"protocol": embeddings.pop("protocol"), "embeddings": embeddings}
+            result = diagnose(model.members, embedded, seed=self.seed)
+        else:
+            embeddings = diagnose_embeddings(embedded)
+            result = {"protocol": embeddings.pop("protocol"), "embeddings": embeddings}
+        return result | {"protocol": f"{result['protocol']}; pairs: {self.name}"}
 
 
 def _headline(result: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The suite `sts`: correlations of cosines with human judgements of similarity."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from jtcse_jax.evaluation.suite import (
     warn_missing,
 )
 from jtcse_jax.runtime.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +144,27 @@ STS = Suite(
 )
 
 
-def read_scores(path: str | Path) -> dict[str, Any]:
-    """Returns the STS scores of a file written by `evaluate --output`, those of its `--model`.
+def read_scores(path: str | Path, fingerprint: str | None = None) -> dict[str, Any]:
+    """Returns the STS scores of a file written by `evaluate --output`.
 
-    Their conditions are included, paths of models are not. Raises UserError for any other file.
+    They are those of the model with this `ensemble.fingerprint`, or else of `--model`; then it
+    warns. Their conditions are included, paths of models are not. Raises UserError for any other
+    file.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--scores {path}: no such file; `evaluate --output` writes one.")
     content = read_json(path)
-    if isinstance(models := content.get("models"), list) and models and isinstance(models[0], dict):
-        content = models[0]  # the others are those of `--compare`
+    if isinstance(models := content.get("models"), list):  # of `--compare`
+        models = [model for model in models if isinstance(model, dict)] or [content]
+        same = [model for model in models if model.get("fingerprint") == fingerprint]
+        content = (same or models)[0]
+    if fingerprint and content.get("fingerprint", fingerprint) != fingerprint:
+        logger.warning(
+            "--scores %s has the scores of %s, whose vectors are not those of this model; the "
+            "card has them nevertheless.",
+            *(path, content.get("model")),
+        )
     scores = content.get(STS.name)
     tasks = scores.get("spearman") if isinstance(scores, dict) else None
     if (

@@ -18,9 +18,9 @@ NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
 TRAINING = (
     "Means since the previous line of the log; axes are logarithmic if values are positive and "
     "span a wide range. The band is the dev score's 95 % bootstrap interval, the diamond the step "
-    "is used. Alignment: mean squared distance of unit vectors that belong together (two views of "
-    "a sentence in a batch, pairs of high gold score in the dev set); uniformity: log of the mean "
-    "Gaussian potential of different sentences. Lower is better for both."
+    "that is used. Alignment: mean squared distance of unit vectors that belong together (two "
+    "views of a sentence in a batch, pairs of high gold score in the dev set); uniformity: log of "
+    "the mean Gaussian potential of different sentences. Lower is better for both."
 )
 SPECTRUM = "Spectrum: singular values of the centred unit vectors, over their sum. "
 E_CLS = (

@@ -89,7 +89,7 @@ def _of_workdir(workdir: Path, step: int | None) -> Card:
         datasets=sorted(datasets),
         step=step,
         metrics=metrics,
-        train_config=_public(config),
+        train_config=_public(_of_this_run(config)),
     )
 
 
@@ -156,6 +156,14 @@ def _is_hub_name(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def _of_this_run(config: dict[str, Any]) -> dict[str, Any]:
+    """A training config without the shape of random towers, unless it has such towers."""
+    model = config.get("model", {})
+    if SCRATCH in model.get("towers", [SCRATCH]):
+        return config
+    return config | {"model": {name: model[name] for name in model if name != "scratch"}}
 
 
 def _public(value: Any) -> Any:

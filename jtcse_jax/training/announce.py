@@ -76,7 +76,8 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
         say(f"model: {workdir}, step 0: the start, unchanged")
     else:
         if is_primary():
-            gain = dev.difference((workdir, best), (workdir, 0))
+            # A start that had collapsed has no score to be better than.
+            gain = dev.difference((workdir, best), (workdir, 0)) if 0 in scores else None
             gain = "" if gain is None else f": {gain}"
             start = scores.get(0, "none (collapsed)")
             say(f"dev Spearman {start} at the start, {scores.get(best)} at step {best}{gain}")

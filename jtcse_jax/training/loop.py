@@ -19,7 +19,9 @@ from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.encoder import SentenceEncoder, warn_of_losses
 from jtcse_jax.errors import Interrupted, Stopped, UserError, writing
+from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore, keep_cosines
+from jtcse_jax.evaluation.diagnostics import anisotropy
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.runtime import sharding
@@ -54,6 +56,7 @@ class Loop:
     train_step: TrainStep
     checkpoints: Checkpoints
     dev: Development | None
+    sample: list[str]  #: sentences of the text; without a dev set they show whether a run collapsed
     resuming: bool  #: from a checkpoint
     stop: int  #: number of steps of the whole run
     callbacks: Callbacks = field(default_factory=Callbacks)
@@ -119,6 +122,8 @@ class Loop:
             if evaluate and self._out_of_patience(done):
                 break
         self._write_means()
+        if self.dev is None and self.sample:
+            self._warn_if_collapsed(state)
         # A signal may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():
             self._stop_here(self._step, signal)
@@ -152,15 +157,7 @@ class Loop:
 
     def evaluate(self, state: TrainState, step: int) -> DevScore:
         """Returns the dev score of a state, logged under `step` and printed."""
-        bank = BankEncoder(
-            self.bank,
-            single_layers(self.mesh, state.params["towers"]),
-            self.tokenizer,
-            self.serving_length,
-            mesh=self.mesh,
-            serving=self.serving,
-        )
-        encoder = SentenceEncoder([bank])
+        encoder = self._encoder(state)
         assert self.dev is not None  # the callers have checked
         score = self.dev.score(encoder.encode_block)
         if step == 0:  # one warning per run is enough
@@ -180,6 +177,25 @@ class Loop:
             say(f"step {step}  dev Spearman {score}")
         self.callbacks.on_evaluation(step, score)
         return score
+
+    def _encoder(self, state: TrainState) -> SentenceEncoder:
+        bank = BankEncoder(
+            self.bank,
+            single_layers(self.mesh, state.params["towers"]),
+            self.tokenizer,
+            self.serving_length,
+            mesh=self.mesh,
+            serving=self.serving,
+        )
+        return SentenceEncoder([bank])
+
+    def _warn_if_collapsed(self, state: TrainState) -> None:
+        cosine = anisotropy(self._encoder(state).encode_block(self.sample))
+        if cosine > development.COLLAPSED:
+            say(
+                f"collapsed: different sentences of the text have a mean cosine of {cosine:.4f}; "
+                "the model cannot tell them apart: train longer, or start from a trained encoder."
+            )
 
     def _layer_figures(self, state: TrainState, dev: Development) -> dict[str, float]:
         bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)

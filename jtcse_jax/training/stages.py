@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from jtcse_jax.config import Config
+from jtcse_jax.config import SCRATCH, Config
 from jtcse_jax.data.sources import open_source
 from jtcse_jax.data.views import views_per_item
 from jtcse_jax.encoding.encoder import SentenceEncoder
@@ -22,7 +22,7 @@ from jtcse_jax.evaluation.sts import PROTOCOL, StsTask, evaluate_sts, load_sts
 from jtcse_jax.pipeline_config import MODEL, SUPERSEDED, Pipeline
 from jtcse_jax.runtime import files, run_lock
 from jtcse_jax.runtime.distributed import is_primary, say
-from jtcse_jax.store import exported, saved_model
+from jtcse_jax.store import exported, hf_config, saved_model
 from jtcse_jax.store.card import read_card
 from jtcse_jax.store.ensemble import split_sum
 from jtcse_jax.store.workdir import EXPORTED, FINISHED, FROM
@@ -49,7 +49,7 @@ def run(pipeline: Pipeline) -> list[dict[str, Any]]:
 def _run(pipeline: Pipeline, workdir: Path) -> list[dict[str, Any]]:
     configs = stage_configs(pipeline)
     tasks = _load_tasks(pipeline.sts) if pipeline.sts else []
-    views = {name: _check_inputs(name, config) for name, config in configs.items()}
+    views = {name: _check_inputs(name, configs) for name in configs}
     if is_primary():
         _set_aside_once(workdir, list(configs), pipeline.from_stage)
     _wait_for_all("set aside")
@@ -164,9 +164,13 @@ def _load_tasks(folder: str) -> list[StsTask]:
     return tasks
 
 
-def _check_inputs(name: str, config: Config) -> int:
+def _check_inputs(name: str, configs: dict[str, Config]) -> int:
     """The views of an item. UserError now for what would stop a later stage hours from now."""
+    config = configs[name]
     try:
+        layers = _num_layers(config, configs)
+        if config.objective.traits.crosses and layers is not None:
+            config.model.cross.interval(layers)
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
         views = open_source(config.data.source, config.data.columns).views
@@ -176,6 +180,20 @@ def _check_inputs(name: str, config: Config) -> int:
         return views
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
+
+
+def _num_layers(config: Config, configs: dict[str, Config]) -> int | None:
+    """The layers of a stage's first tower; None if a folder other than a model's decides them."""
+    tower = config.model.towers[0]
+    if tower == SCRATCH:
+        return config.model.scratch.num_layers
+    folder, _ = saved_model.split_name(tower)
+    for earlier in configs.values():
+        if earlier.workdir == folder:
+            return _num_layers(earlier, configs)
+    path = user_path(folder)
+    plain = (path / hf_config.CONFIG).is_file()
+    return hf_config.read_architecture(path).num_layers if plain else None
 
 
 def _set_aside_once(workdir: Path, stages: list[str], first: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ from jtcse_jax.user_path import user_path
 
 if TYPE_CHECKING:
     from jtcse_jax.training.python_data import ScoredPairs, Text
+
+SAMPLE = 256  # sentences that show whether a run without a dev set collapsed
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,19 @@ def prepare(
         train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
         checkpoints=checkpoints,
         dev=dev,
+        sample=_sample(config, source),
         resuming=resuming,
         stop=stop,
     )
     return loop, state
+
+
+def _sample(config: Config, source: Source) -> list[str]:
+    """Different sentences from the beginning of the text, if the run trains their vectors."""
+    if not config.objective.traits.embeds:
+        return []
+    found = list(dict.fromkeys(itertools.islice(source.read(), 2 * SAMPLE)))[:SAMPLE]
+    return found if len(found) > 1 else []
 
 
 def start_state(
@@ -263,6 +275,12 @@ def make_batches(
             f"batches of similar sentences, {data.random_share:.0%} of each random, {apart:,} "
             "near-duplicates kept out of the groups"
         )
+        if 2 * apart > len(similar.order):
+            say(
+                "To the start model most sentences are near-duplicates, so most batches are "
+                "random: the text repeats itself, or that model cannot tell sentences apart. A "
+                "language model often cannot; train SimCSE with random batches from it first."
+            )
     return PackedBatches(
         caches[0],
         data,

@@ -49,4 +49,8 @@ def test_one_token_may_stand_for_a_whole_clause(caplog):
 def test_up_to_1_percent_is_not_warned_of(caplog):
     warn_of_unknown("text.txt", 1, 100)
     warn_of_unknown("text.txt", 0, 0)
+    warn_of_unknown("an emoji in a query", 1, 20)
     assert not caplog.records
+    warn_of_unknown("a word of another script", 4, 6)
+    warn_of_unknown("text.txt", 6, 500)
+    assert len(caplog.records) == 2

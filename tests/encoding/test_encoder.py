@@ -1,6 +1,7 @@
 """The encoder against a padded batch: one sentence a row, nothing packed, towers added in numpy."""
 
 import dataclasses
+import re
 import sys
 
 import jax
@@ -15,6 +16,7 @@ from tiny_models import (
 )
 from transformers import BertTokenizer
 
+from jtcse_jax.encoding import progress
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.encoding.searching import Hit
 from jtcse_jax.errors import UserError
@@ -169,6 +171,14 @@ def test_progress_is_told_on_stderr(embed, capsys):
     assert "50/50" in said.err and "sentences/s" in said.err and not said.out
     embed.encode(some_sentences(5, longest=3))
     assert not capsys.readouterr().err
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(embed, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    embed.encode(some_sentences(50), show_progress_bar=True, batch_size=10)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "/50" in line]
+    done = [int(re.search(r"(\d+)/50", line)[1]) for line in lines]
+    assert len(done) >= 5 and done == sorted(done) and done[0] < 50 and done[-1] == 50
 
 
 def test_similarity_is_the_cosine_of_every_pair(embed):

@@ -14,6 +14,7 @@ from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.store import exported, saved_model
 from jtcse_jax.store.card import read_card
+from jtcse_jax.store.ensemble import fingerprint, load_members
 
 SENTENCES = some_sentences(12)
 
@@ -63,6 +64,21 @@ def test_of_a_comparison_the_card_takes_the_scores_of_its_first_model(tmp_path):
         export.export(arguments(run, tmp_path / name, scores=str(path)))
         texts.append((tmp_path / name / "README.md").read_text())
     assert "71.50" in texts[0] and texts[0] == texts[1]
+
+
+def test_scores_are_those_of_the_exported_model_or_it_says_so(tmp_path, caplog):
+    run = write_trained_run(tmp_path, tiny_model(1))
+    ours = {"fingerprint": fingerprint(load_members(run))} | SCORES
+    other = {"model": "runs/other", "fingerprint": "0", "sts": SCORES["sts"]}
+    other["sts"] = other["sts"] | {"spearman": {"STS12": 1.0}}
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"models": [other, ours]}))
+    export.export(arguments(run, tmp_path / "ours", scores=str(path)))
+    assert "71.50" in (tmp_path / "ours" / "README.md").read_text() and not caplog.records
+    path.write_text(json.dumps(other))
+    export.export(arguments(run, tmp_path / "other", scores=str(path)))
+    (record,) = caplog.records
+    assert "scores.json has the scores of runs/other" in record.getMessage()
 
 
 def test_card_takes_the_dev_score_of_the_exported_step(tmp_path):

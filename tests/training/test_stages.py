@@ -15,6 +15,7 @@ from processes import declared_cluster, end, start_python
 from runs import make_pipeline
 from tiny_models import write_senteval
 
+from jtcse_jax.architecture import Cross
 from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Hung, UserError
@@ -334,6 +335,20 @@ def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tm
     data = dataclasses.replace(twin.data, source=str(tmp_path / "pairs.tsv"), pairs="repeat")
     pipeline.stages["twin"] = dataclasses.replace(twin, data=data)
     with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*at "same"'):
+        run(pipeline)
+    assert not trainer.trained
+
+
+def test_crossed_layers_that_do_not_divide_are_refused_before_the_first_stage(tmp_path, trainer):
+    pipeline = make_pipeline(tmp_path)
+    twin, language = pipeline.stages["twin"], pipeline.stages["language"]
+    shape = dataclasses.replace(language.model.scratch, num_layers=3)
+    model = dataclasses.replace(language.model, scratch=shape)
+    pipeline.stages["language"] = dataclasses.replace(language, model=model)
+    model = dataclasses.replace(twin.model, cross=Cross(num_layers=2))
+    objective = ObjectiveConfig(name="jtcse")
+    pipeline.stages["twin"] = dataclasses.replace(twin, model=model, objective=objective)
+    with pytest.raises(UserError, match="stage twin: model.cross.num_layers = 2 .*3 layers"):
         run(pipeline)
     assert not trainer.trained
 

@@ -18,7 +18,9 @@ from tiny_models import tiny_model
 from jtcse_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
+from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development
+from jtcse_jax.evaluation.diagnostics import anisotropy
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.store import saved_model
 from jtcse_jax.store.checkpoint import Checkpoints
@@ -171,8 +173,21 @@ def test_without_dev_set_the_newest_step_is_taken_and_it_says_so(tmp_path, capsy
     config = tiny_config(tmp_path, max_steps=4)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
     train(config, devices=one_device())
-    assert "no best step is selected" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no best step is selected" in said and "collapsed" not in said
     assert "step 4 (newest" in saved_model.load(config.workdir).source
+
+
+def test_a_run_without_dev_set_tells_that_it_collapsed(tmp_path, capsys, monkeypatch):
+    """By the mean cosine of the text's own sentences."""
+    monkeypatch.setattr(development, "COLLAPSED", -1.0)
+    config = tiny_config(tmp_path, max_steps=2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
+    train(config, devices=one_device())
+    said = capsys.readouterr().out
+    text = list(dict.fromkeys(Path(config.data.source).read_text().splitlines()))
+    cosine = anisotropy(SentenceEncoder.load(config.workdir).encode(text[:256]))
+    assert f"collapsed: different sentences of the text have a mean cosine of {cosine:.4f}" in said
 
 
 def test_not_finite_loss_stops_and_saves_nothing_of_it(tmp_path):
