@@ -76,6 +76,7 @@ def make_corpus(arguments: Corpus) -> None:
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     if arguments.files < 1:
         raise UserError(f"--files {arguments.files}: give at least 1.")
+    beam_corpus.import_beam()  # if it is missing, before anything is written
     documents = arguments.open_sentences()
     tokenizer = find_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     output = user_path(arguments.output).absolute()

@@ -11,9 +11,10 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
+from jtcse_jax.data.blocks import Blocks
 from jtcse_jax.data.text_arguments import TextArguments
 from jtcse_jax.data.text_files import STDIN
-from jtcse_jax.encoding.encoder import SentenceEncoder
+from jtcse_jax.encoding.encoder import BLOCK, SentenceEncoder
 from jtcse_jax.encoding.index import Backend
 from jtcse_jax.encoding.searching import Hit
 from jtcse_jax.encoding.vector_file import open_vectors
@@ -27,14 +28,16 @@ class Arguments(EncoderArguments, TextArguments):
     """Prints the sentences of a text that are nearest to queries, by the cosine of their vectors.
 
     Each has its number in the text: that of the line, or of the record of a table. Without --query,
-    it reads queries from standard input, one per line. All sentences are kept in memory.
+    it reads queries from standard input, one per line. All sentences and vectors are in memory;
+    with --vectors they stay in their files, for a text that is larger than the memory.
     """
 
     input: Annotated[str, tyro.conf.arg(aliases=("--source",))] = ""
     """The text, one sentence per line: a file or glob (plain, .gz or .xz), a table (name its
     columns), tfds:NAME:SPLIT:FIELD, hub:NAME:SPLIT:FIELD, stdlib, or - for standard input."""
     vectors: str | None = None
-    """The .npy file that `encode` wrote for --input with this model, so as not to encode again."""
+    """The .npy file that `encode` wrote for --input with this model, so as not to encode again.
+    With --save-index or another --backend it is read into memory."""
     index: str | None = None
     """Folder of an index that --save-index wrote, in place of --input."""
     save_index: str | None = None
@@ -76,29 +79,35 @@ def search(arguments: Arguments) -> None:
         encoder.save_index(arguments.save_index)
     prompt, prompt_name = arguments.prompt, arguments.prompt_name
     print_one = print_json if arguments.json else print_hits
-    for query in arguments.query or _lines_of_stdin():
-        hits = encoder.search(
-            query, arguments.top_k, arguments.threshold, prompt=prompt, prompt_name=prompt_name
+    # Given queries together, because a text that is in a file is read once for each search.
+    for queries in [arguments.query] if arguments.query else ([one] for one in _lines_of_stdin()):
+        found = encoder.search(
+            queries, arguments.top_k, arguments.threshold, prompt=prompt, prompt_name=prompt_name
         )
-        print_one(query, hits)
+        for query, hits in zip(queries, found, strict=True):
+            print_one(query, hits)
 
 
 def _with_index(arguments: Arguments) -> SentenceEncoder:
     """The encoder with the index of the text, or with the one that was saved."""
-    sentences, vectors = [], None
-    if arguments.input:
-        source = arguments.open_sentences()
-        sentences = list(source.read())
-        arguments.check_numbers(source)
-    if arguments.vectors:
-        vectors = open_vectors(arguments.vectors)
-    encoder = SentenceEncoder.of(arguments.load_members())
     if arguments.index:
+        encoder = SentenceEncoder.of(arguments.load_members())
         encoder.load_index(arguments.index)
-    else:
-        encoder.build_index(
-            sentences, vectors=vectors, backend=arguments.backend, show_progress_bar=True
-        )
+        return encoder
+    source = arguments.open_sentences()
+    vectors = open_vectors(arguments.vectors) if arguments.vectors else None
+    if vectors is not None and arguments.backend == "exact" and not arguments.save_index:
+        text = Blocks(source, BLOCK)
+        arguments.check_numbers(source)
+        encoder = SentenceEncoder.of(arguments.load_members())
+        encoder.index_files(text, vectors)
+        return encoder
+    sentences = list(source.read())
+    arguments.check_numbers(source)
+    encoder = SentenceEncoder.of(arguments.load_members())
+    encoder.build_index(
+        sentences, vectors=vectors, backend=arguments.backend, show_progress_bar=True
+    )
     return encoder
 
 

@@ -50,7 +50,7 @@ def write_sentences(
     Raises:
         UserError: the source has an error, a file cannot be written, or nothing is left.
     """
-    beam = _import_beam()
+    beam = import_beam()
     counts = folder / "counts"
     with _running(beam, beam_options) as pipeline:
         outcomes = (
@@ -94,7 +94,7 @@ def make_parts(
     """
     if not output.begin():
         return
-    beam = _import_beam()
+    beam = import_beam()
     missing = [number for number in range(output.num_parts) if not output.is_done(number)]
     with _running(beam, beam_options) as pipeline:
         (
@@ -155,7 +155,7 @@ def _hash(sentence: str) -> bytes:
     return hashlib.blake2b(sentence.encode(), digest_size=8).digest()
 
 
-def _import_beam() -> Any:
+def import_beam() -> Any:
     logging.disable(logging.WARNING)  # Beam warns that Google's libraries, unused here, are absent
     try:
         import apache_beam

@@ -1,11 +1,14 @@
 """Search of similar sentences, for an encoder."""
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from jtcse_jax.data.blocks import Blocks, sentences_at
+from jtcse_jax.data.sources import Source
 from jtcse_jax.encoding import index as indexes
 from jtcse_jax.encoding.index import Backend
 from jtcse_jax.encoding.pairs import best_pairs
@@ -42,7 +45,7 @@ class Searcher:
     encode_document: Any
     encode_query: Any
     _index: indexes.Index | None = None
-    _sentences: list[str]
+    _sentences: list[str] | Source
 
     def build_index(
         self,
@@ -73,21 +76,30 @@ class Searcher:
         sentences = list(sentences)
         if vectors is None:
             vectors = self._encoded(sentences, batch_size, show_progress_bar)
-        elif vectors.shape != (len(sentences), self.width):
-            raise UserError(
-                f"vectors of shape {list(vectors.shape)} do not belong to {len(sentences)} "
-                f"sentences and a model of width {self.width}: encode the sentences with it."
-            )
         else:
-            self._check_model(vectors, sentences)
+            self._check_vectors(vectors, len(sentences), sentences[:_COMPARED])
         made = indexes.make_index(backend, self.width)
         made.add(vectors)
         self._index, self._sentences = made, sentences
 
-    def _check_model(self, vectors: np.ndarray, sentences: list[str]) -> None:
-        """Raises UserError if the first vectors are not those of this model."""
-        few = slice(_COMPARED)
-        ours, given = self.encode_document(sentences[few]), np.asarray(vectors[few], np.float32)
+    def index_files(self, text: Blocks, vectors: np.ndarray) -> None:
+        """Makes `search` compare all vectors [n, D], mapped from a file, of a text's sentences.
+
+        Both stay in their files; a search reads the text once, to the last sentence that it finds.
+        Raises UserError as `build_index` and the readers of the text do.
+        """
+        first = list(islice(text.source.read(), _COMPARED))
+        self._check_vectors(vectors, text.num_sentences, first)
+        self._index, self._sentences = indexes.ExactIndex.mapped(vectors), text.source
+
+    def _check_vectors(self, vectors: np.ndarray, count: int, first: list[str]) -> None:
+        """Raises UserError if the vectors are not those of `count` sentences by this model."""
+        if vectors.shape != (count, self.width):
+            raise UserError(
+                f"vectors of shape {list(vectors.shape)} do not belong to {count} sentences and a "
+                f"model of width {self.width}: encode the sentences with it."
+            )
+        ours, given = self.encode_document(first), np.asarray(vectors[: len(first)], np.float32)
         lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(given, axis=1)
         cosine = ((ours * given).sum(axis=1) / np.maximum(lengths, 1e-12)).min(initial=1)
         if cosine < _SAME:
@@ -105,6 +117,7 @@ class Searcher:
     ) -> None:
         """Adds one sentence or several to an index that exists; see `build_index`."""
         index = self._built_index()
+        self._sentences = self._all_sentences()
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         index.add(self._encoded(sentences, batch_size, show_progress_bar))
         self._sentences += sentences
@@ -114,7 +127,7 @@ class Searcher:
 
         Raises UserError without an index, and for a folder that has files or cannot be written.
         """
-        indexes.save(folder, self._built_index(), self._sentences, self._model_hash())
+        indexes.save(folder, self._built_index(), self._all_sentences(), self._model_hash())
 
     def load_index(self, folder: str | Path) -> None:
         """Reads an index that `save_index` wrote, with its backend; it replaces an earlier one.
@@ -174,12 +187,14 @@ class Searcher:
         vectors = self.encode_query(
             [queries] if single else queries, prompt=prompt, prompt_name=prompt_name
         )
+        found = index.search(vectors, top_k, threshold)
+        sentences = self._sentences_at({number for row, _ in found for number in row.tolist()})
         hits = [
             [
-                Hit(number, self._sentences[number], score)
+                Hit(number, sentences[number], score)
                 for number, score in zip(numbers.tolist(), cosines.tolist(), strict=True)
             ]
-            for numbers, cosines in index.search(vectors, top_k, threshold)
+            for numbers, cosines in found
         ]
         return hits[0] if single else hits
 
@@ -197,10 +212,21 @@ class Searcher:
         index = self._built_index()
         if top < 1:
             raise UserError(f"top = {top}: ask for at least one pair.")
+        sentences = self._all_sentences()
         return [
-            Pair((first, second), (self._sentences[first], self._sentences[second]), cosine)
+            Pair((first, second), (sentences[first], sentences[second]), cosine)
             for cosine, first, second in best_pairs(index.vectors, top, threshold).tolist()
         ]
+
+    def _sentences_at(self, numbers: set[int]) -> dict[int, str]:
+        if isinstance(self._sentences, Source):
+            return sentences_at(self._sentences, numbers)
+        return {number: self._sentences[number] for number in numbers}
+
+    def _all_sentences(self) -> list[str]:
+        if isinstance(self._sentences, Source):
+            return list(self._sentences.read())
+        return self._sentences
 
     def _encoded(
         self, sentences: list[str], batch_size: int | None, show_progress_bar: bool

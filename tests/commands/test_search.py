@@ -113,6 +113,8 @@ def test_vectors_and_index_of_an_earlier_command_give_the_same_hits(command, fol
         model=str(folder / "two"), index=str(tmp_path / "index"), query=("the cat",)
     )
     assert shown(command(*with_vectors)) == expected
+    several = ("--query", "dog", "--query", "see [/old] river", "--top-k", "3")
+    assert shown(command(*with_vectors, *several)) == shown(command("--query", "the cat", *several))
     search.search(arguments)
     with pytest.raises(UserError, match="--backend"):
         search.search(dataclasses.replace(arguments, backend="flat"))

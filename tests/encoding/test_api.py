@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import padded_vectors, some_sentences, tiny_model
 
+from jtcse_jax.data.blocks import Blocks
+from jtcse_jax.data.sources import open_source
 from jtcse_jax.encoding import index
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.encoding.precision import quantized
@@ -183,6 +185,17 @@ def test_saved_index_gives_the_same_hits(embed, tmp_path, backend):
         embed.save_index(tmp_path / "index")
     with pytest.raises(UserError, match="another model"):
         SentenceEncoder.of(tiny_model(1)).load_index(tmp_path / "index")
+    if backend == "exact":
+        lines = some_sentences(12, longest=6)
+        (tmp_path / "text.txt").write_text("\n".join(lines))
+        vectors = embed.encode(lines)
+        again.index_files(Blocks(open_source(str(tmp_path / "text.txt")), 4), vectors)
+        embed.build_index(lines)
+        assert again.search("the cat", 3) == embed.search("the cat", 3)
+        assert again.pairs(5) == embed.pairs(5)
+        for each in (again, embed):
+            each.add_to_index("one more cat")
+        assert again.search("one more cat", 9) == embed.search("one more cat", 9)
     stranger = SentenceEncoder.of(tiny_model(1))
     with pytest.raises(UserError, match="another model"):
         stranger.build_index(corpus, vectors=embed.encode(corpus))

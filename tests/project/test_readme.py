@@ -40,7 +40,7 @@ ADDED = {
     ".venv/bin/python -m jtcse_jax.export": [],
     ".venv/bin/python -m jtcse_jax.report": [],
     ".venv/bin/python -m benchmarks.train_step": [
-        *("--size", "small", "--batch", "4", "--batches", "1"),
+        *("--size", "tiny", "--batch", "4", "--batches", "1"),
         *("--rounds", "1", "--turns", "1", "--objective", "jtcse", "--against", "well made"),
     ],
 }
