@@ -1,6 +1,8 @@
-"""The progress bar of commands that encode many sentences."""
+"""Progress bars on a terminal and in a notebook, and lines in a log file."""
 
+import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -27,11 +30,37 @@ def progress_bar(total: int | None, shown: bool = True) -> Progress:
         MofNCompleteColumn(),
         Speed(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console(),
         disable=not shown,
+        redirect_stdout=sys.stdout.isatty(),
     )
     progress.add_task("encoding", total=total)
     return progress
+
+
+def step_bar(first: int, total: int, shown: bool = True) -> Progress:
+    """A bar for one task, training steps from `first` on, on a terminal or in a notebook.
+
+    There is none if the lines of the training log, on stdout, go elsewhere (`| tee`, a file).
+    """
+    console = _console()
+    visible = console.is_jupyter or (console.is_terminal and sys.stdout.isatty())
+    progress = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and visible),
+        refresh_per_second=2,
+    )
+    progress.add_task("training", total=total, completed=first)
+    return progress
+
+
+def _console() -> Console:
+    """The console of stderr. A notebook without ipywidgets gets lines, as a log file does."""
+    return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
 
 
 class LoggedProgress(Progress):
@@ -45,11 +74,10 @@ class LoggedProgress(Progress):
         now = time.monotonic()
         if self._logged is None:
             self._logged = now
-        console = self.console
-        redraws = console.is_terminal or console.is_jupyter
-        if not (redraws or self.disable) and now - self._logged >= LOG_EVERY:
+        silent = self.disable or self.console.is_terminal or self.console.is_jupyter
+        if not silent and now - self._logged >= LOG_EVERY:
             self._logged = now
-            console.print(self.get_renderable())
+            self.console.print(self.get_renderable())
 
 
 class Speed(ProgressColumn):

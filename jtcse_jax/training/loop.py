@@ -18,6 +18,7 @@ from jtcse_jax.config import Config
 from jtcse_jax.data.batches import PackedBatches
 from jtcse_jax.encoding.bank_encoder import BankEncoder
 from jtcse_jax.encoding.encoder import SentenceEncoder, warn_of_losses
+from jtcse_jax.encoding.progress import step_bar
 from jtcse_jax.errors import Interrupted, Stopped, UserError, writing
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import METRIC, Development, DevScore, keep_cosines
@@ -90,7 +91,7 @@ class Loop:
             if first >= self.stop:
                 say(f"already trained for {first} steps; give a higher --max-steps to continue")
             elif not self._out_of_patience(first):
-                with StopSignal() as signal:
+                with StopSignal() as signal, step_bar(first, self.stop, is_primary()) as self._bar:
                     self._train(state, first, signal)
 
     def _train(self, state: TrainState, first: int, signal: StopSignal) -> None:
@@ -105,6 +106,7 @@ class Loop:
             if unread:
                 self._read(*unread)
             done = step + 1
+            self._bar.advance(self._bar.task_ids[0])
             if profile.step(done, state):
                 self._speed.pause()
             unread = done, batch, metrics

@@ -1,15 +1,19 @@
 """A run reports collapse, an easy text and a start that no step improves on."""
 
 import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from runs import tiny_config
 
 from jtcse_jax.config import Config, DataConfig, ModelConfig
+from jtcse_jax.encoding import progress
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.development import Development, read_cosines
@@ -96,6 +100,19 @@ def test_a_collapsed_step_has_no_score_and_is_never_the_best(tmp_path, monkeypat
     assert start["dev_collapsed"] == end["dev_collapsed"] == 1
     with Checkpoints(Path(config.workdir) / CHECKPOINTS) as checkpoints:
         assert checkpoints.best_step() is None and checkpoints.newest_step() == 4
+
+
+def test_a_terminal_has_a_bar_of_steps(tmp_path, monkeypatch):
+    """And none if the log goes to a file, where it would be between the lines."""
+    for shown in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=True)
+        monkeypatch.setattr(progress, "_console", lambda console=console: console)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda shown=shown: shown, raising=False)
+        folder = tmp_path / str(shown)
+        folder.mkdir()
+        train(tiny_config(folder, max_steps=2), devices=one_device())
+        assert ("2/2" in screen.getvalue()) == shown
 
 
 def test_contrast_that_is_near_zero_from_the_start_is_reported_once(tmp_path, monkeypatch, capsys):
