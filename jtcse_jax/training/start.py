@@ -34,9 +34,9 @@ class Start(NamedTuple):
     tokenizer: Any
     pooling: Pooling  #: the config's, or else the start model's
     serving_length: int  #: likewise, in tokens
-    serving: Serving  #: prompts and scaling, those of the start model
     towers: Params | None  #: leaves [K, ...] on the host; None if a checkpoint has them
     mlm_head: Params | None = None  #: likewise, if every tower's folder has one
+    serving: Serving = Serving()  #: prompts and scaling, those of the start model
 
     def fingerprint(self) -> str:
         """sha256 (hex) of pooling, length, tokenizer and the weights on the host."""
@@ -64,7 +64,7 @@ def start_model(config: Config, source: Source, workdir: Path, *, resuming: bool
             workdir, tokenizer, bank.architecture.longest_sentence
         )
         settings = read_serving(workdir)
-        start = Start(bank.architecture, tokenizer, bank.pooling, length, settings, None)
+        start = Start(bank.architecture, tokenizer, bank.pooling, length, None, serving=settings)
     elif SCRATCH in config.model.towers:
         start = _from_scratch(config, source)
     else:
@@ -144,8 +144,7 @@ def _from_scratch(config: Config, source: Source) -> Start:
         )
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     towers = Bank(architecture, len(config.model.towers)).init(config.seed)
-    longest = architecture.longest_sentence
-    return Start(architecture, tokenizer, POOLING, longest, Serving(), towers)
+    return Start(architecture, tokenizer, POOLING, architecture.longest_sentence, towers)
 
 
 def _check_scratch_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
@@ -196,8 +195,8 @@ def _from_towers(config: ModelConfig, seed: int) -> Start:
         tokenizer,
         first.bank.pooling,
         first.serving_length,
-        first.serving,
         towers,
+        serving=first.serving,
     )
 
 
