@@ -156,6 +156,7 @@ def _hash(sentence: str) -> bytes:
 
 
 def import_beam() -> Any:
+    """The module `apache_beam`; UserError if it is not installed."""
     logging.disable(logging.WARNING)  # Beam warns that Google's libraries, unused here, are absent
     try:
         import apache_beam

@@ -59,7 +59,7 @@ class SentenceEncoder(Pretrained, MtebEncoder, Searcher):
     """
 
     def __init__(self, banks: Sequence[BankEncoder], weights: Sequence[float] | None = None):
-        """Takes banks of one width; their vectors are summed with `weights` (by default 1)."""
+        """Sums the vectors of banks of one width with `weights` (1). UserError for a path."""
         if isinstance(banks, str | Path):
             raise UserError(f"write SentenceEncoder.load({str(banks)!r}) to load a model.")
         self.banks = tuple(banks)

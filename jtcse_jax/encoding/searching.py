@@ -17,7 +17,7 @@ from jtcse_jax.store import ensemble
 from jtcse_jax.store.ensemble import Member
 
 _COMPARED = 8  # sentences whose given vectors are compared with our own
-_SAME = 0.999  # their smallest cosine: bfloat16 changes a vector by less
+_SAME = 0.999  # their smallest cosine: bfloat16 moved MiniLM's vectors by 0.7 %, so 0.99998
 
 
 class Hit(NamedTuple):

@@ -182,7 +182,7 @@ def describe_workdir(
         "num_towers": bank.num_towers,
         "pooling": bank.pooling,
         "serving_length": serving_length,
-        "serving": serving.write_serving(settings or Serving()),
+        "serving": serving.workdir_settings(settings or Serving()),
     }
     write_description(workdir, description)
 

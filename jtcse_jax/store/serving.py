@@ -146,14 +146,14 @@ def read_serving(folder: Path) -> Serving:
             raise UserError(f"{path}: serving = {reprlib.repr(settings)} is not supported.")
         return _serving(path, settings)
     modules = _read_modules(folder)
-    own: dict[str, Any] = {"normalize": "Normalize" in modules}
+    own: dict[str, Any] = {"normalize": "Normalize" in modules, "include_prompt": None}
     if "Pooling" in modules:
         own["include_prompt"] = read_json(modules["Pooling"] / "config.json").get("include_prompt")
     path = folder / SETTINGS
     return _serving(path, (read_json(path) if path.is_file() else {}) | own)
 
 
-def write_serving(serving: Serving) -> dict[str, Any]:
+def workdir_settings(serving: Serving) -> dict[str, Any]:
     """The settings as `read_serving` reads them in a workdir."""
     return {
         "normalize": serving.normalize,
@@ -166,6 +166,7 @@ def write_serving(serving: Serving) -> dict[str, Any]:
 
 
 def _serving(path: Path, settings: dict[str, Any]) -> Serving:
+    """Checks settings from the file `path`; UserError, with its name, for an unsupported one."""
     include_prompt = settings.get("include_prompt")
     prompts = settings.get("prompts") or {}
     width, similarity = settings.get("truncate_dim"), settings.get("similarity_fn_name")

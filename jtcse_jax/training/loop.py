@@ -57,7 +57,7 @@ class Loop:
     train_step: TrainStep
     checkpoints: Checkpoints
     dev: Development | None
-    sample: list[str]  #: sentences of the text; without a dev set they show whether a run collapsed
+    sample: list[str]  #: without a dev set, sentences of the text: they show a collapse
     resuming: bool  #: from a checkpoint
     stop: int  #: number of steps of the whole run
     callbacks: Callbacks = field(default_factory=Callbacks)
@@ -124,7 +124,7 @@ class Loop:
             if evaluate and self._out_of_patience(done):
                 break
         self._write_means()
-        if self.dev is None and self.sample:
+        if self.sample:
             self._warn_if_collapsed(state)
         # A signal may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():

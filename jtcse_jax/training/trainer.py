@@ -171,7 +171,7 @@ def prepare(
         train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
         checkpoints=checkpoints,
         dev=dev,
-        sample=_sample(config, source),
+        sample=_sample(config, source) if dev is None else [],
         resuming=resuming,
         stop=stop,
     )

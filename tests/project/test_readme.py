@@ -45,8 +45,8 @@ ADDED = {
     ],
 }
 
-# Runs commands, given as arguments of `python -m`, and Python code. Importing everything anew for
-# each would take half of the time.
+# One process runs all commands (the words after `python -m`) and the Python code. A process for
+# each would import everything again and take about twice as long.
 ONE_AFTER_THE_OTHER = """
 import json, runpy, sys
 
