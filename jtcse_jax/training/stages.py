@@ -168,9 +168,10 @@ def _check_inputs(name: str, configs: dict[str, Config]) -> int:
     """The views of an item. UserError now for what would stop a later stage hours from now."""
     config = configs[name]
     try:
-        layers = _num_layers(config, configs)
-        if config.objective.traits.crosses and layers is not None:
-            config.model.cross.interval(layers)
+        if config.objective.traits.crosses:
+            layers = _num_layers(config, configs)
+            if layers is not None:
+                config.model.cross.interval(layers)
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
         views = open_source(config.data.source, config.data.columns).views
