@@ -13,7 +13,7 @@ from processes import ROOT
 from runs import tiny_config, write_text
 from tiny_models import write_senteval
 
-from jtcse_jax import augment, config_file, encode, evaluate, export, pairs
+from jtcse_jax import augment, config_file, encode, evaluate, export, pairs, search
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.config import Config
 from jtcse_jax.encoding.encoder import SentenceEncoder
@@ -67,9 +67,11 @@ def test_a_command_is_accepted(command, monkeypatch):
         module = {
             "jtcse_jax.evaluate": evaluate,
             "jtcse_jax.encode": encode,
+            "jtcse_jax.export": export,
             "jtcse_jax.pairs": pairs,
             "jtcse_jax.report": report,
-        }.get(program, export)
+            "jtcse_jax.search": search,
+        }[program]
         assert tyro.cli(module.Arguments, args=arguments)
 
 
