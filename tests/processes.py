@@ -1,16 +1,18 @@
 """Training runs in processes of their own, alone and as a cluster on the loopback."""
 
+import atexit
+import multiprocessing
 import os
 import random
+import runpy
 import socket
-import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 # Without optimizations, and a program in one piece: in 32, as by default, its compilation is spread
@@ -47,19 +49,60 @@ if __name__ == "__main__":
 """
 
 
+# To import jax and what stands on it takes seconds of processor time: one process does it, and all
+# that the tests start are forked from it.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["jtcse_jax.train", "jtcse_jax.pipeline", "jtcse_jax.preflight"])
+
+
+class Python(FORKS.Process):
+    """A started process that does what `python ARGUMENTS` does, for `-m MODULE` or `-c CODE`.
+
+    It sees `environment` alone, but jax has read its own variables before. What it says is added to
+    the files `out` and `err`.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], log: Path | None):
+        super().__init__(daemon=True)  # it ends with the tests
+        said = tempfile.TemporaryDirectory(prefix="jtcse-process-")
+        self.out, self.err = (log or Path(said.name) / name for name in ("out", "err"))
+        self._arguments, self._environment, self._folder = arguments, environment, os.getcwd()
+        # Python 3.11 gives the process that imports its path by the environment alone, and is
+        # silent about what it then cannot import.
+        with mock.patch.dict(os.environ, environment):
+            self.start()
+        self._said = said  # removed with this object
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        os.chdir(self._folder)
+        for descriptor, path in ((1, self.out), (2, self.err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        kind, program, *rest = self._arguments
+        sys.argv = [kind, *rest]
+        try:
+            if kind == "-m":
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+            else:
+                exec(program, {"__name__": "__main__"})
+        finally:
+            atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
 def start(
     folder: Path,
     fields: str = "",
     *,
     before: str = "",
     joining: str = "",
-    log: IO | None = None,
+    log: Path | None = None,
     **environment: str,
-) -> subprocess.Popen:
+) -> Python:
     """A run of `tiny_config(folder, FIELDS)` with one device.
 
-    `before` is code run before it, `joining` code run before jax is set up; `log` takes what it
-    says, where nobody will read it at its end.
+    `before` is code run before it, `joining` code run before jax is set up; what it says is added
+    to `log`, if given.
     """
     program = PROGRAM.format(
         folder=str(folder),
@@ -70,7 +113,7 @@ def start(
     return start_python("-c", program, log=log, **environment)
 
 
-def start_python(*arguments: str, log: IO | None = None, **environment: str) -> subprocess.Popen:
+def start_python(*arguments: str, log: Path | None = None, **environment: str) -> Python:
     """Python with one device, and with what the tests' own process sees."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
     ours = {
@@ -79,13 +122,7 @@ def start_python(*arguments: str, log: IO | None = None, **environment: str) -> 
         "XLA_FLAGS": QUICK_COMPILATION,
         "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}",
     }
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=kept | ours | environment,
-        stdout=log or subprocess.PIPE,
-        stderr=log or subprocess.PIPE,
-        text=True,
-    )
+    return Python(arguments, kept | ours | environment, log)
 
 
 def start_cluster(count: int, folder: Path, fields: str = "", *, present=None, **code: str):
@@ -107,25 +144,21 @@ def declared_cluster(count: int) -> list[dict[str, str]]:
     ]
 
 
-def end(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
+def end(process: Python, timeout: float = 240) -> tuple[int | None, str, str]:
     """The exit status, the output and what was said on stderr."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+    process.join(timeout)
+    status = process.exitcode
+    process.kill()
+    return status, process.out.read_text(), process.err.read_text()
 
 
 SAVED = "*[05]0"  # a step that is saved every 50 steps, whichever is there
 
 
-def wait_for(
-    path: Path, pattern: str, process: subprocess.Popen | BaseProcess, seconds: float = 300
-) -> None:
+def wait_for(path: Path, pattern: str, process: Python, seconds: float = 300) -> None:
     """Returns when a file matches, or the process has ended."""
     deadline = time.monotonic() + seconds
-    alive = process.is_alive if isinstance(process, BaseProcess) else lambda: process.poll() is None
-    while not any(path.glob(pattern)) and alive():
+    while not any(path.glob(pattern)) and process.is_alive():
         if time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"no {pattern} in {path}")

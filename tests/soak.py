@@ -12,7 +12,6 @@ one in one go grew by more than 1 % an hour. That memory is in memory.csv, secon
 import argparse
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from processes import start  # noqa: E402
+from processes import Python, start  # noqa: E402
 from runs import largest_difference, saved_params  # noqa: E402
 
 from jtcse_jax.errors import START_AGAIN  # noqa: E402
@@ -43,12 +42,14 @@ def main() -> None:
     whole = run(folder / "whole", SELDOM)
     kills, stops = kill_again_and_again(folder / "killed", options, whole, memory)
     whole.terminate()
-    assert whole.wait() == START_AGAIN, f"SIGTERM gave status {whole.returncode}"
+    whole.join()
+    assert whole.exitcode == START_AGAIN, f"SIGTERM gave status {whole.exitcode}"
     last = 10 + max(newest(folder / name) for name in ("whole", "killed"))
     runs = []
     for name in ("whole", "killed"):
         process = run(folder / name, SELDOM, steps=last)
-        assert process.wait() == 0, f"{name} ended with status {process.returncode}"
+        process.join()
+        assert process.exitcode == 0, f"{name} ended with status {process.exitcode}"
         runs.append(saved_params(folder / name / "run", last))
     np.savetxt(folder / "memory.csv", memory, fmt="%d", delimiter=",", header="seconds,bytes")
     same, hourly = largest_difference(*runs) == 0, growth(memory)
@@ -62,7 +63,7 @@ def main() -> None:
 def kill_again_and_again(
     folder: Path,
     options: argparse.Namespace,
-    whole: subprocess.Popen,
+    whole: Python,
     memory: list[tuple[float, int]],
 ) -> tuple[int, int]:
     """Starts and ends the run in `folder`; returns how often it was killed and how often stopped.
@@ -77,17 +78,18 @@ def kill_again_and_again(
         ends = age + chance.uniform(0, 2) * options.seconds_between
         while (age := time.monotonic() - began) < ends:
             for one in (whole, process):
-                assert one.poll() is None, f"a run ended by itself: status {one.returncode}"
+                assert one.is_alive(), f"a run ended by itself: status {one.exitcode}"
             memory.append((age, taken(whole.pid)))
             time.sleep(min(1, max(ends - age, 0)))
         if chance.random() < 0.25:
             process.terminate()
+            process.join()
             # Before its first step nothing is saved, and SIGTERM ends it like any process.
-            assert process.wait() in (START_AGAIN, -signal.SIGTERM), process.returncode
+            assert process.exitcode in (START_AGAIN, -signal.SIGTERM), process.exitcode
             stops += 1
         else:
             process.kill()
-            process.wait()
+            process.join()
             kills += 1
     return kills, stops
 
@@ -101,12 +103,11 @@ def _read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(folder: Path, save_every: int, steps: int = 10_000_000) -> subprocess.Popen:
+def run(folder: Path, save_every: int, steps: int = 10_000_000) -> Python:
     """The run in `folder`, in a process of its own; by default it ends by a signal alone."""
     often = f"save_every={save_every}, eval_every={max(save_every, 1000)}, log_every=100"
     fields = f"max_steps={steps}, keep=2, {often}"
-    with (folder / "log.txt").open("a") as log:
-        return start(folder, fields, log=log)
+    return start(folder, fields, log=folder / "log.txt")
 
 
 def taken(pid: int) -> int:

@@ -1,6 +1,8 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import jax
@@ -120,4 +122,5 @@ def test_what_it_does_not_need_is_not_imported():
     imported = (
         "import sys, jtcse_jax.preflight; print({'transformers', 'orbax'} & set(sys.modules))"
     )
-    assert start_python("-c", imported).communicate()[0].strip() == "set()"
+    command = [sys.executable, "-c", imported]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "set()"

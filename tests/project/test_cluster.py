@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import signal
 from pathlib import Path
 
 import jax
@@ -182,7 +181,7 @@ if jax.process_index() == 0:
 def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
     processes = start_cluster(2, tmp_path, LONG)
     wait_for(tmp_path / "run" / "checkpoints", SAVED, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].terminate()
     ended = [end(process) for process in processes]
     assert [status for status, _, _ in ended] == [75, 75], ended
     assert "stopped by SIGTERM, step " in ended[0][1]
@@ -192,7 +191,7 @@ def test_sigterm_of_one_process_stops_all_at_one_step(tmp_path):
     # Saving after every step, so that a count of its own steps by orbax would be in the way.
     processes = start_cluster(2, tmp_path, LONG.replace("save_every=50", "save_every=1"))
     wait_for(tmp_path / "run" / "checkpoints", str(int(reached) + 3), processes[0])
-    processes[0].send_signal(signal.SIGTERM)
+    processes[0].terminate()
     ended = [end(process) for process in processes]
     assert [status for status, _, _ in ended] == [75, 75], ended
 

@@ -41,7 +41,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_started_again(tmp_path):
     process = start(tmp_path, LONG)
     checkpoints = tmp_path / "run" / CHECKPOINTS
     wait_for(checkpoints, SAVED, process)
-    process.send_signal(signal.SIGTERM)
+    process.terminate()
     status, out, err = end(process)
     assert status == 75, err
     last = steps_of(tmp_path / "run")[-1]
@@ -59,7 +59,7 @@ def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_died(tmp_path)
     with pytest.raises(UserError, match=f"is in use by {who}: wait for it"):
         train(other, devices=ONE_DEVICE)
     process.kill()
-    process.wait()
+    process.join()
     train(dataclasses.replace(other, max_steps=1), devices=ONE_DEVICE)
 
 

@@ -5,7 +5,6 @@ import logging
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from checkpoints import (
     make_state,
     save_steps,
 )
-from processes import start_python
+from processes import Python, start_python, wait_for
 
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.store import manifest
@@ -221,7 +220,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 """
 
 
-def start_saving(directory: Path, kill_in_manifest_of: int) -> subprocess.Popen:
+def start_saving(directory: Path, kill_in_manifest_of: int) -> Python:
     return start_python("-c", SAVES_UNTIL_KILLED, str(directory), str(kill_in_manifest_of))
 
 
@@ -242,7 +241,8 @@ def assert_resumes_after_kill(directory: Path, *, started: int) -> int:
 
 def test_killed_between_the_files_and_the_manifest(tmp_path):
     process = start_saving(tmp_path, kill_in_manifest_of=3)
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob("3*tmp*"))
     assert assert_resumes_after_kill(tmp_path, started=3) == 2
 
@@ -250,15 +250,13 @@ def test_killed_between_the_files_and_the_manifest(tmp_path):
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_killed_at_any_moment(tmp_path, delay):
     process = start_saving(tmp_path, kill_in_manifest_of=-1)
-    for line in process.stdout:
-        if int(line) == 4:
-            break
+    wait_for(tmp_path, "4", process)
     time.sleep(delay)
     process.kill()
-    rest = process.stdout.read().split()
-    process.wait(timeout=60)
+    process.join(60)
+    printed = process.out.read_text().split()
     # One more may have been started without having been printed.
-    assert_resumes_after_kill(tmp_path, started=int(rest[-1] if rest else 4) + 1)
+    assert_resumes_after_kill(tmp_path, started=int(printed[-1]) + 1)
 
 
 def test_manifest_names_every_file(two_steps):

@@ -4,14 +4,13 @@ import csv
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from processes import ROOT, wait_for
+from processes import start, wait_for
 from runs import ANIMALS, largest_difference, saved_params, tiny_config
 from tiny_models import tiny_model
 
@@ -297,29 +296,17 @@ def test_bad_input_is_one_sentence(tmp_path, change, message):
 KILLED = {"max_steps": 10**6, "save_every": 1, "eval_every": 50, "log_every": 50, "keep": 3}
 
 
-def train_until_killed(folder: Path) -> None:
-    """What each process of the next test runs."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    train(tiny_config(folder, **KILLED), devices=one_device())
-
-
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+def test_killed_at_ten_random_moments_it_ends_as_an_uninterrupted_one(tmp_path):
     """Starts and saves included; tests/soak.py does it for an hour."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     checkpoints = killed / "run" / CHECKPOINTS
-    # Forked from a process that has imported everything, they start at once. Python 3.11 gives that
-    # process its path by the environment alone, and is silent about what it then cannot import.
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     random = np.random.default_rng()
     moments, newest = [], [0]
     for kill in range(12):
-        process = context.Process(target=train_until_killed, args=(killed,), daemon=True)
-        process.start()
+        process = start(killed, f"**{KILLED}")
         if kill < 2:  # the first compiles; the second tells what a start takes
             began = time.monotonic()
             wait_for(checkpoints, f"{newest[-1] + 2}*", process)  # what it saves at second
