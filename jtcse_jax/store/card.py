@@ -136,12 +136,13 @@ def _local_folder(name: str) -> Path | None:
 def _own_name(folder: Path) -> list[str]:
     """The name of a published model in a local folder, by its card's title or config; [] if none.
 
-    It need not have an owner: `# all-MiniLM-L6-v2` is the title of many a card.
+    A title without an owner, such as `# all-MiniLM-L6-v2`, gets the one that the card's code names.
     """
     found = []
     if (folder / "README.md").is_file():
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-        found += re.findall(r"^# +(.+?) *$", text, re.MULTILINE)[:1]
+        for title in re.findall(r"^# +(.+?) *$", text, re.MULTILINE)[:1]:
+            found += re.findall(rf"""["']([\w.-]+/{re.escape(title)})["']""", text)[:1] + [title]
     if (folder / hf_config.CONFIG).is_file():
         found.append(str(read_json(folder / hf_config.CONFIG).get("_name_or_path", "")))
     return [name for name in found if _is_hub_name(name)][:1]

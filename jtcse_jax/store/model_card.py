@@ -5,6 +5,7 @@ The text is in `model_card*.md`; this module fills in its fields.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -25,8 +26,8 @@ POOLINGS = {
 }
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
 TRAINED = (
-    " Trained without labels by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its "
-    "family, with `jtcse_jax`."
+    " Trained $how by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its family, with "
+    "`jtcse_jax`."
 )
 IMPORT_NORMALIZE = "from sentence_transformers.models import Normalize\n"
 CITATION = """
@@ -64,7 +65,7 @@ def card_text(model: SavedModel, card: Card) -> str:
         "model_card.md",
         header=_header(card).to_yaml(),
         name=card.name or "A sentence encoder",
-        trained=TRAINED if card.train_config else "",
+        trained=_trained(card.train_config),
         hidden_size=shape.hidden_size,
         pooled=POOLINGS[bank.pooling],
         towers="one tower" if one else f"each of {bank.num_towers} towers, summed",
@@ -81,7 +82,7 @@ def card_text(model: SavedModel, card: Card) -> str:
             import_normalize=IMPORT_NORMALIZE if card.normalize else "",
             prompts=f", prompts={json.dumps(card.prompts)}" if card.prompts else "",
         ).rstrip(),
-        transformers=_transformers(model, path),
+        transformers=_transformers(model, path, card.normalize),
         path=path,
         scores=_scores(card),
         training=_training(card),
@@ -89,7 +90,21 @@ def card_text(model: SavedModel, card: Card) -> str:
     )
 
 
-def _transformers(model: SavedModel, path: str) -> str:
+def _trained(config: Mapping[str, Any]) -> str:
+    """The sentence on the training; pairs in the text may come from labels or not."""
+    if not config:
+        return ""
+    data = config.get("data", {})
+    columns, positives = len(data.get("columns", ())), data.get("positives", 1)
+    how = "without labels"
+    if columns > 1 + positives:
+        how = "on pairs of sentences with hard negatives"
+    elif columns > 1 or str(data.get("source")).endswith(".tsv"):
+        how = "on pairs of sentences"
+    return Template(TRAINED).substitute(how=how)
+
+
+def _transformers(model: SavedModel, path: str, normalize: bool) -> str:
     """Code for `transformers`, which has no pooling of its own; "" for the rarer poolings."""
     bank = model.bank
     pool = {"cls": "hidden[:, 0]", "mean": "(hidden * mask).sum(1) / mask.sum(1)"}
@@ -103,6 +118,7 @@ def _transformers(model: SavedModel, path: str) -> str:
         path=path,
         serving_length=model.serving_length,
         pool=pool[bank.pooling],
+        normalize="\nvectors = torch.nn.functional.normalize(vectors)" if normalize else "",
     )
     return f"{code}\n"
 
@@ -118,7 +134,8 @@ def _header(card: Card) -> ModelCardData:
     scores.pop("average", None)
     if "dev_spearman" in card.metrics:
         dev = card.train_config.get("data", {}).get("dev") or "development set"
-        scores[f"{dev} (dev)"] = card.metrics["dev_spearman"]
+        if Path(dev).stem not in scores:  # of the same file
+            scores[f"{dev} (dev)"] = card.metrics["dev_spearman"]
     return ModelCardData(
         language=card.language or None,
         license=card.license or None,

@@ -88,6 +88,42 @@ def test_card_takes_the_dev_score_of_the_exported_step(tmp_path):
     assert "selects the step: 50.00" in text and "| Step | 6 |" in text
 
 
+@pytest.mark.parametrize(
+    ("data", "how"),
+    [
+        ({"source": "a.txt", "columns": []}, "without labels"),
+        ({"source": "a.csv", "columns": ["text"]}, "without labels"),
+        ({"source": "a.tsv", "columns": []}, "on pairs of sentences by"),
+        ({"source": "a.csv", "columns": ["a", "b"]}, "on pairs of sentences by"),
+        (
+            {"source": "a.csv", "columns": ["a", "b", "c"], "positives": 2},
+            "on pairs of sentences by",
+        ),
+        (
+            {"source": "a.csv", "columns": ["a", "b", "c"]},
+            "on pairs of sentences with hard negatives",
+        ),
+    ],
+)
+def test_card_tells_what_the_text_was(tmp_path, data, how):
+    run = write_trained_run(tmp_path, tiny_model(1))
+    config = json.loads((run / "train_config.json").read_text())
+    config["data"] |= data
+    (run / "train_config.json").write_text(json.dumps(config))
+    exported.export(saved_model.load(run), tmp_path / "out")
+    assert f"Trained {how}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_dev_score_is_not_listed_twice(tmp_path):
+    run = write_trained_run(tmp_path, tiny_model(1))
+    (tmp_path / "scores.json").write_text(
+        json.dumps({"sts": SCORES["sts"] | {"spearman": {"dev": 70.0}}})
+    )
+    export.export(arguments(run, tmp_path / "out", scores=str(tmp_path / "scores.json")))
+    (index,) = header_of(tmp_path / "out")["model-index"]
+    assert [one["dataset"]["name"] for one in index["results"]] == ["dev"]
+
+
 def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):
     exported.export(tiny_model(1), tmp_path / "out")
     assert not {"license", "base_model", "language"} & header_of(tmp_path / "out").keys()
@@ -96,10 +132,10 @@ def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):
     assert "Not stated" in text
 
 
-def published_folder(folder: Path, title: str, name_or_path: str) -> Path:
-    """A local copy of a published model, with its title and config."""
+def published_folder(folder: Path, title: str, name_or_path: str, code: str = "") -> Path:
+    """A local copy of a published model, with its title, code and config."""
     folder.mkdir(parents=True)
-    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\n# {title}\n\n# Use\n")
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\n# {title}\n\n# Use\n{code}\n")
     (folder / "config.json").write_text(json.dumps({"_name_or_path": name_or_path}))
     return folder
 
@@ -118,6 +154,7 @@ def test_base_models_and_texts_are_found_through_workdirs_that_are_there(tmp_pat
     gone = ("package:some/folder", "~/gone", "runs/gone")
     copies = (
         published_folder(tmp_path / "titled", "org/titled", "org/its-own-start"),
+        published_folder(tmp_path / "owned", "owned", "", "Model('org/owned')"),
         published_folder(tmp_path / "unnamed", "My model of today", "org/in-config"),
         published_folder(tmp_path / "unknown", "My model of today", str(tmp_path)),
     )
@@ -126,12 +163,19 @@ def test_base_models_and_texts_are_found_through_workdirs_that_are_there(tmp_pat
     config = json.loads((workdir / "train_config.json").read_text()) | {"workdir": "runs/this"}
     (workdir / "train_config.json").write_text(json.dumps(config))
     card = read_card(saved_model.load(workdir))
-    assert card.base_models == ["bert-base-uncased", "org/in-config", "org/name", "org/titled"]
+    assert card.base_models == [
+        "bert-base-uncased",
+        "org/in-config",
+        "org/name",
+        "org/owned",
+        "org/titled",
+    ]
     assert card.datasets == ["org/text_a", "org/text_b"]
     shortened = [
         "run",
         "exported",
         "titled",
+        "owned",
         "unnamed",
         "unknown",
         "package:some/folder",
@@ -207,8 +251,7 @@ def test_programs_of_the_card_give_our_vectors(tmp_path, make, num_towers, pooli
     for kind, block in code.items():
         names = run_code(block)
         theirs = names["model"] if kind in ("SumOfTowers", "SentenceTransformer(") else None
-        # transformers knows no Normalize.
-        expected = raw / lengths if normalize and (theirs or kind == "SentenceEncoder") else raw
+        expected = raw / lengths if normalize else raw
         np.testing.assert_allclose(names["vectors"], expected, atol=1e-5, err_msg=kind)
         if theirs:
             behind = theirs.encode(SENTENCES, prompt_name="query", normalize_embeddings=True)
