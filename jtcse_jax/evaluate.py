@@ -58,7 +58,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     """Returns the result of one model, or `{"models": ..., "methods": ..., "differences": ...}`.
 
     A result names the model, its hash, the versions and the seed. Under the name of each suite are
-    its scores with their protocol, data, cut sentences and seconds, or the error that stopped it.
+    its scores with their protocol, data, cut sentences and seconds, or the error that stopped it;
+    STS has the 95 % interval of each task too, over samples of the pairs.
     "methods" has the mean and deviation over seeds. "differences" has, by method and STS task, how
     much higher Spearman is than that of `--model`, with a 95 % interval. `--output` is written
     after every suite.
@@ -117,8 +118,13 @@ def print_tables(result: dict[str, Any]) -> None:
         scored = [one for one in results if "protocol" in one.get(suite.name, {})]
         if not scored:
             continue
-        protocol = scored[0][suite.name]["protocol"]
-        print_table(suite.name, _headlines(results, suite.name), protocol, digits=suite.digits)
+        protocol, rows = scored[0][suite.name]["protocol"], _headlines(results, suite.name)
+        if len(results) == 1 and "interval" in scored[0][suite.name]:
+            interval = scored[0][suite.name]["interval"].items()
+            for number, row in enumerate(("95 % from", "95 % to")):
+                rows[row] = [{name: bounds[number] for name, bounds in interval}]
+            protocol += ", with its 95 % bootstrap interval over the pairs"
+        print_table(suite.name, rows, protocol, digits=suite.digits)
         _print_losses(suite.name, scored)
         for one in scored:
             for what in one[suite.name].get("undefined", ()):

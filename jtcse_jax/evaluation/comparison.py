@@ -65,6 +65,21 @@ def sts_differences(
     return found
 
 
+def sts_intervals(
+    cosines: Cosines, gold: Mapping[str, np.ndarray], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % interval of Spearman's rho (raw), by task and of the mean over the tasks.
+
+    It is the percentiles of a bootstrap over the pairs of each task.
+    """
+    drawn = {
+        task: bootstrap_spearman(cosines[task], scores, resamples=resamples, seed=[seed, 1 + n])
+        for n, (task, scores) in enumerate(gold.items())
+    }
+    drawn["average"] = np.mean(list(drawn.values()), axis=0)
+    return {task: _middle(values) for task, values in drawn.items()}
+
+
 def _mean_rho(encoders: Sequence[Cosines], task: str, gold: np.ndarray) -> float:
     return float(np.mean([spearman(encoder[task], gold) for encoder in encoders]))
 
@@ -89,5 +104,10 @@ def _drawn_rho(
 
 
 def _difference(mean: float, values: np.ndarray) -> Difference:
+    return Difference(mean, *_middle(values))
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """The bounds between which 95 % of the values lie."""
     low, high = np.quantile(values, [0.025, 0.975])
-    return Difference(mean, float(low), float(high))
+    return float(low), float(high)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation.comparison import Cosines, sts_differences
+from jtcse_jax.evaluation.comparison import Cosines, sts_differences, sts_intervals
 from jtcse_jax.evaluation.score_table import Table, missing_tasks, number, score_table
 from jtcse_jax.evaluation.scored_model import Model
 from jtcse_jax.evaluation.sts import PROTOCOL, StsScore, load_sts, score_sts, sts_cosines
@@ -38,8 +38,9 @@ class StsOptions(Options):
 class Sts:
     """The seven STS tasks, or the user's own pairs."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, seed: int = 0):
         """Reads the tasks. Errors as `load_sts`; missing tasks are only warned about."""
+        self.seed = seed  # of the intervals
         self.tasks, self.missing = load_sts(path)
         self.data = fingerprint(path, [pair_content(task.pairs) for task in self.tasks])
         self._scored: list[Cosines] = []  # one entry per model, in order
@@ -52,6 +53,11 @@ class Sts:
         scores = score_sts(cosines, self.tasks)
         subsets = {name: _columns(score.subsets) for name, score in scores.items() if score.subsets}
         result = {"protocol": PROTOCOL, **_columns(scores), "subsets": subsets}
+        gold = {task.name: task.pairs.gold for task in self.tasks}
+        result["interval"] = {
+            name: [round(100 * bound, 2) for bound in bounds]
+            for name, bounds in sts_intervals(cosines, gold, seed=self.seed).items()
+        }
         undefined = [score.undefined for score in scores.values() if score.undefined]
         return result | {"missing": self.missing, "undefined": undefined}
 
@@ -136,7 +142,7 @@ STS = Suite(
     name="sts",
     options=StsOptions,
     data="sts",
-    make=lambda path, options: Sts(path),
+    make=lambda path, options: Sts(path, options.seed),
     headline=_headline,
     required="spearman",
     tables=_tables,

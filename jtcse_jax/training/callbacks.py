@@ -4,7 +4,10 @@ from jtcse_jax.evaluation.development import DevScore
 
 
 class Callbacks:
-    """Called during a run, on every process and between two steps; override what you need."""
+    """Subclass it, override the methods that you need, and give an object of it to `train`.
+
+    They are called on every process, between two steps.
+    """
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """A line of training metrics: means over the steps since the last line."""

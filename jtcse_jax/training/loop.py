@@ -83,7 +83,8 @@ class Loop:
         )
         with contextlib.closing(self._log):
             if self.dev is None:
-                say("no data.dev: no best step is selected, and the newest is kept")
+                none = "no data.dev" if self.config.data.dev is None else 'data.dev is ""'
+                say(f"{none}: no best step is selected, and the newest is kept")
             elif not self.resuming:
                 pairs, overlap = len(self.dev.pairs), self.dev.word_overlap()
                 say(f"dev set {self.dev.name}, {pairs} pairs; word overlap: {overlap}")

@@ -85,12 +85,17 @@ def train(
       dev: scored pairs as a list of (sentence, sentence, score), or a `datasets.Dataset` with the
         columns sentence1, sentence2 and score. See `python_data` for both.
       devices: those of the mesh, by default all.
-      callbacks: functions called at every logged and evaluated step.
+      callbacks: an object of a subclass of `Callbacks`, to follow the run.
     Raises:
       UserError: an error that the user can fix, or a loss that is not finite.
       Stopped: after SIGTERM or Ctrl-C, with the step saved.
     """
     config = dataclasses.replace(config, data=with_python_data(config.data, source, dev))
+    if not isinstance(callbacks, Callbacks | None):
+        raise UserError(
+            f"callbacks is a {type(callbacks).__name__}: give an object of a subclass of "
+            "jtcse_jax.training.callbacks.Callbacks."
+        )
     if not config.data.source:
         raise UserError("data.source is not set: give your text, --data.source sentences.txt")
     if config.eval_layers and jax.process_count() > 1:

@@ -106,6 +106,7 @@ def test_wrong_override_names_field_value_and_what_is_allowed(
         (["--data.batch-size", "1"], "data.batch_size = 1: "),
         (["--config", "nowhere.py"], "--config nowhere.py: no such file"),
         (["--model.towers", "a"], "objective.name = jtcse needs two towers"),
+        (["--model", "a"], "--model: name the start of each tower, with --model.towers"),
     ],
 )
 def test_refused_value_is_one_line(monkeypatch, capsys, arguments, message):

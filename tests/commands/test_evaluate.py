@@ -89,6 +89,8 @@ def test_evaluate_prints_a_table_and_the_same_json(evaluated, command, run, caps
     assert again == result
     for name, score in result["sts"]["spearman"].items():
         assert name in table and f"{score:.2f}" in table
+        for bound in result["sts"]["interval"][name]:
+            assert f"{bound:.2f}" in table
     assert "serving length 60" in " ".join(table.split())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from jtcse_jax.evaluation.comparison import sts_differences
+from jtcse_jax.evaluation.comparison import sts_differences, sts_intervals
 
 
 def noisy(gold, noise, seed):
@@ -42,6 +42,23 @@ def test_differences_equal_resampling_seeds_and_pairs_in_a_loop():
     ]
     assert [found["a"].mean, found["b"].mean] == pytest.approx(means)
     assert found["average"].mean == pytest.approx(np.mean(means))
+
+
+def test_intervals_equal_resampling_in_a_loop():
+    random = np.random.default_rng(4)
+    gold = {"a": random.integers(6, size=90) / 1.0, "b": random.integers(6, size=60) / 1.0}
+    cosines = {task: noisy(g, 1.0, 30) for task, g in gold.items()}
+    values = {task: [] for task in gold}
+    for _ in range(800):
+        for task, g in gold.items():
+            pairs = random.integers(len(g), size=len(g))
+            values[task].append(spearmanr(cosines[task][pairs], g[pairs]).statistic)
+    values["average"] = np.mean([values["a"], values["b"]], axis=0)
+    found = sts_intervals(cosines, gold, resamples=1500)
+    assert found.keys() == values.keys()
+    for task, drawn in values.items():
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        np.testing.assert_allclose(found[task], (low, high), atol=0.12 * (high - low))
 
 
 def test_pairing_makes_the_interval_of_near_twins_small():

@@ -216,6 +216,11 @@ class Heard(Callbacks):
         self.saved.append(step)
 
 
+def test_callbacks_of_another_form_are_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="callbacks is a list"):
+        train(tiny_config(tmp_path), callbacks=[print])
+
+
 def test_run_stops_when_patience_is_out_and_its_result_and_callbacks_agree_with_the_log(
     tmp_path, monkeypatch
 ):
