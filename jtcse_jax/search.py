@@ -77,6 +77,7 @@ def search(arguments: Arguments) -> None:
     encoder = _with_index(arguments)
     if arguments.save_index:
         encoder.save_index(arguments.save_index)
+        print(f"{arguments.save_index}: the index, for --index", file=sys.stderr)
     prompt, prompt_name = arguments.prompt, arguments.prompt_name
     print_one = print_json if arguments.json else print_hits
     # Given queries together, because a text that is in a file is read once for each search.

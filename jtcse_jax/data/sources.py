@@ -142,9 +142,9 @@ def _open_tables(
     if not columns:
         table = tables[0]
         raise UserError(
-            f"{table.path} is a table with the columns {', '.join(table.names)}: name the one with "
-            "the sentences (--columns; in training --data.columns, also anchor, positive and any "
-            "hard negatives)"
+            f"{table.path} is a table with the columns {', '.join(table.names)}: name the one of "
+            "the sentences, or those of anchor and positive for pairs (--columns; in training "
+            "--data.columns, also of hard negatives)"
         )
     for table in tables:
         table.check(columns)

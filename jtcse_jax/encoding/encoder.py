@@ -328,7 +328,7 @@ def warn_of_losses(
     """
     if cut := encoder.truncated - since[0]:
         limits = " and ".join(str(bank.serving_length) for bank in encoder.banks)
-        logger.warning("%s %s cut at %s tokens.", f"{cut:,}", name, limits)
+        logger.warning("%s cut at %s tokens: %s.", name, limits, f"{cut:,}")
     characters = encoder.characters - since[2]
     warn_of_unknown(name, encoder.unknown - since[1], characters)
 

@@ -87,7 +87,7 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
 def _say_usage(workdir: Path, which: str) -> None:
     say(f"model: {workdir}, {which}. To use it:")
     say(f"  {sys.executable} -m jtcse_jax.encode --model {workdir} --input FILE --output V.npy")
-    say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER")
+    say(f"  {sys.executable} -m jtcse_jax.evaluate --model {workdir} --sts FOLDER_OR_PAIRS")
     say(f"  {sys.executable} -m jtcse_jax.export --model {workdir} --output FOLDER")
 
 

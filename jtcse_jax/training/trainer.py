@@ -251,10 +251,11 @@ def tokenize_text(config: Config, source: Source, tokenizers: list[Any]) -> list
         for tokenizer in tokenizers
     ]
     stats = caches[0].stats
+    items = f" in {stats['sentences'] // source.views:,} records" if source.views > 1 else ""
     say(
-        f"text {data.source}: {stats['sentences']:,} sentences of {stats['mean_length']:.1f} "
-        f"tokens, {stats['truncated']:,} cut to {data.max_len}, {stats['blank']:,} blank lines "
-        "or records skipped, "
+        f"text {data.source}: {stats['sentences']:,} sentences{items} of "
+        f"{stats['mean_length']:.1f} tokens, {stats['truncated']:,} cut to {data.max_len}, "
+        f"{stats['blank']:,} blank lines or records skipped, "
         f"{percentage(stats['unknown'], stats['characters'])} of the characters unknown"
     )
     if is_primary():

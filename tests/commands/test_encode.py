@@ -245,7 +245,7 @@ def test_cut_sentences_are_counted_once_at_the_end(folder, tmp_path, caplog):
     long = sum(len(sentence.split()) > 4 for sentence in SENTENCES)
     assert long > 20
     assert [record.message for record in caplog.records if "cut" in record.message] == [
-        f"{long} sentences cut at 6 tokens."
+        f"sentences cut at 6 tokens: {long}."
     ]
 
 

@@ -87,7 +87,7 @@ def test_long_sentences_are_cut_counted_and_warned_of_once(model, caplog):
     caplog.clear()
     embed.encode([kept, kept + "dog", "dog", kept + "cat", kept * 9], batch_size=2)
     assert [record.message for record in caplog.records] == [
-        f"3 sentences cut at {model.serving_length} tokens."
+        f"sentences cut at {model.serving_length} tokens: 3."
     ]
     assert embed.truncated == 4
 
