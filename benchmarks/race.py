@@ -107,10 +107,10 @@ def race(
 def _run(contender: Contender, rounds: int, warmup: int) -> Outcome:
     context = multiprocessing.get_context("spawn")
     end, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(contender, theirs), daemon=True)
     # A child inherits the environment at its start; its libraries read it when they are imported.
     kept = {key: os.environ.get(key) for key in contender.environment}
     os.environ.update(contender.environment)
+    process = context.Process(target=_serve, args=(contender, theirs), daemon=True)
     process.start()
     _restore(kept)
     theirs.close()  # so that waiting for the child ends when the child ends

@@ -12,6 +12,7 @@ import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,41 +54,61 @@ if __name__ == "__main__":
 # that the tests start are forked from it.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["jtcse_jax.train", "jtcse_jax.pipeline", "jtcse_jax.preflight"])
+PATH = f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}"
 
 
-class Python(FORKS.Process):
-    """A started process that does what `python ARGUMENTS` does, for `-m MODULE` or `-c CODE`.
+class Forked(FORKS.Process):
+    """A process that sees `environment` alone, but jax has read its own variables before.
 
-    It sees `environment` alone, but jax has read its own variables before. What it says is added to
-    the files `out` and `err`.
+    It does not find torch, as transformers would import it.
     """
 
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], log: Path | None):
-        super().__init__(daemon=True)  # it ends with the tests
-        said = tempfile.TemporaryDirectory(prefix="jtcse-process-")
-        self.out, self.err = (log or Path(said.name) / name for name in ("out", "err"))
-        self._arguments, self._environment, self._folder = arguments, environment, os.getcwd()
+    def __init__(self, environment: dict[str, str], **options: Any):
+        super().__init__(daemon=True, **options)  # it ends with the tests
+        self._environment = environment
+
+    def start(self) -> None:
         # Python 3.11 gives the process that imports its path by the environment alone, and is
         # silent about what it then cannot import.
-        with mock.patch.dict(os.environ, environment):
-            self.start()
-        self._said = said  # removed with this object
+        with mock.patch.dict(os.environ, PYTHONPATH=PATH):
+            super().start()
 
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self._environment)
-        os.chdir(self._folder)
+        super().run()
+
+
+class Python(Forked):
+    """A started process that does what `python ARGUMENTS` does, for `-m MODULE` or `-c CODE`.
+
+    What it says is added to the files `out` and `err`.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], log: Path | None):
+        super().__init__(environment, target=_run_python, args=(arguments, os.getcwd()))
+        said = tempfile.TemporaryDirectory(prefix="jtcse-process-")
+        self.out, self.err = (log or Path(said.name) / name for name in ("out", "err"))
+        self.start()
+        self._said = said  # removed with this object
+
+    def run(self) -> None:
         for descriptor, path in ((1, self.out), (2, self.err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-        kind, program, *rest = self._arguments
-        sys.argv = [kind, *rest]
-        try:
-            if kind == "-m":
-                runpy.run_module(program, run_name="__main__", alter_sys=True)
-            else:
-                exec(program, {"__name__": "__main__"})
-        finally:
-            atexit._run_exitfuncs()  # multiprocessing leaves them out
+        super().run()
+
+
+def _run_python(arguments: tuple[str, ...], folder: str) -> None:
+    os.chdir(folder)
+    kind, program, *rest = arguments
+    sys.argv = [kind, *rest]
+    try:
+        if kind == "-m":
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            exec(program, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 def start(
@@ -120,7 +141,7 @@ def start_python(*arguments: str, log: Path | None = None, **environment: str) -
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": QUICK_COMPILATION,
-        "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}",
+        "PYTHONPATH": PATH,
     }
     return Python(arguments, kept | ours | environment, log)
 

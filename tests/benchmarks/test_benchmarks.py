@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from processes import WITHOUT_TORCH
 from tiny_models import write_tokenizer
 
 from benchmarks import cold_start, encode, host, limits, losses, scaling, text, train_step
@@ -21,12 +20,6 @@ from jtcse_jax.encoding.bank_encoder import PART
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.training.flops import Work
-
-
-@pytest.fixture
-def torch_hidden(monkeypatch):
-    """For the processes of a test that needs no torch: transformers would import it in each."""
-    monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
 
 
 def run(module, monkeypatch, *arguments):
@@ -45,7 +38,7 @@ def test_losses_agree(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_hidden")
+@pytest.mark.usefixtures("forked_contenders")
 def test_host(monkeypatch, tmp_path):
     output = tmp_path / "host.json"
     sizes = ("--sentences", 400, "--batch", 8, "--batches", 4, "--step-ms", 1)
@@ -58,7 +51,7 @@ def test_host(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_hidden")
+@pytest.mark.usefixtures("forked_contenders")
 def test_encode(monkeypatch, tmp_path):
     output = tmp_path / "encode.json"
     sizes = ("--size", "tiny", "--towers", 2, "--sentences", 8, "--rounds", 1, "--turns", 1)
@@ -68,7 +61,7 @@ def test_encode(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_hidden")
+@pytest.mark.usefixtures("forked_contenders")
 def test_scaling(monkeypatch, tmp_path):
     output = tmp_path / "scaling.json"
     sizes = ("--size", "small", "--batch", 8, "--devices", 2, "--rounds", 1)
@@ -78,7 +71,7 @@ def test_scaling(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_hidden")
+@pytest.mark.usefixtures("forked_contenders")
 def test_plan_of_a_large_batch(monkeypatch, tmp_path):
     temporary, planned = [], ("--plan", "--output")
     for sizes in ((), ("--micro-batch", 4)):
@@ -91,7 +84,7 @@ def test_plan_of_a_large_batch(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("torch_hidden")
+@pytest.mark.usefixtures("forked_contenders")
 def test_cold_start(monkeypatch, tmp_path):
     output = tmp_path / "cold_start.json"
     sizes = ("--size", "small", "--batch", 2, "--turns", 1)

@@ -28,6 +28,7 @@ def test_race_tells_what_a_contender_died_of():
         race(BROKEN, rounds=1)
 
 
+@pytest.mark.usefixtures("forked_contenders")
 def test_turns_share_compiled_programs_and_one_that_fails_costs_its_own_row(monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     failed = {}

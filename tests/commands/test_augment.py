@@ -4,16 +4,14 @@ import itertools
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from marian import copy_without, reference, write_marian
-from processes import WITHOUT_TORCH
+from processes import start_python, wait_for
 from runs import write_text
 
 from jtcse_jax import augment
@@ -156,16 +154,12 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
     text.write_text("".join(f"Sentence number {n} of a long text.\n" for n in range(30000)))
     command("repeat-words", "--input", text, "--output", tmp_path / "whole.tsv")
     arguments = ["repeat-words", "--input", str(text), "--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": WITHOUT_TORCH}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jtcse_jax.augment", *arguments], env=environment
-    )
+    process = start_python("-m", "jtcse_jax.augment", *arguments)
     partial = tmp_path / "pairs.tsv.partial"
-    while not list(partial.glob("*.done")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    wait_for(partial, "*.done", process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert partial.exists() and not output.exists()
     assert "resuming after" in command(*arguments)
     assert output.read_bytes() == (tmp_path / "whole.tsv").read_bytes()

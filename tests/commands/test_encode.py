@@ -6,12 +6,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tracemalloc
 
 import numpy as np
 import pytest
-from processes import ROOT, WITHOUT_TORCH
+from processes import ROOT, WITHOUT_TORCH, end, start_python, wait_for
 from tiny_models import some_sentences, tiny_model
 
 from jtcse_jax import encode
@@ -262,24 +261,15 @@ def test_numbers_out_of_range_are_named(folder, tmp_path, option, said):
 @pytest.mark.slow
 def test_two_processes_one_of_them_killed_write_the_same_bytes(folder, tmp_path):
     run(folder, tmp_path / "whole.npy", batch_size=4)
-    command = [sys.executable, "-m", "jtcse_jax.encode", "--model", str(folder / "two")]
+    command = ["-m", "jtcse_jax.encode", "--model", str(folder / "two"), "--batch-size", "4"]
     command += ["--input", str(folder / "text.txt.gz"), "--output", str(tmp_path / "out.npy")]
-    command += ["--batch-size", "4"]
-
-    environment = os.environ | {"PYTHONPATH": WITHOUT_TORCH}
-
-    def start():
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
-
-    killed, other = start(), start()
-    while killed.poll() is None and not list(tmp_path.glob("out.npy.partial/*.done")):
-        time.sleep(0.01)
+    devices = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}  # as many as here
+    killed, other = start_python(*command, **devices), start_python(*command, **devices)
+    wait_for(tmp_path, "out.npy.partial/*.done", killed)
     killed.kill()
-    killed.communicate()
-    said = other.communicate(timeout=300)[1]
-    assert other.returncode == 0, said
+    killed.join()
+    status, _, said = end(other)
+    assert status == 0, said
     assert "50 vectors of 16" in said
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"whole.npy", "out.npy"}

