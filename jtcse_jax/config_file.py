@@ -66,6 +66,12 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
         reason = str(error).partition("\n")[0]
         message = f"{type(error).__name__}: {reason}"
         raise UserError(f"{path}{_line(error, path)}: {message}") from error
+    commands = {"Config": "train", "Pipeline": "pipeline"}
+    if not isinstance(config, kind) and type(config).__name__ in commands:
+        raise UserError(
+            f"{path} is a config for another command: "
+            f"python -m jtcse_jax.{commands[type(config).__name__]}."
+        )
     if not isinstance(config, kind):
         raise UserError(
             f"{path}: has no `config = {kind.__name__}(...)`; see the files in configs/."

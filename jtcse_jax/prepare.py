@@ -39,9 +39,9 @@ class Tokens(TextArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(TextArguments):
-    """Makes a corpus from documents with Apache Beam: reads a document (or a paragraph) per line or
-    record of the text, splits it into sentences, cleans these, drops duplicates and tokenises the
-    rest. Train on it with --data.source 'OUTPUT/*.txt'
+    """Makes a corpus from documents with Apache Beam (pip install apache-beam): reads a document
+    (or a paragraph) per line or record of the text, splits it into sentences, cleans these, drops
+    duplicates and tokenises the rest. Train on it with --data.source 'OUTPUT/*.txt'
     --data.cache-dir OUTPUT/cache. If the command stops after the text is complete, the same command
     resumes there, and does not make finished parts of the tokens again."""
 
@@ -76,8 +76,8 @@ def make_corpus(arguments: Corpus) -> None:
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     if arguments.files < 1:
         raise UserError(f"--files {arguments.files}: give at least 1.")
-    beam_corpus.import_beam()  # if it is missing, before anything is written
     documents = arguments.open_sentences()
+    beam_corpus.import_beam()  # if it is missing, before anything is written
     tokenizer = find_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     output = user_path(arguments.output).absolute()
     settings = {
@@ -90,8 +90,7 @@ def make_corpus(arguments: Corpus) -> None:
         _check_settings(output, settings)
     else:
         _write_text(documents, text, settings, arguments)
-    counts = _read_manifest(output)["counts"]
-    print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    _say_counts(output)
     if tokenizer is None:
         return
     text = open_source(f"{output}/*.txt")
@@ -100,6 +99,17 @@ def make_corpus(arguments: Corpus) -> None:
     beam_corpus.make_parts(text, backend, cache, arguments.beam)
     _say_stats(tokenize(text, tokenizer, arguments.max_len, output / "cache"))
     print(f"to train: --data.source '{text.spec}' --data.cache-dir {output}/cache")
+
+
+def _say_counts(output: Path) -> None:
+    counts = dict(_read_manifest(output)["counts"])
+    documents, kept = counts.pop(beam_corpus.DOCUMENTS), counts.pop(KEPT)
+    distinct, duplicates = counts.pop(beam_corpus.DISTINCT), counts.pop("duplicates")
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "none"
+    print(
+        f"{output}: {documents:,} documents; sentences dropped: {dropped}; {kept:,} kept, of them "
+        f"{duplicates:,} duplicates: {distinct:,} in the corpus"
+    )
 
 
 def _say_stats(cache: TokenCache) -> None:

@@ -34,5 +34,6 @@ class TextArguments:
         if source.blank:
             raise UserError(
                 f"--input {self.input} has blank lines or empty records ({source.blank}), so that "
-                "the numbers of sentences would not be those of lines: remove them."
+                "the numbers of sentences would not be those of lines: remove them (of plain text: "
+                "grep '[^[:space:]]' FILE > NEW)."
             )

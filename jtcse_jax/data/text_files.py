@@ -178,7 +178,7 @@ def reading(path: Path, line: Callable[[], int]) -> Iterator[None]:
             raise UserError(f"{path} is not text: it is {binary}") from error
         raise UserError(
             f"{path}:{line()}: byte {error.start + 1} of the line is not UTF-8 text; "
-            "convert the file to UTF-8 (iconv -t utf-8)"
+            "convert the file to UTF-8 (iconv -f ITS_ENCODING -t utf-8)"
         ) from error
     except LongLineError as error:
         raise UserError(f"{path}:{line() + 1}: the line is {error}") from error

@@ -3,7 +3,7 @@
 Pure numpy functions; everything is computed in float64 and returned raw, not times 100.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,12 @@ EMBEDDING_PROTOCOL = (
 
 
 class EmbeddedPairs(NamedTuple):
-    """The distinct sentences of scored pairs, encoded once, and the rows of each pair."""
+    """The distinct sentences of scored pairs, encoded once, and the rows of each pair.
 
+    There are no pairs if only sentences were given.
+    """
+
+    sentences: list[str]  #: n, distinct
     vectors: np.ndarray  #: [n, D] raw
     first: np.ndarray  #: [p] int, row of a pair's first sentence
     second: np.ndarray  #: [p] int, of its second
@@ -65,7 +69,21 @@ def embed_pairs(encode: Encode, pairs: Pairs) -> EmbeddedPairs:
     first, second = (
         np.array([index[sentence] for sentence in side]) for side in (pairs.first, pairs.second)
     )
-    return EmbeddedPairs(vectors, first, second, pair_cosines(vectors, index, pairs), pairs)
+    cosines = pair_cosines(vectors, index, pairs)
+    return EmbeddedPairs(list(index), vectors, first, second, cosines, pairs)
+
+
+def embed_sentences(encode: Encode, sentences: Sequence[str]) -> EmbeddedPairs:
+    """Encodes each distinct sentence once, for the figures that need no pairs.
+
+    Raises UserError for fewer than two sentences, and for embeddings that are not finite.
+    """
+    vectors, index = encode_distinct(encode, sentences)
+    if len(index) < 2:
+        raise UserError(f"{len(index)} different sentence(s): give two or more.")
+    none = np.empty(0)
+    rows = none.astype(np.int64)
+    return EmbeddedPairs(list(index), vectors, rows, rows, none, Pairs([], [], none))
 
 
 def summary(embedded: EmbeddedPairs, *, most: int) -> dict[str, float]:
@@ -73,18 +91,23 @@ def summary(embedded: EmbeddedPairs, *, most: int) -> dict[str, float]:
 
     Uniformity, effective rank and anisotropy use `most` sentences, chosen by `spaced`, because
     their cost grows faster than the number of sentences. The rest uses all. A correlation that is
-    undefined, because one side is constant, is 0, as in `spearman`.
+    undefined, because one side is constant, is 0, as in `spearman`. Without pairs their figures are
+    left out.
     """
     vectors, pairs = embedded.vectors, embedded.pairs
     some = unit(spaced(vectors, most))
-    high = high_pairs(pairs.gold)
-    difference = length_difference(pairs)
-    return {
+    figures = {
         "uniformity": uniformity(some),
-        "alignment": alignment(vectors[embedded.first[high]], vectors[embedded.second[high]]),
         "effective_rank": effective_rank(some),
         "anisotropy": anisotropy(some),
         "mean_norm": float(np.linalg.norm(vectors, axis=1).mean()),
+    }
+    if not len(pairs):
+        return figures
+    high = high_pairs(pairs.gold)
+    difference = length_difference(pairs)
+    return figures | {
+        "alignment": alignment(vectors[embedded.first[high]], vectors[embedded.second[high]]),
         "length_correlation": spearman(embedded.cosines, difference),
         "length_correlation_given_gold": partial_spearman(embedded.cosines, difference, pairs.gold),
     }

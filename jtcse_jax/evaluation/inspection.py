@@ -61,7 +61,7 @@ def diagnose(
 
     Args:
       members: the members of a loaded model or an ensemble.
-      embedded: the model's vectors of scored pairs.
+      embedded: the model's vectors of scored pairs, or of sentences.
       seed: seed that chooses the inspected sentences and the dropout views.
       sentences: largest number of inspected sentences.
       cross: how the streams cross; by default `default_cross`.
@@ -71,10 +71,9 @@ def diagnose(
     if sentences < 1:
         raise UserError(f"sentences = {sentences}: use at least 1.")
     embeddings = diagnose_embeddings(embedded)
-    distinct = list(dict.fromkeys([*embedded.pairs.first, *embedded.pairs.second]))
-    count = min(sentences, len(distinct))
-    drawn = np.random.default_rng(seed).choice(len(distinct), count, replace=False)
-    chosen = [distinct[number] for number in np.sort(drawn)]
+    count = min(sentences, len(embedded.sentences))
+    drawn = np.random.default_rng(seed).choice(len(embedded.sentences), count, replace=False)
+    chosen = [embedded.sentences[number] for number in np.sort(drawn)]
     return {
         "protocol": embeddings.pop("protocol"),
         "towers_protocol": PROTOCOL,

@@ -1,5 +1,6 @@
 """`python -m jtcse_jax.report WORKDIR... --output report.html`: one page about training runs."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from jtcse_jax.architecture import Pooling
+from jtcse_jax.data.text_files import STDIN
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation.development import Development
+from jtcse_jax.evaluation import development
+from jtcse_jax.evaluation.examples import Examples, scored_pairs, text_sentences
 from jtcse_jax.report.models import Look, look_at
 from jtcse_jax.report.page import render
 from jtcse_jax.report.runs import Run, find_runs, read_results
@@ -34,8 +37,8 @@ class Arguments:
     scores: tuple[str, ...] = ()
     """Files from `python -m jtcse_jax.evaluate --output`, for the tables."""
     dev: str | None = None
-    """Scored pairs for inspecting models, as in data.dev; by default each run's own, or `builtin`
-    if it has none."""
+    """Scored pairs for inspecting models, as in data.dev. By default each run's own; for a run that
+    has none, sentences of its text, or if that is gone `builtin`, English pairs."""
     models: bool = True
     """Read the weights, for similarities, spectrum, attention and nearest neighbours."""
     pooling: Pooling | None = None
@@ -88,31 +91,49 @@ def _read_all(files: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any
 
 def _look_at_all(runs: Sequence[Run], arguments: Arguments) -> Mapping[str, Look]:
     """The inspected models, by run; the notes of other runs have the reason."""
-    # All pairs are read before the first model. A run's own dev file may be gone since training.
-    names = {run.name: arguments.dev or run.config.get("data", {}).get("dev") for run in runs}
-    pairs = {}
-    for dev in {name or "builtin" for name in names.values()}:
-        try:
-            pairs[dev] = Development(dev).pairs
-        except UserError as error:
-            if arguments.dev:
-                raise
-            pairs[dev] = error
-    looks = {}
+    # All is read before the first model.
+    examples: dict[str, Examples] = {}
     for run in runs:
         if not run.embeds:
             run.notes.append("a language model: its sentence vectors are not inspected")
             continue
-        dev = names[run.name] or "builtin"
-        if isinstance(pairs[dev], UserError):
-            run.notes.append(f"the model is not inspected: {pairs[dev]}; name other pairs, --dev")
-            continue
-        print(f"{run.name}: inspecting it on {len(pairs[dev])} pairs of {dev}", file=sys.stderr)
         try:
-            looks[run.name] = look_at(run.folder, pairs[dev], dev=dev, pooling=arguments.pooling)
+            examples[run.name] = _examples(run, arguments.dev)
+        except UserError as error:
+            if arguments.dev:
+                raise
+            run.notes.append(f"the model is not inspected: {error}; name other pairs, --dev")
+    looks = {}
+    for run in runs:
+        if run.name not in examples:
+            continue
+        print(f"{run.name}: inspecting it on {examples[run.name]}", file=sys.stderr)
+        try:
+            look = look_at(run.folder, examples[run.name], pooling=arguments.pooling)
         except UserError as error:
             run.notes.append(f"the model is not inspected: {error}")
+            continue
+        looks[run.name] = look
+        run.notes.append(f"inspected on {examples[run.name]}")
+        cosine = look.diagnostics["embeddings"]["anisotropy"]
+        if cosine > development.COLLAPSED:
+            run.notes.append(
+                "its vectors have collapsed: different sentences have a mean cosine of "
+                f"{cosine:.3f}"
+            )
     return looks
+
+
+def _examples(run: Run, dev: str | None) -> Examples:
+    """What to inspect a run's model on; a file may be gone since training."""
+    data = run.config.get("data", {})
+    if name := dev or data.get("dev"):
+        return scored_pairs(name)
+    source = data.get("source")
+    if source and not source.startswith((STDIN, "/dev/")):
+        with contextlib.suppress(UserError):
+            return text_sentences(source, tuple(data.get("columns", ())[:1]))
+    return scored_pairs("builtin")
 
 
 main = command("report", Arguments, report)

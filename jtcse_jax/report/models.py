@@ -8,10 +8,9 @@ import numpy as np
 
 from jtcse_jax.architecture import Pooling
 from jtcse_jax.encoding.index import ExactIndex
-from jtcse_jax.evaluation.diagnostics import embed_pairs
+from jtcse_jax.evaluation.examples import Examples
 from jtcse_jax.evaluation.inspection import diagnose
 from jtcse_jax.evaluation.scored_model import load_model
-from jtcse_jax.evaluation.sts import Pairs
 
 QUERIES, NEAREST = 6, 3
 
@@ -25,32 +24,29 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """A model's results on scored pairs."""
+    """A model's results on scored pairs, or on sentences alone: then there are no cosines."""
 
     source: str  #: description of the model
-    dev: str  #: name of the pairs
+    examples: str  #: their name
     cosines: np.ndarray  #: [n] float64
     gold: np.ndarray  #: [n] float64
     neighbours: list[Neighbours]
     diagnostics: dict[str, Any]  #: the result of `inspection.diagnose`
 
 
-def look_at(folder: Path, pairs: Pairs, *, dev: str, pooling: Pooling | None = None) -> Look:
-    """Reads the model in a folder and inspects it on `pairs`, which are named `dev`.
+def look_at(folder: Path, examples: Examples, *, pooling: Pooling | None = None) -> Look:
+    """Reads the model in a folder and inspects it on the examples.
 
     Vectors are raw or scaled, as the folder defines. Errors as in `load_model` and `embed_pairs`.
     """
     model = load_model(str(folder), pooling=pooling)
-    embedded = embed_pairs(model.encode, pairs)
-    rows = np.concatenate([embedded.first, embedded.second])
-    sentence_of = dict(zip(rows.tolist(), [*pairs.first, *pairs.second], strict=True))
-    sentences = [sentence_of[row] for row in range(len(embedded.vectors))]
+    embedded = examples.embed(model.encode)
     return Look(
         source=model.description["model"],
-        dev=dev,
+        examples=examples.name,
         cosines=embedded.cosines,
-        gold=pairs.gold,
-        neighbours=nearest_neighbours(sentences, embedded.vectors),
+        gold=embedded.pairs.gold,
+        neighbours=nearest_neighbours(embedded.sentences, embedded.vectors),
         diagnostics=diagnose(model.members, embedded),
     )
 

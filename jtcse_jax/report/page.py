@@ -42,7 +42,8 @@ def render(
 
     diagnosed = [one for one in results if "protocol" in one.get(DIAGNOSTICS.name, {})]
     embeddings = [
-        (name, last_part(look.dev), look.diagnostics["embeddings"]) for name, look in looks.items()
+        (name, last_part(look.examples), look.diagnostics["embeddings"])
+        for name, look in looks.items()
     ]
     for one in diagnosed:
         found = one[DIAGNOSTICS.name]

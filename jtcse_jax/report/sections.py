@@ -12,6 +12,7 @@ from jtcse_jax.report.figures import Line, Picture, curves, heat_map, histograms
 from jtcse_jax.report.models import Look, Neighbours
 from jtcse_jax.report.runs import Run
 from jtcse_jax.report.tables import config_texts, last_part
+from jtcse_jax.store.card import of_this_run
 from jtcse_jax.training.metrics import SPEEDS
 
 NO_LOSS = {"step", "alignment", "uniformity", "accuracy", "grad_norm", *SPEEDS}
@@ -93,7 +94,7 @@ def run_section(run: Run, look: Look | None) -> Section:
         notes=run.notes,
         groups=[group for group in groups if group.pictures],
         neighbours=look.neighbours if look else (),
-        config=config_texts(run.config)
+        config=config_texts(of_this_run(run.config))
         | {f"trained from step {step} with": text for step, text in run.environments.items()},
     )
 
@@ -152,8 +153,8 @@ def _health(run: Run, names: Mapping[str, None]) -> list[Picture]:
 def _insides(found: Mapping[str, Any], look: Look | None = None) -> list[Group]:
     """The spectrum and layers of a model, and its similarities if it was inspected here."""
     text, pictures = "", []
-    if look:
-        pairs = f"{len(look.gold)} pairs ({last_part(look.dev)})"
+    if look and len(look.gold):
+        pairs = f"{len(look.gold)} pairs ({last_part(look.examples)})"
         text = f"Cosines of {pairs} by gold score; all rows have one scale, a line marks the mean. "
         pictures.append(histograms("Similarity by gold score", look.cosines, look.gold))
     if "spectrum" in found["embeddings"]:

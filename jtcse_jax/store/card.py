@@ -20,6 +20,7 @@ from jtcse_jax.store import hf_config, hf_files
 from jtcse_jax.store.checkpoint import Checkpoints
 from jtcse_jax.store.saved_model import SavedModel
 from jtcse_jax.store.workdir import CHECKPOINTS, CONFIG
+from jtcse_jax.traits import TRAITS, Traits
 from jtcse_jax.user_path import user_path
 
 FILE = "jtcse_card.json"
@@ -89,7 +90,7 @@ def _of_workdir(workdir: Path, step: int | None) -> Card:
         datasets=sorted(datasets),
         step=step,
         metrics=metrics,
-        train_config=_public(_of_this_run(config)),
+        train_config=_public(of_this_run(config)),
     )
 
 
@@ -159,12 +160,18 @@ def _is_hub_name(name: str) -> bool:
     return True
 
 
-def _of_this_run(config: dict[str, Any]) -> dict[str, Any]:
-    """A training config without the shape of random towers, unless it has such towers."""
+def of_this_run(config: dict[str, Any]) -> dict[str, Any]:
+    """A training config without the fields of `model` that it does not use.
+
+    These are the shape of random towers, if none is random, and how they cross, if they do not.
+    """
     model = config.get("model", {})
-    if SCRATCH in model.get("towers", [SCRATCH]):
-        return config
-    return config | {"model": {name: model[name] for name in model if name != "scratch"}}
+    unused = set()
+    if SCRATCH not in model.get("towers", [SCRATCH]):
+        unused.add("scratch")
+    if not TRAITS.get(config.get("objective", {}).get("name"), Traits(crosses=True)).crosses:
+        unused.add("cross")
+    return config | {"model": {name: model[name] for name in model if name not in unused}}
 
 
 def _public(value: Any) -> Any:

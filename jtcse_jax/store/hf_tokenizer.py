@@ -11,6 +11,7 @@ from jtcse_jax.errors import UserError
 from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.runtime.files import read_json
 from jtcse_jax.store.hf_files import find_folder
+from jtcse_jax.store.workdir import TOKENIZER
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _SETTINGS = "tokenizer_config.json"
@@ -19,8 +20,13 @@ _GENERAL_CLASS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def find_tokenizer(name: str) -> Any:
-    """The fast tokenizer of the folder `find_folder` returns; UserError if there is none."""
-    return load_tokenizer(find_folder(name))
+    """The fast tokenizer of the folder `find_folder` returns; UserError if there is none.
+
+    A workdir, or an exported folder of several towers, has it in a folder of its own.
+    """
+    folder = find_folder(name)
+    inside = [folder / part for part in (TOKENIZER, "tower_0") if (folder / part).is_dir()]
+    return load_tokenizer(inside[0] if inside else folder)
 
 
 def load_tokenizer(folder: str | Path) -> Any:

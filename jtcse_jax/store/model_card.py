@@ -29,6 +29,10 @@ TRAINED = (
     " Trained $how by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its family, with "
     "`jtcse_jax`."
 )
+COLLAPSED = (
+    "\n\n**Its vectors had collapsed when its training ended: those of different sentences are "
+    "nearly the same, so their cosines mean little.**"
+)
 IMPORT_NORMALIZE = "from sentence_transformers.models import Normalize\n"
 CITATION = """
 ## Citation
@@ -56,16 +60,14 @@ def card_text(model: SavedModel, card: Card) -> str:
     bank, shape = model.bank, model.bank.architecture
     one = bank.num_towers == 1
     path = json.dumps(card.name or "path/to/this/folder")
-    prompts = ", ".join(
-        f"`{name}`: {json.dumps(text)}" for name, text in card.prompts.items() if text
-    )
+    prompts = ", ".join(f"`{name}`: {_quoted(text)}" for name, text in card.prompts.items() if text)
     bases = ", ".join(f"`{name}`" for name in card.base_models)
     note = f" The start models have their own licences: {bases}." if bases else ""
     return _fill(
         "model_card.md",
         header=_header(card).to_yaml(),
         name=card.name or "A sentence encoder",
-        trained=_trained(card.train_config),
+        trained=_trained(card.train_config) + COLLAPSED * _collapsed(card),
         hidden_size=shape.hidden_size,
         pooled=POOLINGS[bank.pooling],
         towers="one tower" if one else f"each of {bank.num_towers} towers, summed",
@@ -80,7 +82,7 @@ def card_text(model: SavedModel, card: Card) -> str:
             path=path,
             normalize=", Normalize()" if card.normalize else "",
             import_normalize=IMPORT_NORMALIZE if card.normalize else "",
-            prompts=f", prompts={json.dumps(card.prompts)}" if card.prompts else "",
+            prompts=f", prompts={_quoted(card.prompts)}" if card.prompts else "",
         ).rstrip(),
         transformers=_transformers(model, path, card.normalize),
         path=path,
@@ -102,6 +104,10 @@ def _trained(config: Mapping[str, Any]) -> str:
     elif columns > 1 or str(data.get("source")).endswith(".tsv"):
         how = "on pairs of sentences"
     return Template(TRAINED).substitute(how=how)
+
+
+def _collapsed(card: Card) -> bool:
+    return bool({"dev_collapsed", "text_collapsed"} & card.metrics.keys())
 
 
 def _transformers(model: SavedModel, path: str, normalize: bool) -> str:
@@ -200,10 +206,15 @@ def _training(card: Card) -> str:
         "\n## Training\n",
         _table(("", ""), rows.items()),
         "<details><summary>The whole config</summary>\n",
-        f"```json\n{json.dumps(config, indent=2)}\n```\n",
+        f"```json\n{_quoted(config, indent=2)}\n```\n",
         "</details>\n",
     ]
     return "\n".join(parts) + CITATION
+
+
+def _quoted(value: Any, indent: int | None = None) -> str:
+    """As JSON, which Python reads too, with all letters as they are."""
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def _table(head: Any, rows: Any) -> str:

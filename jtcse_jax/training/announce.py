@@ -65,7 +65,13 @@ def say_end(config: Config, checkpoints: Checkpoints, dev: Development | None) -
         say(f"from step {trained[0]['step']} to {trained[-1]['step']}: {changes}")
     newest, best = checkpoints.newest_step(), checkpoints.best_step()
     if dev is None:
-        _say_usage(workdir, f"step {newest} (newest)")
+        which = f"step {newest} (newest)"
+        if not config.objective.traits.embeds:
+            say(f"model: {workdir}, {which}, a language model: start towers from it (model.towers)")
+        elif any("text_collapsed" in line for line in lines if line["step"] == newest):
+            say(f"model: {workdir}, {which}, not worth using: it has collapsed")
+        else:
+            _say_usage(workdir, which)
         return
     scores = {line["step"]: _dev_score(line) for line in lines if METRIC in line}
     if best is None:

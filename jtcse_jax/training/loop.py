@@ -88,7 +88,9 @@ class Loop:
             elif not self.resuming:
                 pairs, overlap = len(self.dev.pairs), self.dev.word_overlap()
                 say(f"dev set {self.dev.name}, {pairs} pairs; word overlap: {overlap}")
-                self._save(state, 0, self.evaluate(state, 0))  # training may not improve it
+                self._save(
+                    state, 0, self.evaluate(state, 0).as_metrics()
+                )  # training may not improve it
             if first >= self.stop:
                 say(f"already trained for {first} steps; give a higher --max-steps to continue")
             elif not self._out_of_patience(first):
@@ -118,22 +120,24 @@ class Loop:
                 # Before a step is saved it is known to be finite.
                 self._read(*unread)
                 unread = None
-                self._save(state, done, self.evaluate(state, done) if evaluate else None)
+                scores = None
+                if evaluate:
+                    scores = self.evaluate(state, done).as_metrics()
+                elif last and self.sample:
+                    scores = self._look_at_text(state, done)
+                self._save(state, done, scores)
                 self._speed.pause()
             if stopping:
                 self._stop_here(done, signal)
             if evaluate and self._out_of_patience(done):
                 break
         self._write_means()
-        if self.sample:
-            self._warn_if_collapsed(state)
         # A signal may also come while the last step is evaluated; then nothing more may start.
         if signal.asked():
             self._stop_here(self._step, signal)
         self.checkpoints.wait()
 
-    def _save(self, state: TrainState, step: int, score: DevScore | None) -> None:
-        scores = score.as_metrics() if score else None
+    def _save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
         self.checkpoints.save(step, as_checkpoint(single_layers(self.mesh, state)), scores)
         self.callbacks.on_save(step)
 
@@ -192,13 +196,21 @@ class Loop:
         )
         return SentenceEncoder([bank])
 
-    def _warn_if_collapsed(self, state: TrainState) -> None:
+    def _look_at_text(self, state: TrainState, step: int) -> dict[str, float]:
+        """Returns the mean cosine of the sample's sentences, logged under `step` and printed."""
         cosine = anisotropy(self._encoder(state).encode_block(self.sample))
-        if cosine > development.COLLAPSED:
-            say(
-                f"collapsed: different sentences of the text have a mean cosine of {cosine:.4f}; "
-                "the model cannot tell them apart: train longer, or start from a trained encoder."
-            )
+        collapsed = cosine > development.COLLAPSED
+        figures = {"text_anisotropy": cosine} | ({"text_collapsed": 1.0} if collapsed else {})
+        self._log.write(step, figures)
+        meaning = (
+            "; collapsed: the model cannot tell them apart: train longer, or start from a trained "
+            "encoder"
+        )
+        say(
+            f"step {step}  mean cosine of different sentences of the text: {cosine:.4f}"
+            + meaning * collapsed
+        )
+        return figures
 
     def _layer_figures(self, state: TrainState, dev: Development) -> dict[str, float]:
         bank = Bank(self.bank.architecture, self.bank.num_towers, pooling=self.bank.pooling)

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
-    """Returns stage, step, seconds, sentences_per_second and dev (or None) from a stage's log.
+    """Returns stage, step, seconds, sentences_per_second, dev (or None) and collapsed, by the log.
 
     `step` is the model's step, by default the best one. `seconds` is the training time of all steps
     at the median logged speed; compiling, evaluating and saving are not included.
@@ -36,6 +36,9 @@ def stage_row(name: str, config: Config, taken: int | None = None) -> Row:
         "seconds": trained[-1]["step"] * config.data.batch_size / rate if rate else None,
         "sentences_per_second": rate,
         "dev": 100 * scores[step] if step in scores else None,
+        "collapsed": any(
+            "text_collapsed" in line for line in lines if line["step"] == lines[-1]["step"]
+        ),
     }
 
 
@@ -58,11 +61,13 @@ def print_table(rows: list[Row]) -> None:
 def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | None]) -> str | None:
     """Returns what is wrong with a finished stage: it collapsed, or an earlier one scores higher.
 
-    None if nothing is wrong or it has no dev set. Only finished stages with the same dev set count.
+    None if nothing is wrong. Only finished stages with the same dev set are compared.
     """
     finished = {each: row for each, row in rows.items() if row is not None}
     row, dev = finished.get(name), configs[name].data.dev
-    if row is None or dev is None:
+    if row is not None and row.get("collapsed"):
+        return f"stage {name} has collapsed: it cannot tell different sentences apart"
+    if row is None or not dev:
         return None
     if row["dev"] is None:
         return f"stage {name} has no dev score: its vectors had collapsed at every evaluation"
@@ -79,11 +84,13 @@ def warning(name: str, configs: Mapping[str, Config], rows: Mapping[str, Row | N
 def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row], exported: str) -> list[str]:
     """The best stage on the dev set, its gain over the start of the first, and the exported stage.
 
-    `exported` is a stage, or STAGE#K. No lines for a pipeline without a dev score.
+    `exported` is a stage, or STAGE#K. Without a dev score, no lines unless this stage collapsed.
     """
+    stage = exported.partition("#")[0]
     scored = [name for name, row in rows.items() if row["dev"] is not None]
     if not scored:
-        return []
+        reason = warning(stage, configs, rows)
+        return [f"exported: {reason}"] if reason else []
     dev = configs[scored[-1]].data.dev
     assert dev is not None  # a stage without a dev set has no score
     best = _best_stage(dev, configs, rows)
@@ -93,7 +100,6 @@ def verdict(configs: Mapping[str, Config], rows: Mapping[str, Row], exported: st
     gain = Development(dev).difference(end, start)
     against = "it is the start" if start == end else f"difference from the start: {gain or '?'}"
     lines = [f"best stage on the dev set: {best}, {rows[best]['dev']:.2f}; {against}"]
-    stage = exported.partition("#")[0]
     if exported != best:
         lines.append(f"exported: {warning(stage, configs, rows) or f'stage {exported}'}")
     return lines

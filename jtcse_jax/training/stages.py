@@ -6,6 +6,7 @@ the unfinished one. If a stage fails, the folders of earlier stages stay as they
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,14 @@ def _check_inputs(name: str, configs: dict[str, Config]) -> int:
                 config.model.cross.interval(layers)
         if not config.data.source:
             raise UserError("it has no text: give --source sentences.txt.")
-        views = open_source(config.data.source, config.data.columns).views
-        views = views_per_item(views, config.data)
+        source = open_source(config.data.source, config.data.columns)
+        views = views_per_item(source.views, config.data)
+        needed = config.data.batch_size * source.views
+        if (found := sum(1 for _ in itertools.islice(source.read(), needed))) < needed:
+            raise UserError(
+                f"{config.data.source} has {found // source.views} sentences, fewer than one "
+                f"batch: lower data.batch_size from {config.data.batch_size} or give more text"
+            )
         if config.data.dev:
             Development(config.data.dev)
         return views

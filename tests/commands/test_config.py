@@ -224,6 +224,10 @@ def test_values_at_the_bounds_are_taken():
     [
         ("configs = 3", ": has no `config"),
         ("config = 3", ": has no `config"),
+        (
+            "from jtcse_jax.pipeline_config import Pipeline\nconfig = Pipeline()",
+            " is a config for another command: python -m jtcse_jax.pipeline",
+        ),
         ("config = (", ": SyntaxError.*line 1"),
         ("import nothing_of_that_name", ":1: ModuleNotFoundError: .*nothing_of_that_name"),
         ("from jtcse_jax.config import *\nconfig = Config(keep=0)", ":2: keep = 0"),

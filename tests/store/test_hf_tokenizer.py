@@ -5,7 +5,7 @@ import json
 
 import pytest
 from hf_tensors import ARCHITECTURE, CONFIG, VOCAB, bert_tensors, save
-from tiny_models import SHAPE
+from tiny_models import SHAPE, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -73,6 +73,13 @@ def test_folders_without_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="cannot load its tokenizer"):
         hf_tokenizer.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("part", [".", "tokenizer", "tower_0"])
+def test_a_tokenizer_is_found_in_a_model_a_run_and_an_export_of_towers(tmp_path, part):
+    tokenizer = tiny_model(1).tokenizer
+    hf_tokenizer.save_tokenizer(tokenizer, tmp_path / part)
+    assert hf_tokenizer.find_tokenizer(str(tmp_path)).get_vocab() == tokenizer.get_vocab()
 
 
 def test_check_tokenizer():

@@ -88,6 +88,16 @@ def test_card_takes_the_dev_score_of_the_exported_step(tmp_path):
     assert "selects the step: 50.00" in text and "| Step | 6 |" in text
 
 
+@pytest.mark.parametrize(("name", "towers"), [("simcse", ("a",)), ("jtcse", ("scratch",) * 2)])
+def test_the_config_of_the_card_has_what_the_run_used(tmp_path, name, towers):
+    run = write_trained_run(tmp_path, tiny_model(1), towers=towers)
+    config = json.loads((run / "train_config.json").read_text())
+    config["objective"]["name"] = name
+    (run / "train_config.json").write_text(json.dumps(config))
+    model = read_card(saved_model.load(run)).train_config["model"]
+    assert ("cross" in model, "scratch" in model) == (name == "jtcse", "scratch" in towers)
+
+
 @pytest.mark.parametrize(
     ("data", "how"),
     [

@@ -151,6 +151,7 @@ def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, 
         "seconds": 4.0,
         "sentences_per_second": 4.0,
         "dev": 60.0,
+        "collapsed": False,
         "sts": {},
     }
     assert rows[0]["dev"] is None and rows[0]["step"] == 2
@@ -325,6 +326,22 @@ def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_pat
 def test_all_inputs_are_looked_at_before_the_first_stage(tmp_path, trainer, fields, problem):
     with pytest.raises(UserError, match=f"stage (language|twin): .*{problem}"):
         run(make_pipeline(tmp_path, **fields))
+    assert not trainer.trained
+
+
+@pytest.mark.parametrize("batch_size", [161, 160])  # the text has 160 sentences
+def test_a_batch_larger_than_the_text_is_refused_before_the_first_stage(
+    tmp_path, trainer, batch_size
+):
+    pipeline = make_pipeline(tmp_path)
+    student = list(pipeline.stages)[-1]
+    data = dataclasses.replace(pipeline.stages[student].data, batch_size=batch_size)
+    pipeline.stages[student] = dataclasses.replace(pipeline.stages[student], data=data)
+    if batch_size == 160:
+        stages._check_inputs(student, stage_configs(pipeline))
+        return
+    with pytest.raises(UserError, match=f"stage {student}: .* has 160 sentences, fewer than one"):
+        run(pipeline)
     assert not trainer.trained
 
 

@@ -22,10 +22,13 @@ from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.diagnostics import anisotropy
 from jtcse_jax.evaluation.inspection import layer_figures
 from jtcse_jax.store import saved_model
+from jtcse_jax.store.card import read_card
 from jtcse_jax.store.checkpoint import Checkpoints
+from jtcse_jax.store.model_card import card_text
 from jtcse_jax.store.workdir import CHECKPOINTS
 from jtcse_jax.training import trainer
 from jtcse_jax.training.run_record import check_config, record
+from jtcse_jax.training.stage_scores import stage_row, verdict
 from jtcse_jax.training.trainer import train
 
 
@@ -173,7 +176,7 @@ def test_without_dev_set_the_newest_step_is_taken_and_it_says_so(tmp_path, capsy
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dev=None))
     train(config, devices=one_device())
     said = capsys.readouterr().out
-    assert "no best step is selected" in said and "collapsed" not in said
+    assert "no best step is selected" in said and "collapsed" not in said and "To use it" in said
     assert "step 4 (newest" in saved_model.load(config.workdir).source
 
 
@@ -186,7 +189,22 @@ def test_a_run_without_dev_set_tells_that_it_collapsed(tmp_path, capsys, monkeyp
     said = capsys.readouterr().out
     text = list(dict.fromkeys(Path(config.data.source).read_text().splitlines()))
     cosine = anisotropy(SentenceEncoder.load(config.workdir).encode(text[:256]))
-    assert f"collapsed: different sentences of the text have a mean cosine of {cosine:.4f}" in said
+    assert f"mean cosine of different sentences of the text: {cosine:.4f}; collapsed" in said
+    assert "not worth using" in said and "To use it" not in said
+    row = stage_row("only", config)
+    (line,) = verdict({"only": config}, {"only": row}, "only")
+    assert "stage only has collapsed" in line
+    card = read_card(saved_model.load(config.workdir))
+    assert card.metrics["text_anisotropy"] == pytest.approx(cosine, abs=1e-6)
+    assert "Its vectors had collapsed" in card_text(saved_model.load(config.workdir), card)
+
+
+def test_of_a_language_model_it_says_what_it_is_for(tmp_path, capsys):
+    data = dataclasses.replace(tiny_config(tmp_path).data, dev=None, pairs="none")
+    config = tiny_config(tmp_path, max_steps=2, objective=ObjectiveConfig(name="mlm"), data=data)
+    train(config, devices=one_device())
+    said = capsys.readouterr().out
+    assert "a language model" in said and "To use it" not in said and "cosine" not in said
 
 
 def test_not_finite_loss_stops_and_saves_nothing_of_it(tmp_path):
