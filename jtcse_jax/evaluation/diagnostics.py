@@ -15,10 +15,13 @@ SPECTRUM = 64  # singular values reported
 COMPARED = 4096  # most sentences in all-pairs figures: their table takes 134 MB
 HIGH = 0.8  # share of the range of gold scores above which a pair is positive (4 of 0 to 5)
 EMBEDDING_PROTOCOL = (
-    "raw figures of the pairs' distinct sentences: uniformity (t = 2), anisotropy (mean cosine of "
-    "two sentences), effective rank and singular values of the centred unit vectors, these of as "
-    "many sentences as `compared`; alignment (alpha = 2) of pairs in the top fifth of the range of "
-    "gold scores; Spearman of cosine and difference in length (characters), also given gold"
+    "raw figures of the distinct sentences: uniformity (t = 2), anisotropy (mean cosine of two "
+    "sentences), effective rank and singular values of the centred unit vectors, these of as many "
+    "sentences as `compared`"
+)
+PAIRS_PROTOCOL = (
+    "; alignment (alpha = 2) of pairs in the top fifth of the range of gold scores; Spearman of "
+    "cosine and difference in length (characters), also given gold"
 )
 
 
@@ -40,7 +43,7 @@ def diagnose_embeddings(embedded: EmbeddedPairs) -> dict[str, Any]:
     """All figures that any encoder allows, ready for JSON: `summary`, rounded, and the spectrum."""
     some = spaced(embedded.vectors, COMPARED)
     return {
-        "protocol": EMBEDDING_PROTOCOL,
+        "protocol": EMBEDDING_PROTOCOL + (PAIRS_PROTOCOL if len(embedded.pairs) else ""),
         "pairs": len(embedded.pairs),
         "sentences": len(embedded.vectors),
         "compared": len(some),
