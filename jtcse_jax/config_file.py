@@ -31,7 +31,8 @@ def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T
     first.add_argument("--config")
     known, overrides = first.parse_known_args(arguments)
     if any(word.partition("=")[0] == "--model" for word in overrides):
-        raise UserError("--model: name the start of each tower, with --model.towers.")
+        option = "--model.towers" if kind is Config else "--stages.STAGE.model.towers"
+        raise UserError(f"--model: name the start of each tower, with {option}.")
     default = load_config_file(find_config(known.config), kind) if known.config else kind()
     description = (
         f"{kind.__doc__} Give --config FILE first, then any field as an override; with FILE, "

@@ -25,8 +25,8 @@ def find_tokenizer(name: str) -> Any:
     A workdir, or an exported folder of several towers, has it in a folder of its own.
     """
     folder = find_folder(name)
-    inside = [folder / part for part in (TOKENIZER, "tower_0") if (folder / part).is_dir()]
-    return load_tokenizer(inside[0] if inside else folder)
+    places = [folder, folder / TOKENIZER, folder / "tower_0"]
+    return load_tokenizer(next(filter(_has_tokenizer, places), folder))
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -34,7 +34,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     folder = Path(folder)
     advice = "save one there with `tokenizer.save_pretrained`, or name another folder."
     # Otherwise transformers would make a tokenizer of the five special tokens from config.json.
-    if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+    if not _has_tokenizer(folder):
         raise UserError(f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}): {advice}")
     try:
         tokenizer = _class_of(folder).from_pretrained(
@@ -52,6 +52,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     for name in ("local_files_only", "is_local", "trust_remote_code"):
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def _class_of(folder: Path) -> Any:

@@ -142,6 +142,7 @@ def _from_scratch(config: Config, source: Source) -> Start:
         tokenizer = train_tokenizer(
             source, architecture.vocab_size, lowercase=config.model.lowercase
         )
+        log.info("a tokenizer of %s entries is trained on the text", f"{len(tokenizer):,}")
     architecture = dataclasses.replace(architecture, pad_token_id=tokenizer.pad_token_id)
     towers = Bank(architecture, len(config.model.towers)).init(config.seed)
     return Start(architecture, tokenizer, POOLING, architecture.longest_sentence, towers)
