@@ -33,14 +33,15 @@ def make_part(output: Output, number: int) -> None:
     output.mark(number, {"lines": 1})
 
 
-def make(output: Output, limit: int = 99) -> list[int]:
-    """Makes the output, or stops after some parts; returns their numbers."""
+def make(output: Output, limit: int = 99, told=lambda number: None) -> list[int]:
+    """Makes the output, or stops after some parts; returns their numbers, and tells each."""
     output.begin(SETTINGS)
     made = []
     for number in output.claim():
         if len(made) == limit:
             return made
         make_part(output, number)
+        told(number)
         made.append(number)
     with output.last_step() as ours:
         if ours:
@@ -194,11 +195,13 @@ def test_part_of_a_live_process_is_left_and_of_a_dead_one_taken(output):
 def test_many_processes_make_every_part_once(output, tmp_path):
     counts, start = FORK.Array("i", PARTS), FORK.Barrier(6)
 
+    def count(number):
+        with counts.get_lock():
+            counts[number] += 1
+
     def worker():
         start.wait(60)
-        for number in make(output):
-            with counts.get_lock():
-                counts[number] += 1
+        make(output, told=count)
 
     for process in [in_child(worker) for _ in range(6)]:
         process.join(60)
