@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,20 @@ if __name__ == "__main__":
 # To import jax and what stands on it takes seconds of processor time: one process does it, and all
 # that the tests start are forked from it.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["jtcse_jax.train", "jtcse_jax.pipeline", "jtcse_jax.preflight"])
-PATH = f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}"
+FORKS.set_forkserver_preload(["jtcse_jax.training.stages", "jtcse_jax.encoding.encoder"])
+OURS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{ROOT / 'tests'}",
+}
+STARTED = weakref.WeakSet()
+
+
+@atexit.register
+def kill_all() -> None:
+    """Ends what a failed test has left; multiprocessing would send SIGTERM and wait for ever."""
+    for process in STARTED:
+        process.kill()
 
 
 class Forked(FORKS.Process):
@@ -70,8 +83,9 @@ class Forked(FORKS.Process):
     def start(self) -> None:
         # Python 3.11 gives the process that imports its path by the environment alone, and is
         # silent about what it then cannot import.
-        with mock.patch.dict(os.environ, PYTHONPATH=PATH):
+        with mock.patch.dict(os.environ, OURS):
             super().start()
+        STARTED.add(self)
 
     def run(self) -> None:
         os.environ.clear()
@@ -137,13 +151,7 @@ def start(
 def start_python(*arguments: str, log: Path | None = None, **environment: str) -> Python:
     """Python with one device, and with what the tests' own process sees."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
-    ours = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": QUICK_COMPILATION,
-        "PYTHONPATH": PATH,
-    }
-    return Python(arguments, kept | ours | environment, log)
+    return Python(arguments, kept | OURS | {"XLA_FLAGS": QUICK_COMPILATION} | environment, log)
 
 
 def start_cluster(count: int, folder: Path, fields: str = "", *, present=None, **code: str):

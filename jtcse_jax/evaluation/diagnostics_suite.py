@@ -62,6 +62,8 @@ class Diagnostics:
 
 
 def _make(dev: str, options: DiagnosticsOptions) -> Diagnostics:
+    if options.text_columns and options.text is None:
+        raise UserError("--text-columns belongs to --text: give both, or neither.")
     if options.text is None:
         return Diagnostics(scored_pairs(dev), options.seed)
     if options.dev:

@@ -1,6 +1,5 @@
 """Sentences on which a model is looked at: scored pairs, or the beginning of a text."""
 
-import itertools
 from dataclasses import dataclass
 
 from jtcse_jax.data.sources import open_source
@@ -38,8 +37,11 @@ def scored_pairs(name: str) -> Examples:
 
 def text_sentences(name: str, columns: tuple[str, ...] = ()) -> Examples:
     """The first different sentences of a text; UserError if it has fewer than two."""
-    read = open_source(name, columns).read()
-    found = list(dict.fromkeys(itertools.islice(read, 4 * SENTENCES)))[:SENTENCES]
+    found: dict[str, None] = {}
+    for sentence in open_source(name, columns).read():
+        found[sentence] = None
+        if len(found) == SENTENCES:
+            break
     if len(found) < 2:
         raise UserError(f"{name} has fewer than two different sentences: give more.")
-    return Examples(name, found)
+    return Examples(name, list(found))

@@ -1,7 +1,9 @@
 """`python -m jtcse_jax.report WORKDIR... --output report.html`: one page about training runs."""
 
 import contextlib
+import glob
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from typing import Annotated, Any
 import tyro
 
 from jtcse_jax.architecture import Pooling
-from jtcse_jax.data.text_files import STDIN
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation import development
 from jtcse_jax.evaluation.examples import Examples, scored_pairs, text_sentences
@@ -129,8 +130,10 @@ def _examples(run: Run, dev: str | None) -> Examples:
     data = run.config.get("data", {})
     if name := dev or data.get("dev"):
         return scored_pairs(name)
-    source = data.get("source")
-    if source and not source.startswith((STDIN, "/dev/")):
+    source = data.get("source", "")
+    files = glob.glob(os.path.expanduser(source))
+    # Nothing is downloaded for it, and no pipe is waited for.
+    if source == "stdlib" or (files and all(map(os.path.isfile, files))):
         with contextlib.suppress(UserError):
             return text_sentences(source, tuple(data.get("columns", ())[:1]))
     return scored_pairs("builtin")

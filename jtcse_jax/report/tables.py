@@ -118,7 +118,7 @@ def embedding_table(found: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Tabl
         values = [f"{figures[key]:.4g}" if key in figures else "" for key in EMBEDDINGS]
         rows.append([name, pairs, *values])
         protocol = protocol or figures.get("protocol", "")
-    columns = ("model", "pairs", *(key.replace("_", " ") for key in EMBEDDINGS))
+    columns = ("model", "sentences of", *(key.replace("_", " ") for key in EMBEDDINGS))
     return Table("Embeddings", columns, rows, (protocol,) if protocol else ())
 
 

@@ -143,7 +143,8 @@ def _own_name(folder: Path) -> list[str]:
     if (folder / "README.md").is_file():
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         for title in re.findall(r"^# +(.+?) *$", text, re.MULTILINE)[:1]:
-            found += re.findall(rf"""["']([\w.-]+/{re.escape(title)})["']""", text)[:1] + [title]
+            owned = set(re.findall(rf"""["']([\w.-]+/{re.escape(title)})["']""", text))
+            found += [*owned, title] if len(owned) == 1 else [title]
     if (folder / hf_config.CONFIG).is_file():
         found.append(str(read_json(folder / hf_config.CONFIG).get("_name_or_path", "")))
     return [name for name in found if _is_hub_name(name)][:1]

@@ -5,13 +5,14 @@ The text is in `model_card*.md`; this module fills in its fields.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from jtcse_jax.data.text_files import holds_pairs
 from jtcse_jax.families.registry import FAMILIES
 from jtcse_jax.store.card import FILE, Card
 from jtcse_jax.store.saved_model import SavedModel
@@ -26,12 +27,12 @@ POOLINGS = {
 }
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "jtcse"]
 TRAINED = (
-    " Trained $how by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its family, with "
+    " Trained${how} by [JTCSE](https://arxiv.org/abs/2505.02366) or a method of its family, with "
     "`jtcse_jax`."
 )
 COLLAPSED = (
-    "\n\n**Its vectors had collapsed when its training ended: those of different sentences are "
-    "nearly the same, so their cosines mean little.**"
+    "\n\n**Its vectors have collapsed: those of different sentences are nearly the same, so their "
+    "cosines mean little.**"
 )
 IMPORT_NORMALIZE = "from sentence_transformers.models import Normalize\n"
 CITATION = """
@@ -96,14 +97,22 @@ def _trained(config: Mapping[str, Any]) -> str:
     """The sentence on the training; pairs in the text may come from labels or not."""
     if not config:
         return ""
-    data = config.get("data", {})
-    columns, positives = len(data.get("columns", ())), data.get("positives", 1)
-    how = "without labels"
-    if columns > 1 + positives:
-        how = "on pairs of sentences with hard negatives"
-    elif columns > 1 or str(data.get("source")).endswith(".tsv"):
-        how = "on pairs of sentences"
+    data, how = config.get("data", {}), " without labels"
+    views = _views(str(data.get("source")), data.get("columns", ()))
+    if config.get("objective", {}).get("name") == "distill":
+        how = ""  # the teacher's text counts too
+    elif data.get("pairs") != "none" and views > 1 + data.get("positives", 1):
+        how = " on pairs of sentences with hard negatives"
+    elif data.get("pairs") != "none" and views > 1:
+        how = " on pairs of sentences"
     return Template(TRAINED).substitute(how=how)
+
+
+def _views(source: str, columns: Sequence[str]) -> int:
+    """Sentences in a line or record of the text."""
+    if columns or source.startswith("hub:"):
+        return len(columns or source.split(":")[-1].split(","))
+    return 2 if holds_pairs(Path(source)) else 1
 
 
 def _collapsed(card: Card) -> bool:
@@ -140,8 +149,10 @@ def _header(card: Card) -> ModelCardData:
     scores.pop("average", None)
     if "dev_spearman" in card.metrics:
         dev = card.train_config.get("data", {}).get("dev") or "development set"
-        if Path(dev).stem not in scores:  # of the same file
-            scores[f"{dev} (dev)"] = card.metrics["dev_spearman"]
+        score, stem = round(card.metrics["dev_spearman"], 4), Path(dev).stem
+        if round(scores.get(stem, -2), 4) == score:  # of the same file
+            del scores[stem]
+        scores[f"{dev} (dev)"] = score
     return ModelCardData(
         language=card.language or None,
         license=card.license or None,

@@ -88,9 +88,8 @@ class Loop:
             elif not self.resuming:
                 pairs, overlap = len(self.dev.pairs), self.dev.word_overlap()
                 say(f"dev set {self.dev.name}, {pairs} pairs; word overlap: {overlap}")
-                self._save(
-                    state, 0, self.evaluate(state, 0).as_metrics()
-                )  # training may not improve it
+                # Training may not improve it.
+                self._save(state, 0, self.evaluate(state, 0).as_metrics())
             if first >= self.stop:
                 say(f"already trained for {first} steps; give a higher --max-steps to continue")
             elif not self._out_of_patience(first):

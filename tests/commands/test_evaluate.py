@@ -278,6 +278,7 @@ def test_diagnostics_of_a_text_need_no_scores(command, refused, run, tmp_path, c
     said = capsys.readouterr()
     assert "anisotropy" in said.out and "has collapsed" in said.err
     assert "--text" in refused(evaluate, "--model", run, *text, "--dev", "builtin")
+    assert "--text-columns" in refused(evaluate, "--model", run, "--dev", "builtin", *text[2:])
     (tmp_path / "one.txt").write_text("the cat\nthe cat\n")
     assert "one.txt" in refused(evaluate, "--model", run, "--text", tmp_path / "one.txt")
 

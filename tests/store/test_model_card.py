@@ -103,7 +103,10 @@ def test_the_config_of_the_card_has_what_the_run_used(tmp_path, name, towers):
     [
         ({"source": "a.txt", "columns": []}, "without labels"),
         ({"source": "a.csv", "columns": ["text"]}, "without labels"),
-        ({"source": "a.tsv", "columns": []}, "on pairs of sentences by"),
+        ({"source": "a.tsv.gz", "columns": []}, "on pairs of sentences by"),
+        ({"source": "a.tsv", "columns": [], "pairs": "none"}, "without labels"),
+        ({"source": "a.tsv", "columns": ["text"]}, "without labels"),
+        ({"source": "hub:X:train:a,b,c", "columns": []}, "on pairs of sentences with hard neg"),
         ({"source": "a.csv", "columns": ["a", "b"]}, "on pairs of sentences by"),
         (
             {"source": "a.csv", "columns": ["a", "b", "c"], "positives": 2},
@@ -127,11 +130,12 @@ def test_card_tells_what_the_text_was(tmp_path, data, how):
 def test_the_dev_score_is_not_listed_twice(tmp_path):
     run = write_trained_run(tmp_path, tiny_model(1))
     (tmp_path / "scores.json").write_text(
-        json.dumps({"sts": SCORES["sts"] | {"spearman": {"dev": 70.0}}})
+        json.dumps({"sts": SCORES["sts"] | {"spearman": {"dev": 70.0, "own": 60.0}}})
     )
     export.export(arguments(run, tmp_path / "out", scores=str(tmp_path / "scores.json")))
     (index,) = header_of(tmp_path / "out")["model-index"]
-    assert [one["dataset"]["name"] for one in index["results"]] == ["dev"]
+    names = [one["dataset"]["name"] for one in index["results"]]
+    assert names == ["own", "dev.tsv (dev)"]
 
 
 def test_card_without_a_run_or_a_licence_claims_neither(tmp_path):

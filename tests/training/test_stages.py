@@ -13,10 +13,13 @@ import jax
 import pytest
 from processes import declared_cluster, end, start_python
 from runs import make_pipeline
-from tiny_models import write_senteval
+from tiny_models import tiny_model, write_senteval
 
 from jtcse_jax.architecture import Cross
-from jtcse_jax.config import ObjectiveConfig
+from jtcse_jax.config import DataConfig, ObjectiveConfig
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.tokens import tokenize
+from jtcse_jax.data.views import count_items
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
@@ -329,20 +332,36 @@ def test_all_inputs_are_looked_at_before_the_first_stage(tmp_path, trainer, fiel
     assert not trainer.trained
 
 
-@pytest.mark.parametrize("batch_size", [161, 160])  # the text has 160 sentences
-def test_a_batch_larger_than_the_text_is_refused_before_the_first_stage(
-    tmp_path, trainer, batch_size
-):
+def test_a_batch_larger_than_the_text_is_refused_before_the_first_stage(tmp_path, trainer):
     pipeline = make_pipeline(tmp_path)
     student = list(pipeline.stages)[-1]
-    data = dataclasses.replace(pipeline.stages[student].data, batch_size=batch_size)
+    data = dataclasses.replace(pipeline.stages[student].data, batch_size=161)
     pipeline.stages[student] = dataclasses.replace(pipeline.stages[student], data=data)
-    if batch_size == 160:
-        stages._check_inputs(student, stage_configs(pipeline))
-        return
-    with pytest.raises(UserError, match=f"stage {student}: .* has 160 sentences, fewer than one"):
+    with pytest.raises(UserError, match=f"stage {student}: .* has 160 sentences .* one batch"):
         run(pipeline)
     assert not trainer.trained
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "items"),
+    [
+        ("lines.txt", "same", 20),
+        ("lines.txt", "adjacent", 19),
+        ("pairs.tsv", "same", 10),
+        ("pairs.tsv", "none", 20),
+    ],
+)
+def test_a_batch_may_be_as_large_as_the_text_and_not_larger(tmp_path, name, pairs, items):
+    """As many items as the batches of a run count."""
+    (tmp_path / "lines.txt").write_text("".join(f"cat {number}\n" for number in range(20)))
+    (tmp_path / "pairs.tsv").write_text("".join(f"cat {n}\tdog {n}\n" for n in range(10)))
+    source = open_source(str(tmp_path / name))
+    data = DataConfig(source=source.spec, pairs=pairs, batch_size=items)
+    cache = tokenize(source, tiny_model(1).tokenizer, 16, str(tmp_path / "cache"))
+    assert count_items(cache, pairs) == items
+    stages._check_batch(source, data)
+    with pytest.raises(UserError, match=f"has {items} "):
+        stages._check_batch(source, dataclasses.replace(data, batch_size=items + 1))
 
 
 def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tmp_path, trainer):
