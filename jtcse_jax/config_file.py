@@ -13,6 +13,7 @@ import tyro
 
 from jtcse_jax.config import Config
 from jtcse_jax.errors import UserError
+from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.user_path import user_path
 
 T = TypeVar("T")
@@ -67,17 +68,12 @@ def load_config_file(path: Path, kind: type[T] = Config) -> T:
         reason = str(error).partition("\n")[0]
         message = f"{type(error).__name__}: {reason}"
         raise UserError(f"{path}{_line(error, path)}: {message}") from error
-    commands = {"Config": "train", "Pipeline": "pipeline"}
-    if not isinstance(config, kind) and type(config).__name__ in commands:
-        raise UserError(
-            f"{path} is a config for another command: "
-            f"python -m jtcse_jax.{commands[type(config).__name__]}."
-        )
-    if not isinstance(config, kind):
-        raise UserError(
-            f"{path}: has no `config = {kind.__name__}(...)`; see the files in configs/."
-        )
-    return config
+    if isinstance(config, kind):
+        return config
+    if isinstance(config, Config | Pipeline):
+        command = "train" if isinstance(config, Config) else "pipeline"
+        raise UserError(f"{path} is a config for another command: python -m jtcse_jax.{command}.")
+    raise UserError(f"{path}: has no `config = {kind.__name__}(...)`; see the files in configs/.")
 
 
 def _check_text(path: Path) -> None:

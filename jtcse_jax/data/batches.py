@@ -20,8 +20,8 @@ from jtcse_jax.data.packing import most_rows, usual_row_length, usual_slots
 from jtcse_jax.data.shuffling import shuffled
 from jtcse_jax.data.similar_batches import SimilarBatches
 from jtcse_jax.data.tokens import TokenCache
-from jtcse_jax.data.views import Plan, Views, longest_view
-from jtcse_jax.errors import Hung, UserError
+from jtcse_jax.data.views import Plan, Views, check_batch, longest_view
+from jtcse_jax.errors import Hung
 
 _MEASURED_BATCHES = 256
 _MOST_STEPS = 2**62  # a batch exists for each of them
@@ -110,11 +110,7 @@ class PackedBatches:
         ]
         self.row_length = row_length
         self.num_items, self.views_per_item = self._views[0].num_items, self._views[0].per_item
-        if self.num_items < data.batch_size:
-            raise UserError(
-                f"{data.source} has {self.num_items} sentences, fewer than one batch: "
-                f"lower data.batch_size from {data.batch_size} or give more text"
-            )
+        check_batch(self.num_items, data)
         if any(each.num_items != self.num_items for each in self._views):
             raise ValueError("a teacher's cache holds another text")
         self._data, self._similar, self._seed = data, similar, seed

@@ -60,14 +60,23 @@ def views_per_item(views: int, data: DataConfig) -> int:
     return max(views, 2) - (data.positives - 1)
 
 
-def items_stride(cache: TokenCache, pairs: str) -> int:
-    """The cached sentence at which item i begins is i times this."""
-    return 1 if pairs == "none" else cache.views
+def items_stride(views: int, pairs: str) -> int:
+    """The sentence of a text, with `views` a line, at which item i begins is i times this."""
+    return 1 if pairs == "none" else views
 
 
-def count_items(cache: TokenCache, pairs: str) -> int:
-    """Items of an epoch, with `pairs` as in `Views`."""
-    return len(cache) // items_stride(cache, pairs) - (pairs == "adjacent")
+def count_items(sentences: int, views: int, pairs: str) -> int:
+    """Items of an epoch of a text with `views` sentences a line; `pairs` as in `Views`."""
+    return sentences // items_stride(views, pairs) - (pairs == "adjacent")
+
+
+def check_batch(items: int, data: DataConfig) -> None:
+    """Raises UserError if a batch needs more than the text's items."""
+    if items < data.batch_size:
+        raise UserError(
+            f"{data.source} has {items} sentences (or lines of pairs), fewer than one batch: lower "
+            f"data.batch_size from {data.batch_size} or give more text"
+        )
 
 
 class Plan(NamedTuple):
@@ -124,8 +133,8 @@ class Views:
             self._offsets = np.zeros(self.per_item, np.int64)
         self._positives = data.positives if self.per_item > 1 else 1
         self._offsets[2:] += self._positives - 1  # hard negatives are behind all positives
-        self._stride = items_stride(cache, pairs)
-        self.num_items = count_items(cache, pairs)
+        self._stride = items_stride(cache.views, pairs)
+        self.num_items = count_items(len(cache), cache.views, pairs)
         self._repeat_rate = data.repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
         self._row_length = row_length

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.sources import Source, open_source
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation.development import Development
 from jtcse_jax.evaluation.diagnostics import EmbeddedPairs, embed_pairs, embed_sentences
 from jtcse_jax.evaluation.sts import Encode, Pairs
 
-SENTENCES = 512  # most of a text
+SENTENCES = 512  # most that are taken of a text
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,18 @@ def scored_pairs(name: str) -> Examples:
 
 
 def text_sentences(name: str, columns: tuple[str, ...] = ()) -> Examples:
-    """The first different sentences of a text; UserError if it has fewer than two."""
+    """Sentences of a text, as `first_sentences`; UserError if it has fewer than two."""
+    found = first_sentences(open_source(name, columns))
+    if len(found) < 2:
+        raise UserError(f"{name} has fewer than two different sentences: give more.")
+    return Examples(name, found)
+
+
+def first_sentences(source: Source) -> list[str]:
+    """The first different sentences of a text, at most SENTENCES."""
     found: dict[str, None] = {}
-    for sentence in open_source(name, columns).read():
+    for sentence in source.read():
         found[sentence] = None
         if len(found) == SENTENCES:
             break
-    if len(found) < 2:
-        raise UserError(f"{name} has fewer than two different sentences: give more.")
-    return Examples(name, list(found))
+    return list(found)

@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jtcse_jax.report.runs import Run, find_runs, read_results
 from jtcse_jax.runtime.command import command
 from jtcse_jax.runtime.environment import environment
 from jtcse_jax.runtime.files import check_replaceable, replace
+from jtcse_jax.user_path import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +131,11 @@ def _examples(run: Run, dev: str | None) -> Examples:
     if name := dev or data.get("dev"):
         return scored_pairs(name)
     source = data.get("source", "")
-    files = glob.glob(os.path.expanduser(source))
+    files = glob.glob(str(user_path(source)))
     # Nothing is downloaded for it, and no pipe is waited for.
-    if source == "stdlib" or (files and all(map(os.path.isfile, files))):
+    if source == "stdlib" or (files and all(Path(file).is_file() for file in files)):
         with contextlib.suppress(UserError):
-            return text_sentences(source, tuple(data.get("columns", ())[:1]))
+            return text_sentences(source, tuple(data.get("columns", ())))
     return scored_pairs("builtin")
 
 

@@ -122,7 +122,7 @@ class Loop:
                 scores = None
                 if evaluate:
                     scores = self.evaluate(state, done).as_metrics()
-                elif last and self.sample:
+                elif last and len(self.sample) > 1:
                     scores = self._look_at_text(state, done)
                 self._save(state, done, scores)
                 self._speed.pause()

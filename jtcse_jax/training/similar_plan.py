@@ -54,12 +54,12 @@ def find_plan(
             _plan_once(cache, pairs, bank, start).save(path)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the order is planned")
-    return SimilarBatches.load(path, count_items(cache, pairs))
+    return SimilarBatches.load(path, count_items(len(cache), cache.views, pairs))
 
 
 def _plan_once(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> SimilarBatches:
     """The order from the copy beside the tokens; without a copy, plans it and writes one."""
-    count = count_items(cache, pairs)
+    count = count_items(len(cache), cache.views, pairs)
     digest = start._replace(towers=_first(start), mlm_head=None).fingerprint()
     copy = cache.folder / f"similar-{count}-{digest[:32]}.npy"
     with contextlib.suppress(UserError):
@@ -83,7 +83,8 @@ def item_vectors(cache: TokenCache, pairs: str, bank: Bank, start: Start) -> np.
     tower = _first(start)
     tower = jax.device_put(tower, sharding.whole_towers(mesh, tower))
     encoder = BankEncoder(bank, tower, start.tokenizer, cache.max_len, mesh)
-    stride, count = items_stride(cache, pairs), count_items(cache, pairs)
+    stride = items_stride(cache.views, pairs)
+    count = count_items(len(cache), cache.views, pairs)
     vectors = np.empty((count, encoder.width), np.int8)
     with progress_bar(count) as progress:
         for first in range(0, count, _CHUNK):

@@ -13,9 +13,9 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from jtcse_jax.config import SCRATCH, Config, DataConfig
-from jtcse_jax.data.sources import Source, open_source
-from jtcse_jax.data.views import views_per_item
+from jtcse_jax.config import SCRATCH, Config
+from jtcse_jax.data.sources import open_source
+from jtcse_jax.data.views import check_batch, count_items, items_stride, views_per_item
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
@@ -165,20 +165,6 @@ def _load_tasks(folder: str) -> list[StsTask]:
     return tasks
 
 
-def _check_batch(source: Source, data: DataConfig) -> None:
-    """Raises UserError if the text has fewer items than a batch."""
-    sentences = 1 if data.pairs == "none" else source.views  # of an item
-    lost = data.pairs == "adjacent"  # the last sentence has no next one
-    needed = (data.batch_size + lost) * sentences
-    found = sum(1 for _ in itertools.islice(source.read(), needed))
-    if found < needed:
-        raise UserError(
-            f"{data.source} has {found // sentences - lost} "
-            f"{'sentences' if sentences == 1 else 'records'} to train on, fewer than one batch: "
-            f"lower data.batch_size from {data.batch_size} or give more text"
-        )
-
-
 def _check_inputs(name: str, configs: dict[str, Config]) -> int:
     """The views of an item. UserError now for what would stop a later stage hours from now."""
     config = configs[name]
@@ -191,7 +177,11 @@ def _check_inputs(name: str, configs: dict[str, Config]) -> int:
             raise UserError("it has no text: give --source sentences.txt.")
         source = open_source(config.data.source, config.data.columns)
         views = views_per_item(source.views, config.data)
-        _check_batch(source, config.data)
+        pairs = config.data.pairs
+        # One more than a batch, since the last of adjacent sentences begins no item.
+        needed = (config.data.batch_size + 1) * items_stride(source.views, pairs)
+        found = sum(1 for _ in itertools.islice(source.read(), needed))
+        check_batch(count_items(found, source.views, pairs), config.data)
         if config.data.dev:
             Development(config.data.dev)
         return views

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from jtcse_jax.data.unknown import percentage, warn_of_unknown
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError, writing
 from jtcse_jax.evaluation.development import Development
+from jtcse_jax.evaluation.examples import first_sentences
 from jtcse_jax.models.layer_stacks import has_stacks, stack_layers, unstack_layers
 from jtcse_jax.models.towers import Bank, Params
 from jtcse_jax.runtime import distributed, environment, run_lock, sharding
@@ -46,8 +46,6 @@ from jtcse_jax.user_path import user_path
 
 if TYPE_CHECKING:
     from jtcse_jax.training.python_data import ScoredPairs, Text
-
-SAMPLE = 256  # sentences that show whether a run without a dev set collapsed
 
 
 @dataclass(frozen=True)
@@ -176,19 +174,11 @@ def prepare(
         train_step=make_train_step(bank, objective, optimizer, shardings, teacher),
         checkpoints=checkpoints,
         dev=dev,
-        sample=_sample(config, source) if dev is None else [],
+        sample=first_sentences(source) if dev is None and objective.traits.embeds else [],
         resuming=resuming,
         stop=stop,
     )
     return loop, state
-
-
-def _sample(config: Config, source: Source) -> list[str]:
-    """Different sentences from the beginning of the text, if the run trains their vectors."""
-    if not config.objective.traits.embeds:
-        return []
-    found = list(dict.fromkeys(itertools.islice(source.read(), 2 * SAMPLE)))[:SAMPLE]
-    return found if len(found) > 1 else []
 
 
 def start_state(

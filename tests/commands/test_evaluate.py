@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
-from tiny_models import some_sentences, tiny_model, write_run, write_senteval
+from tiny_models import tiny_model, write_run, write_senteval
 
 from jtcse_jax import evaluate
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
-from jtcse_jax.evaluation import development, diagnostics_suite, mteb_suite, transfer_suite
+from jtcse_jax.evaluation import diagnostics_suite, mteb_suite, transfer_suite
 from jtcse_jax.evaluation.scored_model import load_model
 from jtcse_jax.evaluation.sts_data import load_sts
 from jtcse_jax.store import exported
@@ -260,27 +260,6 @@ def test_all_suites_and_what_one_cannot_do_is_reported(command, run, tmp_path, c
     for name in ("SST2", "uniformity", "own"):
         assert name in said.out
     assert all(result[suite]["seconds"] >= 0 for suite in ("sts", "transfer", "diagnostics"))
-
-
-def test_diagnostics_of_a_text_need_no_scores(command, refused, run, tmp_path, capsys, monkeypatch):
-    sentences = list(dict.fromkeys(some_sentences(30)))[:20]
-    (tmp_path / "text.csv").write_text("n,said\n" + "".join(f"1,{one}\n" for one in sentences))
-    text = ("--text", tmp_path / "text.csv", "--text-columns", "said")
-    monkeypatch.setattr(development, "COLLAPSED", -1.0)
-    command(evaluate, "--model", run, *text, "--output", tmp_path / "d.json")
-    found = json.loads((tmp_path / "d.json").read_text())["diagnostics"]
-    vectors = SentenceEncoder.load(run).encode(sentences)
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    cosines = [x @ y for i, x in enumerate(vectors) for y in vectors[:i]]
-    assert found["embeddings"]["anisotropy"] == pytest.approx(np.mean(cosines), abs=1e-4)
-    assert "alignment" not in found["embeddings"] and found["embeddings"]["pairs"] == 0
-    assert "20 sentences of" in found["protocol"]
-    said = capsys.readouterr()
-    assert "anisotropy" in said.out and "has collapsed" in said.err
-    assert "--text" in refused(evaluate, "--model", run, *text, "--dev", "builtin")
-    assert "--text-columns" in refused(evaluate, "--model", run, "--dev", "builtin", *text[2:])
-    (tmp_path / "one.txt").write_text("the cat\nthe cat\n")
-    assert "one.txt" in refused(evaluate, "--model", run, "--text", tmp_path / "one.txt")
 
 
 def test_one_model_that_fails_is_reported_and_the_others_are_scored(command, run, tmp_path, capsys):

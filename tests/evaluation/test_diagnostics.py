@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import rankdata
+from tiny_models import some_sentences, tiny_model, write_run
 
+from jtcse_jax import evaluate
+from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import UserError
 from jtcse_jax.evaluation import development, diagnostics
 from jtcse_jax.evaluation.development import Development
@@ -273,3 +276,25 @@ def test_development_score_carries_the_cheap_figures():
     assert score.diagnostics == {f"dev_{name}": value for name, value in expected.items()}
     assert set(score.as_metrics()) == {"dev_spearman", "dev_low", "dev_high"}
     assert dev.word_overlap().diagnostics == {}
+
+
+def test_diagnostics_of_a_text_need_no_scores(command, refused, tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "run", tiny_model(2), {2: 0.6})
+    sentences = list(dict.fromkeys(some_sentences(30)))[:20]
+    (tmp_path / "text.csv").write_text("n,said\n" + "".join(f"1,{one}\n" for one in sentences))
+    text = ("--text", tmp_path / "text.csv", "--text-columns", "said")
+    monkeypatch.setattr(development, "COLLAPSED", -1.0)
+    command(evaluate, "--model", run, *text, "--output", tmp_path / "d.json")
+    found = json.loads((tmp_path / "d.json").read_text())["diagnostics"]
+    vectors = SentenceEncoder.load(run).encode(sentences)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = [x @ y for i, x in enumerate(vectors) for y in vectors[:i]]
+    assert found["embeddings"]["anisotropy"] == pytest.approx(np.mean(cosines), abs=1e-4)
+    assert "alignment" not in found["embeddings"] and found["embeddings"]["pairs"] == 0
+    assert "20 sentences of" in found["protocol"]
+    said = capsys.readouterr()
+    assert "anisotropy" in said.out and "has collapsed" in said.err
+    assert "--text" in refused(evaluate, "--model", run, *text, "--dev", "builtin")
+    assert "--text-columns" in refused(evaluate, "--model", run, "--dev", "builtin", *text[2:])
+    (tmp_path / "one.txt").write_text("the cat\nthe cat\n")
+    assert "one.txt" in refused(evaluate, "--model", run, "--text", tmp_path / "one.txt")

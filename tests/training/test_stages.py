@@ -13,25 +13,18 @@ import jax
 import pytest
 from processes import declared_cluster, end, start_python
 from runs import make_pipeline
-from tiny_models import tiny_model, write_senteval
+from tiny_models import write_senteval
 
-from jtcse_jax.architecture import Cross
-from jtcse_jax.config import DataConfig, ObjectiveConfig
-from jtcse_jax.data.sources import open_source
-from jtcse_jax.data.tokens import tokenize
-from jtcse_jax.data.views import count_items
+from jtcse_jax.config import ObjectiveConfig
 from jtcse_jax.encoding.encoder import SentenceEncoder
 from jtcse_jax.errors import Hung, UserError
 from jtcse_jax.evaluation.sts import StsScore
-from jtcse_jax.pipeline_config import Pipeline
 from jtcse_jax.runtime import run_lock
-from jtcse_jax.store.card import Card
 from jtcse_jax.store.ensemble import Member
 from jtcse_jax.store.saved_model import read_description
 from jtcse_jax.training import stage_progress, stages
-from jtcse_jax.training.run_record import record
 from jtcse_jax.training.stage_scores import print_table
-from jtcse_jax.training.stages import run, stage_configs
+from jtcse_jax.training.stages import run
 from jtcse_jax.training.trainer import train
 
 
@@ -99,41 +92,6 @@ def test_two_processes_run_the_stages_together(tmp_path, capsys):
     for task, score in row["sts"].items():
         assert task in said and f"{score:.2f}" in said
     assert SentenceEncoder.load(tmp_path / "pipeline" / "model").width == 16
-
-
-class Trainer:
-    """Stands in for `train`: leaves a log and a config, and fails where it is told to."""
-
-    def __init__(self):
-        self.trained, self.fails = [], None
-
-    def __call__(self, config):
-        workdir = Path(config.workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        record(workdir, config, {})
-        if workdir.name == self.fails:
-            raise UserError("the disk is full: free space.")
-        self.trained.append(workdir.name)
-        lines = [{"step": 2, "loss": 1.0, "sentences_per_second": 4.0}]
-        if config.data.dev:
-            lines += [{"step": 0, "dev_spearman": 0.5}]
-            lines += [{"step": step, "dev_spearman": 0.6} for step in (1, 2)]  # the later is taken
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (workdir / "metrics.jsonl").write_text(text)
-
-
-@pytest.fixture
-def trainer(monkeypatch):
-    trainer = Trainer()
-    monkeypatch.setattr(stages, "train", trainer)
-    monkeypatch.setattr(stages.saved_model, "load", lambda folder: folder)
-    monkeypatch.setattr(stages, "read_card", lambda model: Card())
-    monkeypatch.setattr(
-        stages.exported,
-        "export",
-        lambda model, folder, card: folder.mkdir() or trainer.trained.append("model"),
-    )
-    return trainer
 
 
 def test_a_stage_that_fails_is_named_and_the_next_start_goes_on_there(tmp_path, trainer):
@@ -308,108 +266,3 @@ def test_tasks_named_later_score_what_is_finished(tmp_path, trainer, monkeypatch
     rows = run(dataclasses.replace(pipeline, sts=str(tmp_path / "STS")))
     assert [row["sts"] for row in rows] == [{}, {"STS-B": 50.0}, {"STS-B": 50.0}]
     assert trainer.trained == ["language", "twin", "student", "model"]
-
-
-def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_path, trainer):
-    sts = write_senteval(tmp_path / "downstream")
-    (sts / "STS14-en-test" / "STS.gs.images.txt").unlink()
-    with pytest.raises(UserError, match="incomplete .STS14: .*images.txt is missing"):
-        run(make_pipeline(tmp_path, sts=str(sts)))
-    assert trainer.trained == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"source": ""}, "it has no text"),
-        ({"source": "nowhere.txt"}, "there is no file nowhere.txt"),
-        ({"dev": "nowhere.tsv"}, "nowhere.tsv"),
-    ],
-)
-def test_all_inputs_are_looked_at_before_the_first_stage(tmp_path, trainer, fields, problem):
-    with pytest.raises(UserError, match=f"stage (language|twin): .*{problem}"):
-        run(make_pipeline(tmp_path, **fields))
-    assert not trainer.trained
-
-
-def test_a_batch_larger_than_the_text_is_refused_before_the_first_stage(tmp_path, trainer):
-    pipeline = make_pipeline(tmp_path)
-    student = list(pipeline.stages)[-1]
-    data = dataclasses.replace(pipeline.stages[student].data, batch_size=161)
-    pipeline.stages[student] = dataclasses.replace(pipeline.stages[student], data=data)
-    with pytest.raises(UserError, match=f"stage {student}: .* has 160 sentences .* one batch"):
-        run(pipeline)
-    assert not trainer.trained
-
-
-@pytest.mark.parametrize(
-    ("name", "pairs", "items"),
-    [
-        ("lines.txt", "same", 20),
-        ("lines.txt", "adjacent", 19),
-        ("pairs.tsv", "same", 10),
-        ("pairs.tsv", "none", 20),
-    ],
-)
-def test_a_batch_may_be_as_large_as_the_text_and_not_larger(tmp_path, name, pairs, items):
-    """As many items as the batches of a run count."""
-    (tmp_path / "lines.txt").write_text("".join(f"cat {number}\n" for number in range(20)))
-    (tmp_path / "pairs.tsv").write_text("".join(f"cat {n}\tdog {n}\n" for n in range(10)))
-    source = open_source(str(tmp_path / name))
-    data = DataConfig(source=source.spec, pairs=pairs, batch_size=items)
-    cache = tokenize(source, tiny_model(1).tokenizer, 16, str(tmp_path / "cache"))
-    assert count_items(cache, pairs) == items
-    stages._check_batch(source, data)
-    with pytest.raises(UserError, match=f"has {items} "):
-        stages._check_batch(source, dataclasses.replace(data, batch_size=items + 1))
-
-
-def test_repeated_words_of_a_file_of_pairs_are_refused_before_the_first_stage(tmp_path, trainer):
-    (tmp_path / "pairs.tsv").write_text("a cat\tthe cat\n" * 20)
-    pipeline = make_pipeline(tmp_path)
-    twin = pipeline.stages["twin"]
-    data = dataclasses.replace(twin.data, source=str(tmp_path / "pairs.tsv"), pairs="repeat")
-    pipeline.stages["twin"] = dataclasses.replace(twin, data=data)
-    with pytest.raises(UserError, match='stage twin: data.pairs = "repeat".*at "same"'):
-        run(pipeline)
-    assert not trainer.trained
-
-
-def test_crossed_layers_that_do_not_divide_are_refused_before_the_first_stage(tmp_path, trainer):
-    pipeline = make_pipeline(tmp_path)
-    twin, language = pipeline.stages["twin"], pipeline.stages["language"]
-    shape = dataclasses.replace(language.model.scratch, num_layers=3)
-    model = dataclasses.replace(language.model, scratch=shape)
-    pipeline.stages["language"] = dataclasses.replace(language, model=model)
-    model = dataclasses.replace(twin.model, cross=Cross(num_layers=2))
-    objective = ObjectiveConfig(name="jtcse")
-    pipeline.stages["twin"] = dataclasses.replace(twin, model=model, objective=objective)
-    with pytest.raises(UserError, match="stage twin: model.cross.num_layers = 2 .*3 layers"):
-        run(pipeline)
-    assert not trainer.trained
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"from_stage": "nowhere"}, "--from nowhere: choose one of the stages language, twin"),
-    ],
-)
-def test_what_cannot_run_is_refused(tmp_path, fields, problem):
-    with pytest.raises(UserError, match=problem):
-        make_pipeline(tmp_path, **fields)
-
-
-def test_without_a_config_there_is_nothing_to_run():
-    with pytest.raises(UserError, match="stages is empty"):
-        run(Pipeline())
-
-
-def test_stages_cannot_look_ahead_or_be_paths(tmp_path):
-    pipeline = make_pipeline(tmp_path)
-    backwards = dict(reversed(pipeline.stages.items()))
-    with pytest.raises(UserError, match="twin#1 is used before it is trained"):
-        stage_configs(dataclasses.replace(pipeline, stages=backwards))
-    for name in ("../up", "model", "superseded"):
-        with pytest.raises(UserError, match="cannot name a folder"):
-            dataclasses.replace(pipeline, stages={name: pipeline.stages["language"]})
