@@ -263,10 +263,7 @@ def packed(sentences: Sentences, num_rows: int) -> Batch:
     arrays = fill(
         plan,
         lambda view: np.asarray(sentences[view // 2], np.int32),
-        lengths,
         num_rows,
-        ROW_LENGTH,
-        SLOTS,
         pad_id=0,
     )
     return Batch(*arrays, order=plan.order, mask=np.ones(len(lengths) // 2, bool))

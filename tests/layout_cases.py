@@ -39,7 +39,7 @@ def _packed(sentences: list[np.ndarray]) -> Batch:
     views = [sentence for sentence in sentences for _ in range(2)]
     lengths = np.array([len(view) for view in views])
     packing = pack(lengths, LENGTH, SLOTS)
-    rows = fill(packing, lambda view: views[view], lengths, ROWS, LENGTH, SLOTS, pad_id=0)
+    rows = fill(packing, lambda view: views[view], ROWS, pad_id=0)
     return Batch(*rows, order=packing.order, mask=np.ones(len(views) // 2, bool))
 
 

@@ -128,7 +128,7 @@ def packed_batch(case: Case, columns: int) -> Batch:
     batches = []
     for part, plan in zip(parts, plans, strict=True):
         words = [np.ones(length, np.int32) for length in part]
-        arrays = fill(plan, words.__getitem__, part, rows, row_length, slots, pad_id=0)
+        arrays = fill(plan, words.__getitem__, rows, pad_id=0)
         batches.append(Batch(*arrays, order=plan.order, mask=np.ones(len(part) // views, bool)))
     if case.micro_batch is None:
         return batches[0]

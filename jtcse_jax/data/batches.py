@@ -89,42 +89,25 @@ class PackedBatches:
                 cache is damaged.
             ValueError: an impossible shard, or a count that does not divide `row_multiple`.
         """
-        caches = (cache, *teachers)
-        longest = longest_view(cache.max_len, data, positions)
-        longest_of_all = max(longest, *(each.max_len for each in caches))
-        row_length = data.row_length or usual_row_length(longest_of_all)
-        slots = data.slots or usual_slots(row_length)
         index, count = shard
         if not 0 <= index < count or row_multiple % count:
             raise ValueError(f"shard {shard} does not divide rows in multiples of {row_multiple}")
-        self._views = [
-            Views(
-                each,
-                data,
-                row_length=row_length,
-                slots=slots,
-                longest_view=longest,
-                once=number > 0,
-            )
-            for number, each in enumerate(caches)
-        ]
-        self.row_length = row_length
+        self._data, self._similar, self._seed, self._shard = data, similar, seed, shard
+        self._starts = range(0, data.batch_size, data.micro_batch or data.batch_size)
+        self.row_length, slots, self._views = _views((cache, *teachers), data, positions)
         self.num_items, self.views_per_item = self._views[0].num_items, self._views[0].per_item
         check_batch(self.num_items, data)
         if any(each.num_items != self.num_items for each in self._views):
             raise ValueError("a teacher's cache holds another text")
-        self._data, self._similar, self._seed = data, similar, seed
-        self._starts = range(0, data.batch_size, data.micro_batch or data.batch_size)
-        self._shard = shard
         # One generator per step: repeated words differ from epoch to epoch.
         self._batches = grain.MapDataset.range(_MOST_STEPS).seed(seed).random_map(self._pack_batch)
         self.steps_per_epoch = math.ceil(self.num_items / data.batch_size)
-        most_views = max(views.per_item for views in self._views) * self._starts.step
-        most = most_rows(most_views, min(longest_of_all, row_length), row_length, slots)
+        most = max(
+            most_rows(views.per_item * self._starts.step, views.longest, self.row_length, slots)
+            for views in self._views
+        )
         self.most_rows = _round_up(most, row_multiple)
-        self._usual_rows = [
-            min(_round_up(rows, row_multiple), self.most_rows) for rows in self._measure_rows()
-        ]
+        self._usual_rows = self._measure_rows(row_multiple)
         self.usual_rows = self._usual_rows[0]
 
     def __getitem__(self, step: int) -> Batch:
@@ -149,12 +132,12 @@ class PackedBatches:
         ahead = self._batches.slice(slice(start_step, stop_step)).to_iter_dataset(options)
         yield from zip(range(start_step, stop_step), _timed(ahead, timeout), strict=True)
 
-    def _measure_rows(self) -> list[int]:
-        """The row counts with the least expected work over the first batches.
+    def _measure_rows(self, multiple: int) -> list[int]:
+        """For each cache the number of rows with the least expected work over the first batches.
 
-        The work of a batch is its rows: the usual number if it fits, else `most_rows`. If the usual
-        number is too small, many batches take the large shape; if it is too large, every batch
-        wastes rows.
+        It is rounded up to a multiple of `multiple`. The work of a batch is its rows: the usual
+        number if it fits, else `most_rows`. If the usual number is too small, many batches take the
+        large shape; if it is too large, every batch wastes rows.
         """
         measured = min(_MEASURED_BATCHES, self.steps_per_epoch)
         rng = np.random.default_rng(0)
@@ -164,7 +147,7 @@ class PackedBatches:
         for every in zip(*plans, strict=True):
             rows = np.sort([max(plan.packing.num_rows for plan in micro) for micro in every])
             work = share_fitting * rows + (1 - share_fitting) * self.most_rows
-            usual.append(int(rows[work.argmin()]))
+            usual.append(min(_round_up(int(rows[work.argmin()]), multiple), self.most_rows))
         return usual
 
     def _items(self, step: int) -> np.ndarray:
@@ -198,6 +181,20 @@ class PackedBatches:
             stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
             batches.append(stacked if self._data.micro_batch else filled[0])
         return batches[0]._replace(teacher=tuple(batches[1:]))
+
+
+def _views(
+    caches: Sequence[TokenCache], data: DataConfig, positions: int | None
+) -> tuple[int, int, list[Views]]:
+    """Tokens of a row, slots of a row, and the views of each cache; all but the first: teachers."""
+    longest = longest_view(caches[0].max_len, data, positions)
+    row_length = data.row_length or usual_row_length(
+        max(longest, *(cache.max_len for cache in caches))
+    )
+    slots = data.slots or usual_slots(row_length)
+    size = {"row_length": row_length, "slots": slots, "longest_view": longest}
+    views = [Views(cache, data, **size, once=number > 0) for number, cache in enumerate(caches)]
+    return row_length, slots, views
 
 
 def _timed(batches: Iterable[Batch], timeout: float | None) -> Iterator[Batch]:

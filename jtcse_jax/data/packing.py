@@ -15,11 +15,13 @@ import numpy as np
 class Packing:
     """Where each of n sentences lies in a grid of rows."""
 
+    lengths: np.ndarray  #: [n] int64, the tokens of a sentence
     rows: np.ndarray  #: [n] int32, the row of a sentence
     starts: np.ndarray  #: [n] int32, the position of its first token in the row
     slot_of: np.ndarray  #: [n] int32, its slot in the row, from 0 in order of `starts`
     num_rows: int  #: rows used
-    slots: int  #: slots a row has
+    row_length: int  #: tokens a row holds
+    slots: int  #: sentences a row holds
 
     @property
     def order(self) -> np.ndarray:
@@ -76,28 +78,23 @@ def pack(lengths: np.ndarray, row_length: int, slots: int) -> Packing:
             f"sentence {lengths.argmax()} has {lengths.max()} tokens, more than a row of "
             f"{row_length}"
         )
-    return Packing(*_best_fit_decreasing(lengths, row_length, slots), slots)
+    plan = _best_fit_decreasing(lengths, row_length, slots)
+    return Packing(lengths, *plan, row_length, slots)
 
 
 def fill(
     packing: Packing,
     sentences: Callable[[int], np.ndarray],
-    lengths: np.ndarray,
     num_rows: int,
-    row_length: int,
-    slots: int,
     pad_id: int,
-    rows: slice | range | None = None,
+    rows: range | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The row arrays of a `Batch`, for the requested rows of a grid of `num_rows` rows.
 
     Args:
         packing: the plan of all sentences.
-        sentences: returns the token ids [lengths[i]] of sentence i; called only for those needed.
-        lengths: [n], as given to `pack`.
+        sentences: returns the token ids of sentence i; called only for those needed.
         num_rows: rows of the whole grid, at least `packing.num_rows`; the rest are fillers.
-        row_length: as given to `pack`.
-        slots: as given to `pack`.
         pad_id: the token of the fillers.
         rows: the requested rows; None for all.
 
@@ -106,31 +103,24 @@ def fill(
         [len(rows), slots], all int32, as `Batch` describes them.
 
     Raises:
-        ValueError: the plan needs more than `num_rows` rows or has another number of slots, or
-            the length of a sentence is not the one it was packed with.
+        ValueError: the plan needs more than `num_rows` rows, or the length of a sentence is not the
+            one it was packed with.
     """
-    if packing.num_rows > num_rows or packing.slots != slots:
-        raise ValueError(
-            f"a plan of {packing.num_rows} rows of {packing.slots} slots does not fit a grid of "
-            f"{num_rows} rows of {slots}"
-        )
+    if packing.num_rows > num_rows:
+        raise ValueError(f"a plan of {packing.num_rows} rows does not fit a grid of {num_rows}")
     if rows is None:
-        rows = slice(None)
-    wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
-    local_row = np.full(num_rows, -1)
-    local_row[wanted] = np.arange(len(wanted))
-
-    here = np.flatnonzero(local_row[packing.rows] >= 0)
-    row, slot, start = local_row[packing.rows[here]], packing.slot_of[here], packing.starts[here]
-    length = np.asarray(lengths, np.int64)[here]
+        rows = range(num_rows)
+    here = np.flatnonzero((packing.rows >= rows.start) & (packing.rows < rows.stop))
+    row, slot, start = packing.rows[here] - rows.start, packing.slot_of[here], packing.starts[here]
+    length = packing.lengths[here]
     position = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    place = np.repeat(row * row_length + start, length) + position
+    place = np.repeat(row * packing.row_length + start, length) + position
 
-    shape = (len(wanted), row_length)
+    shape = (len(rows), packing.row_length)
     tokens = np.full(shape, pad_id, np.int32)
     positions = np.zeros(shape, np.int32)
     segments = np.zeros(shape, np.int32)
-    cls_positions = np.zeros((len(wanted), slots), np.int32)
+    cls_positions = np.zeros((len(rows), packing.slots), np.int32)
     if len(here):
         ids = np.concatenate([sentences(index) for index in here.tolist()])
         if len(ids) != len(place):

@@ -84,7 +84,6 @@ class Plan(NamedTuple):
 
     sentences: np.ndarray  #: [n] cached sentence of each packed view
     repeated: dict[int, np.ndarray]  #: token positions of the views whose words are repeated
-    lengths: np.ndarray  #: [n] tokens of each packed view
     packing: Packing
     order: np.ndarray  #: [views] int32, the slot of each view; two may share one
 
@@ -95,10 +94,12 @@ class Views:
     Attributes:
         num_items: number of items.
         per_item: views of an item: 1, 2, or more with hard negatives.
+        longest: most tokens of a view.
     """
 
     num_items: int
     per_item: int
+    longest: int
 
     def __init__(
         self,
@@ -138,7 +139,8 @@ class Views:
         self._repeat_rate = data.repeat_rate if pairs == "repeat" and not once else None
         self._cache = cache
         self._row_length = row_length
-        self._longest_view = row_length if longest_view is None else min(longest_view, row_length)
+        longest = cache.max_len if self._repeat_rate is None else longest_view or row_length
+        self.longest = min(longest, row_length)
         self._slots = slots
         self._once = once
 
@@ -166,7 +168,7 @@ class Views:
                 repeated[view] = self._repeat(lengths[view], self._repeat_rate, rng)
                 lengths[view] = len(repeated[view])
         packing = pack(lengths, self._row_length, self._slots)
-        return Plan(sentences, repeated, lengths, packing, packing.order[inverse])
+        return Plan(sentences, repeated, packing, packing.order[inverse])
 
     def fill(self, plan: Plan, num_rows: int, rows: range, batch_size: int) -> Batch:
         """The batch of a plan: `rows` of a grid of `num_rows`, and the order of all views.
@@ -177,10 +179,7 @@ class Views:
         arrays = fill(
             plan.packing,
             lambda view: self._read(plan, view),
-            plan.lengths,
             num_rows,
-            self._row_length,
-            self._slots,
             self._cache.pad_id,
             rows,
         )
@@ -197,7 +196,7 @@ class Views:
 
     def _repeat(self, length: int, rate: float, rng: np.random.Generator) -> np.ndarray:
         """Token positions of a sentence with repeated words; [CLS] and [SEP] are not repeated."""
-        room = self._longest_view - length
+        room = self.longest - length
         words = repeat_words(range(1, length - 1), rate, rng, room)
         return np.array([0, *words, length - 1])
 

@@ -246,10 +246,7 @@ class BankEncoder:
                 arrays = fill(
                     packing,
                     some.__getitem__,
-                    lengths,
                     num_rows=max(rows.stop, packing.num_rows),
-                    row_length=row_length,
-                    slots=slots,
                     pad_id=self.bank.architecture.pad_token_id,
                     rows=rows,
                 )

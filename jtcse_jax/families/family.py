@@ -39,6 +39,8 @@ class Family:
     """Other `model_type`s with the same encoder and names, which are read as this family."""
     model_class: str
     """Its class in transformers."""
+    general_tokenizer: bool = False
+    """Whether transformers loads its tokenizer by the general class, whatever class is named."""
     encoder: str = "bert"
     """Its encoder, a key of `models.encoders.ENCODERS`."""
     positions_after_padding: bool = False

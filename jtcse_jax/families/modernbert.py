@@ -29,6 +29,7 @@ MODERNBERT = Family(
     name="modernbert",
     title="ModernBERT",
     model_class="ModernBertModel",
+    general_tokenizer=True,
     encoder="modernbert",
     fields={
         "vocab_size": "vocab_size",

@@ -9,7 +9,7 @@ into one vector per sentence, in the batch's order.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -214,26 +214,26 @@ class Bank:
         return self.pooling == "cls" and not self.skipped
 
     def _merge(self, params: Params) -> Encoder:
-        graph, state = self._split
-        state = jax.tree.map(lambda leaf: leaf, state)  # a copy, because it is filled in place
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
-
-    @cached_property
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
-        """One tower's structure and the shapes of its parameters."""
-        encoder = _abstract_encoder(
+        graph, state = _structure(
             self.architecture,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             dtype=jnp.dtype(self.compute_dtype),
         )
-        return nnx.split(encoder)
+        state = jax.tree.map(lambda leaf: leaf, state)  # a copy, because it is filled in place
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
 
 
 def _tower_key(key: Array | None) -> Array | None:
     """The tower's own key: one key under vmap would silently give all towers the same masks."""
     return None if key is None else jax.random.fold_in(key, jax.lax.axis_index(TOWER_AXIS))
+
+
+@lru_cache(maxsize=16)  # equal for equal banks, and tracing takes half a second
+def _structure(architecture: Architecture, **options: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """One tower's structure and the shapes of its parameters; `options` are those of `Encoder`."""
+    return nnx.split(_abstract_encoder(architecture, **options))
 
 
 @lru_cache(maxsize=4)  # called often, and the towers of a bank have one shape

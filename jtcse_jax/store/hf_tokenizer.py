@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import PreTrainedTokenizerFast
 
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
-from jtcse_jax.families.registry import FAMILIES
+from jtcse_jax.families.registry import FAMILIES, find_family
 from jtcse_jax.runtime.files import read_json
+from jtcse_jax.store.hf_config import CONFIG
 from jtcse_jax.store.hf_files import find_folder
 from jtcse_jax.store.workdir import TOKENIZER
 
@@ -17,6 +19,11 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 _SETTINGS = "tokenizer_config.json"
 # transformers 5 calls this class the second name; version 4 knows only the first.
 _GENERAL_CLASS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Tokenizers of our families and their relatives.
+OWN_CLASSES = tuple(
+    f"{name}Tokenizer"
+    for name in ("Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert", "MPNet", "Electra")
+)
 
 
 def find_tokenizer(name: str) -> Any:
@@ -61,16 +68,20 @@ def _has_tokenizer(folder: Path) -> bool:
 def _class_of(folder: Path) -> Any:
     """The transformers class that loads the folder's tokenizer.
 
-    AutoTokenizer imports torch where it is installed and lists all of transformers' models: 4 s
-    that a tokenizer of the general class does not need.
+    AutoTokenizer would choose the same, but imports torch where it is installed and lists all of
+    transformers' models. For these classes that would take 5 s of nothing else.
     """
-    settings = folder / _SETTINGS
-    if settings.is_file() and (folder / "tokenizer.json").is_file():
-        if read_json(settings).get("tokenizer_class") in _GENERAL_CLASS:
-            return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
+    paths = (folder / _SETTINGS, folder / CONFIG)
+    settings, config = (read_json(path) if path.is_file() else {} for path in paths)
+    named, kind = settings.get("tokenizer_class"), config.get("model_type")
+    if named in _GENERAL_CLASS and (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast
+    family = find_family(kind)
+    known = kind is None if family is None else not family.general_tokenizer
+    own = isinstance(named, str) and named.removesuffix("Fast") in OWN_CLASSES
+    if known and own and "auto_map" not in settings:
+        return getattr(transformers, f"{named.removesuffix('Fast')}Fast")
+    return transformers.AutoTokenizer
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:

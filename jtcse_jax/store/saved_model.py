@@ -77,29 +77,17 @@ def load(
     known = any((folder / file).is_file() for file in files)
     if not known and (folder / MODEL).is_dir():
         raise UserError(f"{name} is a pipeline's workdir; its model is {folder / MODEL}.")
-    description = read_description(folder)
-    pooling = pooling or description.get("pooling")
     if (folder / CHECKPOINTS).is_dir():
-        pooling = _checked_pooling(pooling, name)
         bank, tokenizer = read_workdir_model(folder)
         architecture = bank.architecture
         params, step, source = _read_checkpoint(folder, bank, step)
+    elif step is not None:
+        raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
     else:
-        if step is not None:
-            raise UserError(f"{name}: --step {step} needs a workdir with checkpoints.")
-        towers = _tower_folders(folder, description)
+        towers = _tower_folders(folder)
         architecture = hf_config.read_architecture(towers[0])
-        pooling = _checked_pooling(pooling, name)
-        params = stack(
-            [
-                hf_weights.read_tower(tower, architecture, key=jax.random.key(seed + number))
-                for number, tower in enumerate(towers)
-            ]
-        )
-        tokenizer = hf_tokenizer.load_tokenizer(towers[0])
-        if description.get("lowercase"):
-            tokenizer = serving.lowercased(tokenizer)
-        source = str(name)
+        params, tokenizer, source = *_read_towers(towers, architecture, folder, seed), str(name)
+    pooling = _checked_pooling(pooling or read_description(folder).get("pooling"), name)
     longest = architecture.longest_sentence
     if max_len is None:
         max_len = find_serving_length(folder, tokenizer, longest)
@@ -227,9 +215,23 @@ def _read_checkpoint(workdir: Path, bank: Bank, step: int | None) -> tuple[Param
     return state["params"], taken, f"{workdir}, step {taken} ({why})"
 
 
-def _tower_folders(folder: Path, description: dict[str, Any]) -> list[Path]:
+def _read_towers(
+    towers: list[Path], architecture: Architecture, folder: Path, seed: int
+) -> tuple[Params, Any]:
+    """The parameters of the towers of a folder, and their tokenizer."""
+    params = [
+        hf_weights.read_tower(tower, architecture, key=jax.random.key(seed + number))
+        for number, tower in enumerate(towers)
+    ]
+    tokenizer = hf_tokenizer.load_tokenizer(towers[0])
+    if read_description(folder).get("lowercase"):
+        tokenizer = serving.lowercased(tokenizer)
+    return stack(params), tokenizer
+
+
+def _tower_folders(folder: Path) -> list[Path]:
     """The folders of a folder's towers; all must lie inside it and have weights of their own."""
-    names = description.get("towers", ["."])
+    names = read_description(folder).get("towers", ["."])
     if not isinstance(names, list) or not names:
         raise UserError(f"{folder / DESCRIPTION}: towers = {reprlib.repr(names)}: must be a list.")
     if len(names) > MOST_TOWERS or len(set(map(str, names))) < len(names):

@@ -117,13 +117,13 @@ def packed():
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 13, 30)
     sentences = [rng.integers(100, 1000, length) for length in lengths]
-    return pack(lengths, 24, 6), sentences, lengths
+    return pack(lengths, 24, 6), sentences
 
 
 def test_filled_rows_equal_the_plain_loop(packed):
-    packing, sentences, lengths = packed
+    packing, sentences = packed
     num_rows = packing.num_rows + 3
-    filled = fill(packing, sentences.__getitem__, lengths, num_rows, 24, 6, PAD)
+    filled = fill(packing, sentences.__getitem__, num_rows, PAD)
     for array, expected in zip(
         filled, fill_by_loop(packing, sentences, num_rows, 24, 6), strict=True
     ):
@@ -132,32 +132,26 @@ def test_filled_rows_equal_the_plain_loop(packed):
 
 
 def test_a_shard_fills_its_rows_and_reads_no_other_sentence(packed):
-    packing, sentences, lengths = packed
+    packing, sentences = packed
     num_rows = packing.num_rows + 2
-    whole = fill(packing, sentences.__getitem__, lengths, num_rows, 24, 6, PAD)
-    for rows in (range(0, 2), range(2, num_rows), slice(1, 4), range(num_rows - 1, num_rows)):
+    whole = fill(packing, sentences.__getitem__, num_rows, PAD)
+    for rows in (range(0, 2), range(2, num_rows), range(1, 4), range(num_rows - 1, num_rows)):
         read = []
         part = fill(
             packing,
             lambda i, read=read: read.append(i) or sentences[i],
-            lengths,
             num_rows,
-            24,
-            6,
             PAD,
             rows,
         )
-        wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
         for array, expected in zip(part, whole, strict=True):
-            np.testing.assert_array_equal(array, expected[list(wanted)])
-        assert sorted(read) == [i for i in range(30) if packing.rows[i] in wanted]
+            np.testing.assert_array_equal(array, expected[list(rows)])
+        assert sorted(read) == [i for i in range(30) if packing.rows[i] in rows]
 
 
 def test_no_rows_asked_gives_no_rows(packed):
-    packing, sentences, lengths = packed
-    tokens, *_ = fill(
-        packing, sentences.__getitem__, lengths, packing.num_rows, 24, 6, PAD, range(0)
-    )
+    packing, sentences = packed
+    tokens, *_ = fill(packing, sentences.__getitem__, packing.num_rows, PAD, range(0))
     assert tokens.shape == (0, 24)
 
 
@@ -175,8 +169,8 @@ def test_what_fits_no_row_is_refused(lengths, slots, problem):
 
 
 def test_a_grid_too_small_and_a_sentence_of_another_length_are_refused(packed):
-    packing, sentences, lengths = packed
+    packing, sentences = packed
     with pytest.raises(ValueError, match="does not fit a grid"):
-        fill(packing, sentences.__getitem__, lengths, packing.num_rows - 1, 24, 6, PAD)
+        fill(packing, sentences.__getitem__, packing.num_rows - 1, PAD)
     with pytest.raises(ValueError, match="tokens came"):
-        fill(packing, lambda i: sentences[i][1:], lengths, packing.num_rows, 24, 6, PAD)
+        fill(packing, lambda i: sentences[i][1:], packing.num_rows, PAD)

@@ -101,7 +101,7 @@ def test_near_duplicates_are_looked_for_in_64_positions():
             assert np.flatnonzero(found).tolist() == [first + distance]
 
 
-@pytest.mark.parametrize("count", [8, 61, 64, 1000])
+@pytest.mark.parametrize("count", [8, 61, 64, 101])
 @pytest.mark.parametrize("size", [2, 5, 8])
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.99])
 @pytest.mark.parametrize("apart", [0, 1, 7])

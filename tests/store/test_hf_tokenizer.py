@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
+import transformers
 from hf_tensors import ARCHITECTURE, CONFIG, VOCAB, bert_tensors, save
-from tiny_models import SHAPE, tiny_model
+from tiny_models import ENTRIES, SHAPE, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -112,3 +115,38 @@ def test_folder_with_a_sentencepiece_model_only(tmp_path):
     own = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
     tokenizer = hf_tokenizer.load_tokenizer(folder)
     assert tokenizer.tokenize("the cat sees") == own.encode("the cat sees", out_type=str)
+
+
+@pytest.mark.parametrize("named", [*hf_tokenizer.OWN_CLASSES, "PreTrainedTokenizerFast"])
+def test_the_tokenizer_is_that_of_transformers_whatever_model_it_lies_beside(tmp_path, named):
+    entries = {entry: number for number, entry in enumerate(ENTRIES)}
+    pieces = [(piece, -1.0) for piece in ("<s>", "<pad>", "</s>", "<unk>", "▁", "▁a", "b", "c")]
+    vocabulary = {
+        "Roberta": {"vocab": entries, "merges": []},
+        "XLMRoberta": {"vocab": pieces},
+        "Camembert": {"vocab": pieces},
+        "PreTrained": {"tokenizer_object": small_tokenizer().backend_tokenizer},
+    }.get(named.partition("Tokenizer")[0], {"vocab": entries})
+    getattr(transformers, named)(**vocabulary).save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    kinds = ("", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra")
+    for kind in (*kinds, "modernbert"):
+        if kind:
+            (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        for suffix in ("", "Fast"):
+            name = named if named.endswith("Fast") else named + suffix
+            rewritten = json.loads(settings.read_text()) | {"tokenizer_class": name}
+            settings.write_text(json.dumps(rewritten))
+            ours = hf_tokenizer.load_tokenizer(tmp_path)
+            theirs = AutoTokenizer.from_pretrained(tmp_path)
+            assert type(ours) is type(theirs)
+            assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+
+
+def test_no_other_library_is_imported_for_a_tokenizer_of_our_families(tmp_path):
+    tiny_model(1).tokenizer.save_pretrained(tmp_path)
+    code = (
+        "import sys\nfrom jtcse_jax.store.hf_tokenizer import load_tokenizer\n"
+        f"assert load_tokenizer({str(tmp_path)!r}).is_fast\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -98,7 +98,7 @@ def test_crossed_streams_are_counted_from_the_first_crossed_layer_on():
 def test_work_of_a_packed_batch_is_that_of_its_sentences():
     lengths = np.array([3, 3, 7, 7, 5, 5, 1, 1])
     packing = pack(lengths, 16, 4)
-    arrays = fill(packing, lambda i: np.full(lengths[i], 9), lengths, 5, 16, 4, pad_id=0)
+    arrays = fill(packing, lambda i: np.full(lengths[i], 9), 5, pad_id=0)
     work = Work.of(Batch(*arrays, order=packing.order, mask=np.ones(4, bool)))
     assert [float(each) for each in work] == [32, 168, 8]
 

@@ -44,7 +44,7 @@ def make_batch() -> Batch:
     views = [sentence for sentence in sentences for _ in range(2)]
     lengths = np.array([len(view) for view in views])
     packing = pack(lengths, 16, 4)
-    arrays = fill(packing, lambda view: views[view], lengths, 4, 16, 4, pad_id=0)
+    arrays = fill(packing, lambda view: views[view], 4, pad_id=0)
     return Batch(*arrays, order=packing.order, mask=np.ones(4, bool))
 
 
