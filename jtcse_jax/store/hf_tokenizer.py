@@ -78,9 +78,9 @@ def _class_of(folder: Path) -> Any:
         return PreTrainedTokenizerFast
     family = find_family(kind)
     known = kind is None if family is None else not family.general_tokenizer
-    own = isinstance(named, str) and named.removesuffix("Fast") in OWN_CLASSES
-    if known and own and "auto_map" not in settings:
-        return getattr(transformers, f"{named.removesuffix('Fast')}Fast")
+    own = str(named).removesuffix("Fast")
+    if known and own in OWN_CLASSES and "auto_map" not in settings:
+        return getattr(transformers, f"{own}Fast")
     return transformers.AutoTokenizer
 
 
