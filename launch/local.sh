@@ -17,6 +17,8 @@ main() {
   # A step on a CPU allocates and frees gigabytes; with huge pages that is a fifth faster
   # (docs/benchmarks.md). The C library reads this variable only at the start of a process.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+  # Container images often set this: every start would compile all that it imports again, 6 s.
+  unset PYTHONDONTWRITEBYTECODE
   local command="${JTCSE_COMMAND:-train}"
   if [[ "$command" != train ]] || has_config "$@"; then
     exec "$python" -m "jtcse_jax.$command" "$@"

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Container images often set this: each of many processes would compile all that it imports again.
+unset PYTHONDONTWRITEBYTECODE
 # The tests run on simulated CPU devices on every machine.
 JTCSE_ACCELERATOR="${JTCSE_ACCELERATOR:-cpu}" bash launch/install.sh requirements-dev.txt
 slow=()

@@ -5,7 +5,7 @@
 
 searches for inputs that end otherwise, guided by the branches they reach; more than 20 seconds for
 one input, or 2 GB of memory, are such an end. A TARGET is a name in `fuzz_targets.TARGETS`. The
-default test run tries a few hundred inputs of each, drawn by hypothesis from the same descriptions.
+default test run tries a hundred inputs of each, drawn by hypothesis from the same descriptions.
 """
 
 import argparse

@@ -215,10 +215,7 @@ class Bank:
 
     def _merge(self, params: Params) -> Encoder:
         graph, state = _structure(
-            self.architecture,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            dtype=jnp.dtype(self.compute_dtype),
+            self.architecture, self.dropout, self.attention_dropout, self.compute_dtype
         )
         state = jax.tree.map(lambda leaf: leaf, state)  # a copy, because it is filled in place
         nnx.replace_by_pure_dict(state, params)
@@ -231,19 +228,15 @@ def _tower_key(key: Array | None) -> Array | None:
 
 
 @lru_cache(maxsize=16)  # equal for equal banks, and tracing takes half a second
-def _structure(architecture: Architecture, **options: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    """One tower's structure and the shapes of its parameters; `options` are those of `Encoder`."""
-    return nnx.split(_abstract_encoder(architecture, **options))
-
-
-@lru_cache(maxsize=4)  # called often, and the towers of a bank have one shape
-def tower_shapes(architecture: Architecture) -> Params:
-    """Shapes and dtypes of one tower's parameters, as `jax.ShapeDtypeStruct`."""
-    return to_params(_abstract_encoder(architecture))
-
-
-def _abstract_encoder(architecture: Architecture, **options: Any) -> Encoder:
-    """One tower with shapes in place of parameters; `options` are those of `Encoder`."""
+def _structure(
+    architecture: Architecture, dropout: float, attention_dropout: float, dtype: str
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """One tower's structure, and shapes in place of its parameters."""
+    options = {
+        "dropout": dropout,
+        "attention_dropout": attention_dropout,
+        "dtype": jnp.dtype(dtype),
+    }
     # Layers after the first are equal: tracing one and copying it takes a tenth of the time.
     few = dataclasses.replace(architecture, num_layers=min(architecture.num_layers, 2))
     kind = encoder_class(architecture)
@@ -251,12 +244,12 @@ def _abstract_encoder(architecture: Architecture, **options: Any) -> Encoder:
     missing = architecture.num_layers - few.num_layers
     copies = (nnx.clone(encoder.layers[-1]) for _ in range(missing))
     encoder.layers = nnx.List([*encoder.layers, *copies])
-    return encoder
+    return nnx.split(encoder)
 
 
-def to_params(encoder: Encoder) -> Params:
-    """The encoder's parameters as a nested dictionary of arrays."""
-    return nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
+def tower_shapes(architecture: Architecture) -> Params:
+    """Shapes and dtypes of one tower's parameters, as `jax.ShapeDtypeStruct`."""
+    return nnx.to_pure_dict(_structure(architecture, 0.0, 0.0, "float32")[1].filter(nnx.Param))
 
 
 def sum_towers(hidden: Array) -> Array:

@@ -89,14 +89,17 @@ def small_on_cpu(monkeypatch):
     monkeypatch.setattr(compiled, "SIZES", {"base": narrow})
 
 
+def step(objective):
+    what = ("--objective", objective, "--program", "step", "--batch", 4)
+    return ("--target", "h100", "--dtype", "float32", *what)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_on_cpu", "quick_compilation")
 @pytest.mark.parametrize("objective", ["simcse", "tncse", "jtcse", "distill", "mlm"])
 def test_command_compiles_every_objective(objective, command, tmp_path, capsys):
-    output, again = tmp_path / "one.json", tmp_path / "two.json"
-    common = ("--target", "h100", "--objective", objective, "--dtype", "float32")
-    step = ("--program", "step")
-    command(compiled, *common, *step, "--batch", 4, "--output", output, "--hlo", tmp_path)
+    output = tmp_path / "one.json"
+    command(compiled, *step(objective), "--output", output, "--hlo", tmp_path)
     result = json.loads(output.read_text())
     program = result["programs"]["step"]
     # Rows are not quite full, and the compiler multiplies fillers too.
@@ -106,11 +109,17 @@ def test_command_compiles_every_objective(objective, command, tmp_path, capsys):
     assert program["kinds"][OPTIMIZER]["launches"] > 0 and program["temporary_bytes"] > 0
     assert "Assumed: 1 GB/s, 0 TFLOP/s of float32" in capsys.readouterr().out
     assert (tmp_path / "step.hlo.gz").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("small_on_cpu", "quick_compilation")
+def test_programs_are_compared(command, tmp_path, capsys):
+    output, again = tmp_path / "one.json", tmp_path / "two.json"
+    command(compiled, *step("simcse"), "--output", output)
     micro = ("--micro-batch", 2, "--compare", output, "--output", again)
-    command(compiled, *common, *step, "--batch", 4, *micro)
+    command(compiled, *step("simcse"), *micro)
     printed = capsys.readouterr().out
     assert "step: change" in printed and "%" in printed
-    parts = json.loads(again.read_text())["programs"]["step"]
+    program, parts = (json.loads(path.read_text())["programs"]["step"] for path in (output, again))
     assert parts["rows"] >= program["rows"] and parts["loops_of_unknown_length"] == 0
 
 

@@ -1,4 +1,4 @@
-"""A few hundred damaged files for every reader, and those that were once found to break one."""
+"""A hundred damaged files for every reader, and those that were once found to break one."""
 
 import pytest
 from fuzz_targets import TARGETS, make_check, written
@@ -8,12 +8,12 @@ from jtcse_jax.errors import UserError
 
 # tests/samples/TARGET/WHAT IS WRONG/the files, below the folder that the target makes.
 FOUND = sorted((ROOT / "tests" / "samples").glob("*/*"))
-EXAMPLES = {"checkpoint": 40, "weights": 150, "ensemble": 100}
+EXAMPLES = {"checkpoint": 40}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_damaged_files_are_read_or_refused(target, tmp_path):
-    make_check(target, tmp_path, max_examples=EXAMPLES.get(target, 300), derandomize=True)()
+    make_check(target, tmp_path, max_examples=EXAMPLES.get(target, 100), derandomize=True)()
 
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda path: f"{path.parent.name}-{path.name}")

@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from jtcse_jax.architecture import Architecture
 from jtcse_jax.errors import UserError
 from jtcse_jax.models.bert import Encoder
-from jtcse_jax.models.towers import to_params
 from jtcse_jax.store import hf_config, hf_weights
 
 
@@ -52,7 +51,7 @@ def test_every_tensor_comes_to_its_module(tmp_path, tensors):
     # Each tensor is used once, and the whole is what the encoder expects.
     used = sorted(leaf.sum(dtype="f8") for leaf in jax.tree.leaves(params))
     np.testing.assert_allclose(used, sorted(x.sum(dtype="f8") for x in tensors.values()))
-    encoder = to_params(Encoder(ARCHITECTURE, rngs=nnx.Rngs(0)))
+    encoder = nnx.to_pure_dict(nnx.state(Encoder(ARCHITECTURE, rngs=nnx.Rngs(0)), nnx.Param))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, encoder)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
@@ -120,7 +119,7 @@ def test_other_number_formats_are_refused(tmp_path, tensors):
 
 def test_absent_pooler_is_drawn_and_said(tmp_path, tensors, caplog):
     wide = Architecture(hidden_size=128, num_layers=1, num_heads=2, intermediate_size=8)
-    encoder = to_params(Encoder(wide, rngs=nnx.Rngs(0)))
+    encoder = nnx.to_pure_dict(nnx.state(Encoder(wide, rngs=nnx.Rngs(0)), nnx.Param))
     hf_weights.write_tower(tmp_path, wide, encoder)
     tensors = load_file(tmp_path / "model.safetensors")
     kernel, bias = tensors.pop("pooler.dense.weight"), tensors.pop("pooler.dense.bias")
