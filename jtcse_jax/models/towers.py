@@ -249,7 +249,8 @@ def _structure(
 
 def tower_shapes(architecture: Architecture) -> Params:
     """Shapes and dtypes of one tower's parameters, as `jax.ShapeDtypeStruct`."""
-    return nnx.to_pure_dict(_structure(architecture, 0.0, 0.0, "float32")[1].filter(nnx.Param))
+    _, state = _structure(architecture, 0.0, 0.0, "float32")
+    return nnx.to_pure_dict(nnx.filter_state(state, nnx.Param))
 
 
 def sum_towers(hidden: Array) -> Array:

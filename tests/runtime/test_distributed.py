@@ -159,7 +159,8 @@ import jax, numpy
 from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES
 from jax.experimental.multihost_utils import process_allgather
 ranks = process_allgather(numpy.array([jax.process_index() + 5])).ravel().tolist()
-print("saw", jax.process_count(), jax.device_count(), ranks, CUDA_VISIBLE_DEVICES.value, flush=True)
+# As one string, or the lines of Gloo could come in between.
+print(f"saw {jax.process_count()} {jax.device_count()} {ranks} {CUDA_VISIBLE_DEVICES.value}")
 """
 
 
