@@ -186,7 +186,7 @@ class PackedBatches:
 def _views(
     caches: Sequence[TokenCache], data: DataConfig, positions: int | None
 ) -> tuple[int, int, list[Views]]:
-    """Tokens of a row, slots of a row, and the views of each cache; all but the first: teachers."""
+    """Tokens and slots of a row, and the views of each cache: of the text, then of its teachers."""
     longest = longest_view(caches[0].max_len, data, positions)
     row_length = data.row_length or usual_row_length(
         max(longest, *(cache.max_len for cache in caches))

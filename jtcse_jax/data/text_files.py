@@ -58,9 +58,8 @@ def find(spec: str) -> list[Path]:
         matches = sorted(glob.glob(str(path), recursive=True))
         paths = [Path(match) for match in matches if os.path.isfile(match)]
     if not paths:
-        is_glob = glob.has_magic(spec)
-        problem = "no file matches" if is_glob else "there is no file"
-        raise UserError(f"{problem} {spec}; give a text file, tfds:..., hub:... or stdlib")
+        problem = "no file matches" if glob.has_magic(spec) else "no such file"
+        raise UserError(f"{spec}: {problem}; give a text file, tfds:..., hub:... or stdlib")
     for found in paths:
         if found.stat().st_size == 0:
             raise UserError(f"{path} is empty; give a file with one sentence per line")

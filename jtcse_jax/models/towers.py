@@ -232,15 +232,11 @@ def _structure(
     architecture: Architecture, dropout: float, attention_dropout: float, dtype: str
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """One tower's structure, and shapes in place of its parameters."""
-    options = {
-        "dropout": dropout,
-        "attention_dropout": attention_dropout,
-        "dtype": jnp.dtype(dtype),
-    }
+    rates = {"dropout": dropout, "attention_dropout": attention_dropout}
     # Layers after the first are equal: tracing one and copying it takes a tenth of the time.
     few = dataclasses.replace(architecture, num_layers=min(architecture.num_layers, 2))
     kind = encoder_class(architecture)
-    encoder = nnx.eval_shape(lambda: kind(few, rngs=nnx.Rngs(0), **options))
+    encoder = nnx.eval_shape(lambda: kind(few, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0), **rates))
     missing = architecture.num_layers - few.num_layers
     copies = (nnx.clone(encoder.layers[-1]) for _ in range(missing))
     encoder.layers = nnx.List([*encoder.layers, *copies])

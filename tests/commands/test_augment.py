@@ -172,7 +172,7 @@ def test_repeat_words_goes_on_after_a_kill(command, output, tmp_path):
         (("--rate", "nan"), "--rate nan: give a number from 0 to 1"),
         (("--seed", -1), "--seed -1: give a number from 0"),
         (("--output", "pairs.txt"), "--output pairs.txt: give a name that ends in .tsv"),
-        (("--input", "absent.txt"), "there is no file absent.txt"),
+        (("--input", "absent.txt"), "absent.txt: no such file"),
         (("--input", "PAIRS"), "has two sentences a line; give one a line"),
         (("--output", "PAIRS"), "exists already"),
     ],

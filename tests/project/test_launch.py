@@ -77,6 +77,15 @@ def test_tpu_is_found_by_its_device(checkout, files, jax):
 QUICKSTART = "configs/quickstart_minilm.py"
 
 
+@pytest.mark.parametrize("script", ["launch/local.sh", "launch/test.sh"])
+def test_imports_are_compiled_only_once(checkout, script):
+    python = 'echo "bytecode ${PYTHONDONTWRITEBYTECODE-kept}" >>"$CALLS"'
+    for name in ("python", "lint-imports", "basedpyright"):
+        stand_in(checkout / ".venv" / "bin" / name, python)
+    bash(checkout, script, JTCSE_ACCELERATOR="cpu", PYTHONDONTWRITEBYTECODE="1")
+    assert calls(checkout)[-1] == "bytecode kept"
+
+
 def test_local_installs_trains_the_quickstart_and_shows_examples(checkout):
     done = bash(checkout, "launch/local.sh", "--steps", "3", JTCSE_ACCELERATOR="cuda13")
     assert done.returncode == 0, done.stderr

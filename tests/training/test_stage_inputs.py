@@ -28,7 +28,7 @@ def test_an_incomplete_folder_of_tasks_is_refused_before_the_first_stage(tmp_pat
     ("fields", "problem"),
     [
         ({"source": ""}, "it has no text"),
-        ({"source": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"source": "nowhere.txt"}, "nowhere.txt: no such file"),
         ({"dev": "nowhere.tsv"}, "nowhere.tsv"),
     ],
 )
@@ -99,15 +99,9 @@ def test_crossed_layers_that_do_not_divide_are_refused_before_the_first_stage(tm
     assert not trainer.trained
 
 
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"from_stage": "nowhere"}, "--from nowhere: choose one of the stages language, twin"),
-    ],
-)
-def test_what_cannot_run_is_refused(tmp_path, fields, problem):
-    with pytest.raises(UserError, match=problem):
-        make_pipeline(tmp_path, **fields)
+def test_an_unknown_first_stage_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--from nowhere: .* language, twin"):
+        make_pipeline(tmp_path, from_stage="nowhere")
 
 
 def test_without_a_config_there_is_nothing_to_run():
