@@ -1,6 +1,7 @@
 """AdamW with a schedule, a decay mask and clipping, all from optax."""
 
 from collections import defaultdict
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from jtcse_jax.config import OptimizerConfig
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `total_steps` steps (warm-up included)."""
+    """The optimizer of a run of `total_steps` steps (warm-up included).
+
+    Runs with equal optimizers get the same object, so they can share a compiled step.
+    """
+    return _optimizer(config, 0 if config.schedule == "constant" else total_steps)
+
+
+@lru_cache(maxsize=8)
+def _optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     adamw = optax.adamw(
         make_schedule(config, total_steps),
         b1=config.b1,

@@ -1,13 +1,15 @@
 """One pure training step, jitted over the mesh; its state is donated."""
 
+import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig
@@ -69,12 +71,32 @@ def make_train_step(
 ) -> TrainStep:
     """Makes a jitted `(state, batch, key) -> (state, metrics)`; the state keeps its sharding.
 
+    Equal arguments share a jitted step, so a second run of one shape in a process, with another
+    seed or more text, compiles nothing; the optimizer of `make_optimizer` is then the same too.
     The randomness of a step is a function of (key, state.step). A teacher embeds the batch first,
     without dropout. Metrics are float32 scalars: the loss, its terms, the gradient norm before
     clipping, `finite`, the batch's real `tokens` and the `flops` of `flops.step_flops`. A step
     whose loss or gradient is not finite changes only the step count. The step itself decides this,
     because the state is donated and the metrics are read later.
     """
+    params = teacher.params if teacher else ()
+    teacher = teacher and dataclasses.replace(teacher, params=())
+    leaves, structure = jax.tree.flatten(state_shardings)  # a tree of dictionaries has no hash
+    jitted = _jitted_step(bank, objective, optimizer, structure, tuple(leaves), teacher)
+    return TrainStep(jitted, params)
+
+
+@lru_cache(maxsize=8)
+def _jitted_step(
+    bank: Bank,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    structure: Any,  # a PyTreeDef, a class of a compiled module that has no types
+    leaves: tuple[NamedSharding, ...],
+    teacher: Teacher | None,
+) -> jax.stages.Wrapped:
+    """The step of `make_train_step`, whose state shardings come as a structure and its leaves."""
+    state_shardings = jax.tree.unflatten(structure, leaves)
 
     def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):
         step_key = jax.random.fold_in(key, state.step)
@@ -105,13 +127,12 @@ def make_train_step(
         metrics = {"loss": loss, **terms, "grad_norm": grad_norm, "finite": finite, **work}
         return TrainState(state.step + 1, *kept), metrics
 
-    jitted = jax.jit(
+    return jax.jit(
         train_step,
         donate_argnums=0,
         out_shardings=(state_shardings, None),
         compiler_options=step_options(bank.mesh),
     )
-    return TrainStep(jitted, teacher.params if teacher else ())
 
 
 def _whole(mesh: Mesh | None, params: Params) -> Params:

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import optax
+from jax import Array
 from jax.sharding import Mesh
 
 from jtcse_jax.config import Config, ObjectiveConfig
@@ -190,28 +192,45 @@ def start_state(
     mesh: Mesh,
 ) -> tuple[TrainState, TrainState]:
     """The state on the devices, new or from the newest undamaged checkpoint, and its shardings."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-
-    def fresh(towers: Params, head: Params | None = None) -> TrainState:
-        params = objectives.init_params(bank, towers, key, config.objective, head)
-        return init_state(params, optimizer, mesh)
-
-    abstract = jax.eval_shape(fresh, bank.abstract())
-    shardings = sharding.state_shardings(mesh, abstract)
+    new = _new_state(bank, config.objective, optimizer)
     if start.towers is not None:
         towers = sharding.place(start.towers, sharding.state_shardings(mesh, bank.abstract()))
         head = start.mlm_head
         if head is not None:
-            head = sharding.place(head, shardings.params["head"])
-        return jax.jit(fresh, out_shardings=shardings)(towers, head), shardings
-    single = jax.eval_shape(unstack_layers, abstract)
+            head = sharding.place(head, new.shardings.params["head"])
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        return new.make(towers, key, head), new.shardings
+    single = jax.eval_shape(unstack_layers, new.abstract)
     wanted = sharding.abstract(single, sharding.state_shardings(mesh, single))
     step, saved = checkpoints.restore(**as_checkpoint(wanted))
     say(f"resuming from step {step}")
     state = from_checkpoint(saved)
-    if has_stacks(abstract):
-        state = jax.jit(stack_layers, out_shardings=shardings)(state)
-    return state, shardings
+    if has_stacks(new.abstract):
+        state = jax.jit(stack_layers, out_shardings=new.shardings)(state)
+    return state, new.shardings
+
+
+class _NewState(NamedTuple):
+    """The state before the first step, of any towers of a bank."""
+
+    abstract: TrainState  # shapes and dtypes
+    shardings: TrainState
+    make: jax.stages.Wrapped  # the state from towers, the key of a new head, and a trained head
+
+
+@lru_cache(maxsize=8)  # as the step: a second run of one shape compiles nothing
+def _new_state(
+    bank: Bank, objective: ObjectiveConfig, optimizer: optax.GradientTransformation
+) -> _NewState:
+    assert bank.mesh is not None  # the bank of a run has one
+
+    def make(towers: Params, key: Array, head: Params | None) -> TrainState:
+        params = objectives.init_params(bank, towers, key, objective, head)
+        return init_state(params, optimizer, bank.mesh)
+
+    abstract = jax.eval_shape(make, bank.abstract(), jax.random.key(0), None)
+    shardings = sharding.state_shardings(bank.mesh, abstract)
+    return _NewState(abstract, shardings, jax.jit(make, out_shardings=shardings))
 
 
 def find_mask_token(objective: ObjectiveConfig, tokenizer: Any, vocab_size: int) -> ObjectiveConfig:

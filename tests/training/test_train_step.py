@@ -10,6 +10,7 @@ from tiny_models import SHAPE
 from jtcse_jax.batch import Batch
 from jtcse_jax.config import ObjectiveConfig, OptimizerConfig
 from jtcse_jax.data.packing import fill, pack
+from jtcse_jax.models.teacher import Teacher
 from jtcse_jax.models.towers import Bank
 from jtcse_jax.training import objectives
 from jtcse_jax.training.optimizer import make_optimizer
@@ -25,6 +26,7 @@ BANK = Bank(SHAPE, 2, dropout=0.1, attention_dropout=0.1)
 TNCSE = ObjectiveConfig(name="tncse")  # whole runs of jtcse are in test_train.py
 KEY = jax.random.key(5)
 RATE = 0.01
+SGD = optax.sgd(RATE)
 
 
 def make_params(seed: int = 0) -> dict:
@@ -120,3 +122,25 @@ def test_checkpoint_of_a_state_is_undone():
     back = from_checkpoint(saved)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     assert_same(back, state)
+
+
+def test_equal_runs_share_one_compiled_step():
+    """Another seed or number of steps compiles nothing; another optimizer does."""
+
+    def jitted(steps: int = 10, **fields):
+        return make_train_step(BANK, TNCSE, make_optimizer(OptimizerConfig(**fields), steps)).jitted
+
+    assert jitted() is jitted() is jitted(steps=20)
+    assert jitted(learning_rate=1.0) is not jitted()
+    linear = [jitted(steps, schedule="linear") for steps in (10, 20, 10)]
+    assert linear[0] is linear[2] is not linear[1]
+
+
+def test_steps_with_teachers_of_one_shape_keep_their_own_parameters():
+    one, other = ((make_params(seed)["towers"],) for seed in (1, 2))
+    steps = [
+        make_train_step(BANK, TNCSE, SGD, teacher=Teacher((BANK,), (1.0,), params))
+        for params in (one, other)
+    ]
+    assert steps[0].jitted is steps[1].jitted
+    assert steps[0].frozen is one and steps[1].frozen is other
