@@ -15,6 +15,4 @@ fi
 .venv/bin/python -m ruff check .
 .venv/bin/lint-imports --no-cache
 .venv/bin/basedpyright
-# Tests also wait, for files and for other processes: one worker more than cores.
-workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
-exec .venv/bin/python -m pytest -n "$workers" --dist worksteal ${slow[@]+"${slow[@]}"} "$@"
+exec .venv/bin/python -m pytest -n auto --dist worksteal ${slow[@]+"${slow[@]}"} "$@"

@@ -181,7 +181,7 @@ def test_tests_run_after_style_and_in_ci_with_the_slow_ones(checkout, ci, everyt
     install, style, tests = calls(checkout)
     assert install.endswith("requirements-dev.txt")
     assert style == "-m ruff check ."
-    start = f"-m pytest -n {os.cpu_count() + 1} --dist worksteal"
+    start = "-m pytest -n auto --dist worksteal"
     assert tests == (f"{start} -m  --durations=30 -k some" if everything else f"{start} -k some")
 
 
