@@ -71,8 +71,9 @@ def make_train_step(
 ) -> TrainStep:
     """Makes a jitted `(state, batch, key) -> (state, metrics)`; the state keeps its sharding.
 
-    Equal arguments share a jitted step, so a second run of one shape in a process, with another
-    seed or more text, compiles nothing; the optimizer of `make_optimizer` is then the same too.
+    Equal arguments share a jitted step: a second run in a process, with another seed or teacher of
+    the same shape, compiles nothing if its batches have the same shapes.
+
     The randomness of a step is a function of (key, state.step). A teacher embeds the batch first,
     without dropout. Metrics are float32 scalars: the loss, its terms, the gradient norm before
     clipping, `finite`, the batch's real `tokens` and the `flops` of `flops.step_flops`. A step
@@ -86,7 +87,7 @@ def make_train_step(
     return TrainStep(jitted, params)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # few: one of BERT-base has 236 MB of code on a TPU
 def _jitted_step(
     bank: Bank,
     objective: ObjectiveConfig,
@@ -95,7 +96,7 @@ def _jitted_step(
     leaves: tuple[NamedSharding, ...],
     teacher: Teacher | None,
 ) -> jax.stages.Wrapped:
-    """The step of `make_train_step`, whose state shardings come as a structure and its leaves."""
+    """The jitted function of `make_train_step`; the state's shardings come flattened."""
     state_shardings = jax.tree.unflatten(structure, leaves)
 
     def train_step(state: TrainState, batch: Batch, key: Array, frozen: tuple[Params, ...]):

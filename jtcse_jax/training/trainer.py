@@ -218,7 +218,7 @@ class _NewState(NamedTuple):
     make: jax.stages.Wrapped  # the state from towers, the key of a new head, and a trained head
 
 
-@lru_cache(maxsize=8)  # as the step: a second run of one shape compiles nothing
+@lru_cache(maxsize=2)  # as many as compiled steps
 def _new_state(
     bank: Bank, objective: ObjectiveConfig, optimizer: optax.GradientTransformation
 ) -> _NewState:

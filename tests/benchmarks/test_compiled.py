@@ -96,9 +96,8 @@ def step(objective):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_on_cpu", "quick_compilation")
-# simcse is compiled below, and tncse is a part of jtcse.
-@pytest.mark.parametrize("objective", ["jtcse", "distill", "mlm"])
-def test_command_compiles_an_objective(objective, command, tmp_path, capsys):
+@pytest.mark.parametrize("objective", ["simcse", "tncse", "jtcse", "distill", "mlm"])
+def test_command_compiles_every_objective(objective, command, tmp_path, capsys):
     output = tmp_path / "one.json"
     command(compiled, *step(objective), "--output", output, "--hlo", tmp_path)
     result = json.loads(output.read_text())

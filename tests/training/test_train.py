@@ -79,6 +79,19 @@ def test_resumed_run_is_bit_identical(finished, tmp_path):
     assert steps == [2, 4, 6, 8, 10]
 
 
+def test_a_second_run_with_another_seed_compiles_nothing(tmp_path, caplog):
+    def compiled(name: str, **fields) -> set[str]:
+        (tmp_path / name).mkdir()
+        caplog.clear()
+        with jax.log_compiles():
+            train(tiny_config(tmp_path / name, max_steps=1, **fields), devices=one_device())
+        return {line.split()[1] for line in caplog.messages if line.startswith("Compiling ")}
+
+    compiled("first")
+    assert not compiled("second", seed=7)
+    assert "jit(train_step)" in compiled("third", optimizer=OptimizerConfig(learning_rate=0.5))
+
+
 def test_pairs_of_a_table_train_as_those_of_lines(tmp_path):
     base = tiny_config(tmp_path, max_steps=2)
     sentences = open(base.data.source).read().splitlines()

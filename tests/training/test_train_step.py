@@ -124,8 +124,8 @@ def test_checkpoint_of_a_state_is_undone():
     assert_same(back, state)
 
 
-def test_equal_runs_share_one_compiled_step():
-    """Another seed or number of steps compiles nothing; another optimizer does."""
+def test_only_equal_optimizers_share_a_step():
+    """The number of steps matters only if the learning rate depends on it."""
 
     def jitted(steps: int = 10, **fields):
         return make_train_step(BANK, TNCSE, make_optimizer(OptimizerConfig(**fields), steps)).jitted
