@@ -20,9 +20,9 @@ KINDS = (ATTENTION, NORM, GELU, PRODUCTS, OPTIMIZER, CASTS, COLLECTIVES, OTHER)
 _RULES = (
     (OPTIMIZER, 1.0, r"/optax/|/optimizer\.py:|\|state\.opt_state"),
     (OPTIMIZER, 1.0, r"^[^|]*\|[^<]*train_step\.<locals>\.train_step\.<locals>\."),
-    (CASTS, 0.01, r"^[^|]*\|[^<]*promote_dtype"),
+    (CASTS, 0.01, r"^[^|]*\|[^<]*(?:promote_dtype|parts\.py:weights)"),
     (CASTS, 0.01, r"^convert_element_type\|[^<]*:Layer\.__call__"),
-    (PRODUCTS, 1.0, r"^[^|]*\|[^<]*(?:Linear\.__call__|:dense)"),
+    (PRODUCTS, 1.0, r"^[^|]*\|[^<]*(?:Linear\.__call__|:product|:_?(?:joint_)?dense)"),
     (NORM, 0.01, r"random_bits|threefry"),
     (ATTENTION, 1.0, r"(?i)attention|exchanged|from_next_tower"),
     (GELU, 1.0, r"(?i)gelu|^erfc?\b"),

@@ -21,7 +21,7 @@ from jtcse_jax.architecture import Architecture, Cross
 from jtcse_jax.models import lean
 from jtcse_jax.models.activations import activation
 from jtcse_jax.models.dropout import dropout, random_masks, site_key
-from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, layer_norm, look_up
+from jtcse_jax.models.parts import TOWER_AXIS, dense, embed, layer_norm, look_up, weights
 from jtcse_jax.models.relative import BUCKETS, distance_buckets
 
 
@@ -206,24 +206,27 @@ class Layer(nnx.Module):
         probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
         site = asking.shape, self.dropout
         kept = random_masks(key, len(rows), (probs_shape, self.attention.dropout), site, site)
-        attended = self.attention(asking, hidden, allowed, kept=kept[0], exchange=exchange)
-        hidden = self._add_norm(self.attention_norm, attended, asking, kept[1])
-        inner = self.intermediate(hidden)
-        assert self.output.bias is not None  # `dense` makes one
-        kernel, bias = (p[...].astype(inner.dtype) for p in (self.output.kernel, self.output.bias))
-        output = lean.activated_dense(self.activation, inner, kernel, bias)
-        return self._add_norm(self.output_norm, output, hidden, kept[2])
+        context = self.attention(asking, hidden, allowed, kept=kept[0], exchange=exchange)
+        kernel, bias = weights(self.attention.output, hidden.dtype)
+        attended = lean.product(context, kernel)
+        hidden = self._add_norm(self.attention_norm, attended, bias, asking, kept[1])
+        kernel, bias = weights(self.intermediate, hidden.dtype)
+        inner = lean.product(hidden, kernel)
+        kernel, output_bias = weights(self.output, hidden.dtype)
+        output = lean.activated_dense(self.activation, inner, bias, kernel)
+        return self._add_norm(self.output_norm, output, output_bias, hidden, kept[2])
 
     def probabilities(self, hidden: Array, allowed: Array) -> Array:
         """Attention of this tower's queries to its keys, [R, H, P, P] float32, without dropout."""
         return self.attention.probabilities(hidden, hidden, allowed).astype(jnp.float32)
 
     def _add_norm(
-        self, norm: nnx.LayerNorm, x: Array, residual: Array, kept: Array | None
+        self, norm: nnx.LayerNorm, x: Array, bias: Any, residual: Array, kept: Array | None
     ) -> Array:
+        """The LayerNorm of residual + dropout(x + bias)."""
         assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both
-        scale, bias = norm.scale[...], norm.bias[...]
-        return lean.dropout_add_norm(x, residual, scale, bias, kept, self.dropout, norm.epsilon)
+        weights = norm.scale[...], norm.bias[...]
+        return lean.dropout_add_norm(x, bias, residual, *weights, kept, self.dropout, norm.epsilon)
 
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))
@@ -254,7 +257,9 @@ class Attention(nnx.Module):
         kept: Array | None,
         exchange: str | None,
     ) -> Array:
-        """Projected context [..., R, Q, D] of the query states, over all states of their rows.
+        """Context [..., R, Q, D] of the query states, over all states of their rows.
+
+        It is that of all heads, before the output layer, which the caller applies.
 
         Args:
           asking: [..., R, Q, D], the states that give the queries.
@@ -264,23 +269,33 @@ class Attention(nnx.Module):
           exchange: "value" or "probs" takes those of the next tower; of two streams
             [2, R, ...], only the second exchanges.
         """
-        probs = self.probabilities(asking, hidden, allowed)
-        value = self._heads(self.value(hidden))
+        query, keys, value = self._projected(asking, hidden)
+        probs = self._probs(query, keys, allowed)
         if exchange == "value":
             value = exchanged(value)
         elif exchange == "probs":
             probs = exchanged(probs)
         context: Array = lean.weighted_values(probs, value, kept, self.dropout)
-        return self.output(context.swapaxes(-3, -2).reshape(asking.shape))
+        return context.swapaxes(-3, -2).reshape(asking.shape)
 
     def probabilities(self, asking: Array, hidden: Array, allowed: Any) -> Array:
         """[..., R, H, Q, P] in the compute dtype, without dropout; args as in `__call__`."""
-        query, keys = self._heads(self.query(asking)), self._heads(self.key(hidden))
+        query, keys, _ = self._projected(asking, hidden)
+        return self._probs(query, keys, allowed)
+
+    def _probs(self, query: Array, keys: Array, allowed: Any) -> Array:
         return lean.attention_probs(query, keys, allowed)
 
-    def _heads(self, x: Array) -> Array:
-        """[..., H, P, d] from [..., P, D]."""
-        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
+    def _projected(self, asking: Array, hidden: Array) -> list[Array]:
+        """Queries, keys and values of all heads: [..., R, H, Q, d], and twice [..., R, H, P, d]."""
+        query, *others = (
+            weights(layer, hidden.dtype) for layer in (self.query, self.key, self.value)
+        )
+        if asking is hidden:
+            each = lean.joint_dense(hidden, query, *others)
+        else:
+            each = [*lean.joint_dense(asking, query), *lean.joint_dense(hidden, *others)]
+        return [x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2) for x in each]
 
 
 def same_sentence(asking: Array, segments: Array) -> Array:

@@ -34,31 +34,36 @@ def random_masks(
     if key is None:
         return [None] * len(sites)
     shapes, rates = zip(*sites, strict=True)
+    axes = shapes[0][:leading]
     sizes = [math.prod(shape[leading:]) for shape in shapes]
-    steps = [
-        jnp.full(size, _steps(rate), jnp.uint16) for size, rate in zip(sizes, rates, strict=True)
-    ]
-    kept = random_bits(key, shapes[0][:leading], sum(sizes)) >= jnp.concatenate(steps)
-    # Otherwise XLA would keep the bits for the backward pass, two bytes an entry, and not this one.
-    kept = jax.lax.optimization_barrier(kept)
-    ends = itertools.accumulate(sizes)
+    words = [-(-size // 2) for size in sizes]  # each has the bits of two entries
+    steps = jnp.concatenate(
+        [jnp.full(n, _steps(rate), jnp.uint32) for n, rate in zip(words, rates, strict=True)]
+    )
+    bits = random_bits(key, axes, sum(words))
+    low, high = (bits & 0xFFFF) >= steps, (bits >> 16) >= steps
+    # Two entries in one number: then a GPU compares the bits as it draws them and writes a byte
+    # for each entry. The barrier keeps XLA from keeping the bits for the backward pass instead.
+    both = low.astype(jnp.uint16) | (high.astype(jnp.uint16) << 8)
+    both = jax.lax.optimization_barrier(both)
+    kept = jax.lax.bitcast_convert_type(both, jnp.uint8).reshape(*axes, -1) != 0
+    starts = itertools.accumulate(words, initial=0)
     return [
-        kept[..., end - size : end].reshape(shape)
-        for shape, size, end in zip(shapes, sizes, ends, strict=True)
+        kept[..., 2 * start : 2 * start + size].reshape(shape)
+        for shape, size, start in zip(shapes, sizes, starts, strict=False)
     ]
 
 
 def random_bits(key: Array, leading: tuple[int, ...], count: int) -> Array:
-    """[*leading, count] random uint16, for streams, if any, and rows; as good as 32 bits here.
+    """[*leading, count] random uint32, for streams, if any, and rows.
 
     The bits of a row do not depend on the rows after it, so fillers change nothing.
     """
     *streams, rows = leading
-    draw = partial(jax.random.bits, shape=(rows, -(-count // 2)))
+    draw = partial(jax.random.bits, shape=(rows, count))
     if streams:
         key, draw = jax.random.split(key, *streams), jax.vmap(draw)
-    bits = jax.lax.bitcast_convert_type(draw(key), jnp.uint16).reshape(*streams, rows, -1)
-    return bits[..., :count]
+    return draw(key)
 
 
 def _steps(rate: float) -> int:

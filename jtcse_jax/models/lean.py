@@ -4,6 +4,9 @@ Differentiated as written, GELU and dropout-residual-LayerNorm keep several arra
 for the backward pass. Here they keep one (and the mean and deviation of each vector), and compute
 the rest from it again. Attention needs only its probabilities, in the compute dtype. XLA may keep
 the float32 scores too; for the H100 it does.
+
+Some operations have another form in programs for a GPU (`_on_gpu`): fewer kernels, which move fewer
+bytes there. On a CPU it is slower, and on a TPU it takes more memory.
 """
 
 from collections.abc import Callable
@@ -43,18 +46,73 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @partial(jax.checkpoint, static_argnums=0)
 def activated_dense(
-    activation: Callable[[Array], Array], x: Array, kernel: Array, bias: Array
+    activation: Callable[[Array], Array], x: Array, bias: Array, kernel: Array
 ) -> Array:
-    """activation(x) W + b: [..., E] from [..., D], [D, E] and [E], all in one dtype.
+    """activation(x + b) W: [..., E] from [..., D], [D] and [D, E], all in one dtype.
 
     The backward pass computes the activation from x a second time instead of keeping it.
     """
-    return jnp.matmul(activation(x), kernel, precision=exact(x.dtype)) + bias
+    return product(activation(x + bias), kernel)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@jax.custom_vjp
+def joint_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
+    """x W + b for several layers (W, b) of one size: [..., E] each, from [..., D], in one dtype.
+
+    On a GPU the layers are one product, and so are the gradients of x and of their weights.
+    """
+    return _on_gpu(_one_dense, _single_denses, x, *layers)
+
+
+def _joint_backward(saved: tuple, gradients: list[Array]) -> tuple:
+    def backward(denses: Callable) -> Callable:
+        return lambda gradients, *saved: jax.vjp(denses, *saved)[1](gradients)
+
+    return _on_gpu(backward(_one_dense), backward(_single_denses), gradients, *saved)
+
+
+joint_dense.defvjp(lambda *args: (joint_dense(*args), args), _joint_backward)
+
+
+def _single_denses(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
+    return [
+        product(x, kernel) if bias is None else product(x, kernel) + bias for kernel, bias in layers
+    ]
+
+
+def _one_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
+    kernels, biases = zip(*layers, strict=True)
+    kernel = jnp.concatenate(kernels, axis=-1)
+    bias = None if biases[0] is None else jnp.concatenate(biases)
+    # Barriers: XLA would put the kernels and the gradients together anew for each use.
+    (joined,) = _single_denses(x, (jax.lax.optimization_barrier(kernel), bias))
+    return jnp.split(_whole_gradient(joined), len(layers), axis=-1)
+
+
+@jax.custom_vjp
+def _whole_gradient(x: Array) -> Array:
+    return x
+
+
+_whole_gradient.defvjp(
+    lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
+)
+
+
+def product(x: Array, kernel: Array) -> Array:
+    """x W: [..., E] from [..., D] and [D, E] in one dtype."""
+    return jnp.matmul(x, kernel, precision=exact(x.dtype))
+
+
+def _on_gpu(gpu: Callable, elsewhere: Callable, *args: Any) -> Any:
+    """gpu(*args) in a program for a GPU, elsewhere(*args) in one for another device."""
+    return jax.lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=elsewhere)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def dropout_add_norm(
     x: Array,
+    x_bias: Array,
     residual: Array,
     scale: Array,
     bias: Array,
@@ -62,20 +120,21 @@ def dropout_add_norm(
     rate: float,
     epsilon: float,
 ) -> Array:
-    """LayerNorm(residual + dropout(x)) over the last axis, computed in float32.
+    """LayerNorm(residual + dropout(x + b)) over the last axis, computed in float32.
 
     Args:
       x, residual: [..., D] in one dtype, which the result has too.
+      x_bias: [D] b in that dtype.
       scale, bias: [D] float32, of the LayerNorm (arXiv 1607.06450).
       kept, rate: as in `dropout`.
       epsilon: added to the variance.
     """
-    return _add_norm_forward(x, residual, scale, bias, kept, rate, epsilon)[0]
+    return _add_norm_forward(x, x_bias, residual, scale, bias, kept, rate, epsilon)[0]
 
 
-def _add_norm_forward(x, residual, scale, bias, kept, rate, epsilon) -> tuple[Array, Any]:
+def _add_norm_forward(x, x_bias, residual, scale, bias, kept, rate, epsilon) -> tuple[Array, Any]:
     # The sum is rounded to the dtype of x: that is what the backward pass reads.
-    total = residual + dropout(x, rate, kept)
+    total = residual + dropout(x + x_bias, rate, kept)
     wide = total.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     # Not E[x^2] - E[x]^2: it cancels if one channel is large, as in BERT.
@@ -86,15 +145,30 @@ def _add_norm_forward(x, residual, scale, bias, kept, rate, epsilon) -> tuple[Ar
 
 def _add_norm_backward(rate: float, epsilon: float, saved: Any, gradient: Array) -> tuple:
     total, mean, inverse_stddev, scale, kept = saved
-    gradient = gradient.astype(jnp.float32)
+    wide = gradient.astype(jnp.float32)
     normal = (total.astype(jnp.float32) - mean) * inverse_stddev
-    scaled = gradient * scale
+    scaled = wide * scale
     along = (scaled * normal).mean(-1, keepdims=True)
     to_total = (scaled - scaled.mean(-1, keepdims=True) - normal * along) * inverse_stddev
     to_residual = to_total.astype(total.dtype)
     to_x = dropout(to_residual, rate, kept)  # zeroes and scales a gradient as it does a value
-    others = tuple(range(total.ndim - 1))
-    return to_x, to_residual, (gradient * normal).sum(others), gradient.sum(others), None
+    to_scale = wide * normal
+    to_x, *sums = _on_gpu(_one_sum, _single_sums, to_x, to_scale, gradient)
+    return to_x, sums[0].astype(total.dtype), to_residual, *sums[1:], None
+
+
+def _single_sums(to_x: Array, to_scale: Array, gradient: Array) -> tuple[Array, ...]:
+    """to_x, and the sums of all three over all axes but the last, float32."""
+    axes = tuple(range(to_x.ndim - 1))
+    return to_x, *(x.astype(jnp.float32).sum(axes) for x in (to_x, to_scale, gradient))
+
+
+def _one_sum(to_x: Array, to_scale: Array, gradient: Array) -> tuple[Array, ...]:
+    """As `_single_sums`, in one pass; to_scale, float32, is rounded to the dtype of to_x."""
+    # Without the barrier XLA would write and read two of them in float32.
+    to_x, to_scale = jax.lax.optimization_barrier((to_x, to_scale.astype(to_x.dtype)))
+    together = jnp.concatenate([to_x, to_scale, gradient], axis=-1).astype(jnp.float32)
+    return to_x, *jnp.split(together.sum(tuple(range(to_x.ndim - 1))), 3)
 
 
 dropout_add_norm.defvjp(_add_norm_forward, _add_norm_backward)

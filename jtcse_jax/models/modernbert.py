@@ -17,7 +17,7 @@ from jtcse_jax.models import bert, lean
 from jtcse_jax.models.activations import activation
 from jtcse_jax.models.bert import same_sentence
 from jtcse_jax.models.dropout import dropout, random_masks
-from jtcse_jax.models.parts import dense, embed, layer_norm, look_up
+from jtcse_jax.models.parts import dense, embed, layer_norm, look_up, weights
 
 
 class Pairs(NamedTuple):
@@ -141,10 +141,12 @@ class Layer(nnx.Module):
         probs_shape = (*rows, self.attention.num_heads, asking.shape[-2], hidden.shape[-2])
         site = asking.shape, self.dropout
         kept = random_masks(key, len(rows), (probs_shape, self.attention.dropout), site, site)
-        attended = self.attention(asking, normed, allowed, kept=kept[0], exchange=exchange)
-        hidden = residual + dropout(attended, self.dropout, kept[1])
+        context = self.attention(asking, normed, allowed, kept=kept[0], exchange=exchange)
+        hidden = residual + dropout(self.attention.output(context), self.dropout, kept[1])
         normed = self.output_norm(hidden).astype(self.dtype)
-        inner = self.activation(self.intermediate(normed)) * self.gate(normed)
+        layers = (weights(layer, self.dtype) for layer in (self.intermediate, self.gate))
+        inner, gate = lean.joint_dense(normed, *layers)
+        inner = self.activation(inner) * gate
         return hidden + dropout(self.output(inner), self.dropout, kept[2])
 
     def probabilities(self, hidden: Array, allowed: Pairs) -> Array:
@@ -169,10 +171,8 @@ class Attention(bert.Attention):
             dense(size, size, dtype, rngs, use_bias=False) for _ in range(4)
         )
 
-    def probabilities(self, asking: Array, hidden: Array, allowed: Pairs) -> Array:
-        """As in `bert.Attention`."""
-        query = rotated(self._heads(self.query(asking)), allowed.asking)
-        keys = rotated(self._heads(self.key(hidden)), allowed.keys)
+    def _probs(self, query: Array, keys: Array, allowed: Pairs) -> Array:
+        query, keys = rotated(query, allowed.asking), rotated(keys, allowed.keys)
         return lean.attention_probs(query, keys, allowed.allowed)
 
 

@@ -46,6 +46,12 @@ def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs, *, use_bias: bool = 
     )
 
 
+def weights(layer: nnx.Linear, dtype) -> tuple[Array, Array | None]:
+    """The kernel and bias of a linear layer, or None for the bias, in `dtype`."""
+    bias = None if layer.bias is None else layer.bias[...].astype(dtype)
+    return layer.kernel[...].astype(dtype), bias
+
+
 def exact(dtype) -> jax.lax.Precision | None:
     """Full float32 precision for float32 products: accelerators would round the factors."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -132,6 +132,27 @@ def test_a_slice_is_not_its_whole_array():
     assert launch.upper_bytes == 20000 + 400 + 4 + 20000
 
 
+def test_a_slice_of_a_converted_array_reads_as_much_of_the_array():
+    """XLA slices after it converts and compares, and a fusion computes only what it returns."""
+    body = """
+%body (p0: f32[50,100]) -> bf16[1,100] {
+  %p0 = f32[50,100]{1,0} parameter(0)
+  %low = bf16[50,100]{1,0} convert(%p0)
+  %flat = bf16[5000]{0} bitcast(%low)
+  %part = bf16[100]{0} slice(%flat), slice={[100:200]}
+  ROOT %row = bf16[1,100]{1,0} bitcast(%part)
+}
+%whole (p0: f32[50,100]) -> bf16[50,100] {
+  %p0 = f32[50,100]{1,0} parameter(0)
+  ROOT %low = bf16[50,100]{1,0} convert(%p0)
+}
+"""
+    sliced = "ROOT %y = bf16[1,100]{1,0} fusion(%x), kind=kLoop, calls=%body"
+    assert one(STACK[0], sliced, more=body).bytes == 400 + 200
+    whole = "ROOT %y = bf16[50,100]{1,0} fusion(%x), kind=kLoop, calls=%whole"
+    assert one(STACK[0], whole, more=body).bytes == 20000 + 10000
+
+
 def test_gathers_and_scatters_touch_what_they_name():
     table = "%table = f32[1000,10]{1,0} parameter(0)"
     ids = "%ids = s32[5]{0} parameter(1)"
@@ -324,6 +345,17 @@ def test_kinds_follow_the_functions(kind):
 def test_residuals_belong_to_the_norm_and_bits_to_dropout():
     assert kind_from(FUNCTIONS[GELU], "add") == NORM
     assert kind_from(("models/dropout.py:random_bits", "bert.py:Layer.__call__"), "xor") == NORM
+
+
+def test_products_of_an_attention_layer_are_products_and_its_weights_are_casts():
+    attention = "models/bert.py:Attention._projected"
+    for name in ("product", "joint_dense", "_dense"):
+        assert kind_from((f"models/lean.py:{name}", attention), "concatenate") == PRODUCTS
+    assert kind_from(("models/lean.py:_product", attention), "transpose") == ATTENTION
+    assert kind_from(("models/parts.py:weights", attention), "convert_element_type") == CASTS
+
+
+def test_the_optimizer_and_the_step_itself_are_the_optimizer():
     assert kind_from(("step.py:make_train_step.<locals>.train_step.<locals>.f",), "select_n") == (
         OPTIMIZER
     )

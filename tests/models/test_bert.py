@@ -132,7 +132,8 @@ def test_every_module_equals_torch(tmp_path, family, sizes):
     for number, layer in enumerate(encoder.layers):
         # Each module is fed torch's own input, so that an error shows where it arises.
         name = f"encoder.layer.{number}"
-        attended = layer.attention(inputs, inputs, same_sentence, kept=None, exchange=None)
+        context = layer.attention(inputs, inputs, same_sentence, kept=None, exchange=None)
+        attended = layer.attention.output(context)
         check(attended, f"{name}.attention.output.dense")
         attended = theirs[f"{name}.attention.output.dense"]
         normed = layer.attention_norm(inputs + attended)

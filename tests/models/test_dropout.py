@@ -41,23 +41,24 @@ def drawn(key, x, rate=0.5):
 
 def test_an_entry_is_kept_if_its_bits_are_not_below_the_rate(monkeypatch):
     """All values of 16 bits, in two rows; the smallest rate that a config takes drops one."""
-    every = np.arange(2**16, dtype=np.uint16).reshape(2, -1)
-    monkeypatch.setattr(dropout, "random_bits", lambda key, leading, count: jnp.asarray(every))
-    shapes = [(2, 2**14), (2, 2**7, 2**6), (2, 2**13)]
+    every = np.arange(2**16, dtype=np.uint32).reshape(2, -1)
+    words = jnp.asarray(every[:, ::2] | every[:, 1::2] << 16)  # the lower half first
+    monkeypatch.setattr(dropout, "random_bits", lambda key, leading, count: words)
+    shapes = [(2, 2**14), (2, 2**7, 2**6), (2, 2**13 - 1)]  # the last has half a word left over
     key = jax.random.key(0)
     masks = dropout.random_masks(key, 1, *zip(shapes, (7.63e-6, 0.75, 0.0), strict=True))
     assert [mask.shape for mask in masks] == shapes and masks[0].dtype == bool
     first, second, third = (np.asarray(mask).reshape(2, -1) for mask in masks)
     np.testing.assert_array_equal(first, every[:, : 2**14] >= 1)
     np.testing.assert_array_equal(second, every[:, 2**14 : 2**14 + 2**13] >= 0.75 * 2**16)
-    assert third.all()
+    assert third.all() and third.shape == (2, 2**13 - 1)
     assert dropout.random_masks(None, 1, ((2, 3), 0.1), ((2, 5), 0.1)) == [None] * 2
 
 
 def test_random_bits_are_uniform_and_independent():
-    bits = np.asarray(dropout.random_bits(jax.random.key(0), (3,), 3641))
-    assert bits.shape == (3, 3641) and bits.dtype == np.uint16
-    flat = bits.ravel().astype(np.float64)
+    words = np.asarray(dropout.random_bits(jax.random.key(0), (3,), 1821))
+    assert words.shape == (3, 1821) and words.dtype == np.uint32
+    flat = words.view(np.uint16).ravel().astype(np.float64)
     # Mean and neighbours' correlation of a uniform distribution, five deviations of each wide.
     assert abs(flat.mean() / 65535 - 0.5) < 5 * np.sqrt(1 / 12 / flat.size)
     for lag in (1, 2, 40, 999):

@@ -8,30 +8,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jtcse_jax.models import lean
 from jtcse_jax.models.dropout import dropout
 from jtcse_jax.models.lean import (
     activated_dense,
     attention_probs,
     dropout_add_norm,
     gelu,
+    joint_dense,
     weighted_values,
 )
 
 EPSILON = 1e-12
 
 
-def plain(x, residual, scale, bias, mask, rate):
+def plain(x, x_bias, residual, scale, bias, mask, rate):
     norm = nnx.LayerNorm(x.shape[-1], epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0))
     norm.scale[...], norm.bias[...] = scale, bias
-    return norm(residual + dropout(x, rate, mask))
+    return norm(residual + dropout(x + x_bias, rate, mask))
 
 
 def drawn(shape=(3, 5, 8)):
-    keys = iter(jax.random.split(jax.random.key(0), 6))
+    keys = iter(jax.random.split(jax.random.key(0), 7))
     x, residual, wanted = (jax.random.normal(next(keys), shape) for _ in range(3))
     residual = residual.at[..., 2].add(40)  # one large channel, as in BERT
-    scale, bias = (jax.random.normal(next(keys), shape[-1:]) for _ in range(2))
-    return x, residual, scale, bias, jax.random.bernoulli(next(keys), 0.7, shape), wanted
+    x_bias, scale, bias = (jax.random.normal(next(keys), shape[-1:]) for _ in range(3))
+    return x, x_bias, residual, scale, bias, jax.random.bernoulli(next(keys), 0.7, shape), wanted
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -43,8 +45,8 @@ def test_dropout_add_norm_has_the_value_and_gradient_of_its_parts(rate):
 
     ours = loss(lambda *arrays: dropout_add_norm(*arrays, mask, rate, EPSILON))
     theirs = loss(lambda *arrays: plain(*arrays, mask, rate))
-    found = jax.value_and_grad(ours, (0, 1, 2, 3))(*arrays)
-    expected = jax.value_and_grad(theirs, (0, 1, 2, 3))(*arrays)
+    found = jax.value_and_grad(ours, range(5))(*arrays)
+    expected = jax.value_and_grad(theirs, range(5))(*arrays)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
@@ -62,18 +64,20 @@ def test_in_bfloat16_it_stays_near_float32():
     *arrays, mask, wanted = drawn((4, 6, 64))
 
     def gradient(dtype):
-        x, residual, scale, bias = arrays
+        x, x_bias, residual, scale, bias = arrays
         residual = residual.at[..., 2].add(-40)
 
-        def loss(x, residual):
-            out = dropout_add_norm(x, residual, scale, bias, mask, 0.1, EPSILON)
+        def loss(*arrays):
+            out = dropout_add_norm(*arrays, mask, 0.1, EPSILON)
             assert out.dtype == dtype
             return (out.astype(jnp.float32) * wanted).sum()
 
-        return jax.grad(loss, (0, 1))(x.astype(dtype), residual.astype(dtype))
+        low = (each.astype(dtype) for each in (x, x_bias, residual))
+        return jax.grad(loss, range(5))(*low, scale, bias)
 
-    for low, high in zip(gradient(jnp.bfloat16), gradient(jnp.float32), strict=True):
-        assert low.dtype == jnp.bfloat16
+    found = gradient(jnp.bfloat16)
+    assert [each.dtype for each in found] == 3 * [jnp.bfloat16] + 2 * [jnp.float32]
+    for low, high in zip(found, gradient(jnp.float32), strict=True):
         error = np.linalg.norm(low.astype(jnp.float32) - high) / np.linalg.norm(high)
         assert error < 0.01
 
@@ -93,24 +97,89 @@ def test_gelu_has_the_value_and_derivatives_of_jax():
 
 def test_activated_dense_has_the_value_and_gradient_of_its_parts_and_keeps_only_x():
     keys = iter(jax.random.split(jax.random.key(2), 4))
-    x, kernel, bias, wanted = (
-        jax.random.normal(next(keys), shape) for shape in ((2, 5, 8), (8, 4), (4,), (2, 5, 4))
+    x, bias, kernel, wanted = (
+        jax.random.normal(next(keys), shape) for shape in ((2, 5, 8), (8,), (8, 4), (2, 5, 4))
     )
 
-    def plain_dense(x, kernel, bias):
-        return jax.nn.gelu(x, approximate=False) @ kernel + bias
+    def plain_dense(x, bias, kernel):
+        return jax.nn.gelu(x + bias, approximate=False) @ kernel
 
     def found(dense):
         return jax.value_and_grad(lambda *arrays: (dense(*arrays) * wanted).sum(), (0, 1, 2))(
-            x, kernel, bias
+            x, bias, kernel
         )
 
     ours, theirs = found(partial(activated_dense, gelu)), found(plain_dense)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    _, back = jax.vjp(partial(activated_dense, gelu), x, kernel, bias)
+    _, back = jax.vjp(partial(activated_dense, gelu), x, bias, kernel)
     kept = [leaf for leaf in jax.tree.leaves(back) if leaf.shape == x.shape]
     assert len(kept) == 1 and kept[0] is x
+
+
+DTYPES = pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+
+
+def drawn_layers():
+    """x for three layers, their kernels and biases, and a gradient of their results."""
+    keys = iter(jax.random.split(jax.random.key(3), 4))
+    shapes = (2, 5, 8), (3, 8, 4), (3, 4), (3, 2, 5, 4)
+    return [jax.random.normal(next(keys), shape) for shape in shapes]
+
+
+@DTYPES
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("dense", [joint_dense, lean._one_dense], ids=["CPU", "GPU"])
+def test_joint_dense_has_the_values_and_gradients_of_single_layers(
+    dense, dtype, tolerance, has_bias
+):
+    *arrays, wanted = drawn_layers()
+
+    def joint(x, kernels, biases):
+        return dense(x, *zip(kernels, biases if has_bias else [None] * 3, strict=True))
+
+    def single(x, kernels, biases):
+        return jnp.einsum("rpd,kde->krpe", x, kernels) + biases[:, None, None] * has_bias
+
+    def found(denses, dtype):
+        def outputs(*arrays):
+            each = jnp.stack(denses(*(array.astype(dtype) for array in arrays)))
+            assert each.dtype == dtype
+            return each.astype(jnp.float32)
+
+        values, back = jax.vjp(outputs, *arrays)
+        return [values, *back(wanted)]
+
+    for one, other in zip(found(joint, dtype), found(single, jnp.float32), strict=True):
+        assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
+
+
+@DTYPES
+def test_one_pass_over_three_gradients_gives_their_sums(dtype, tolerance):
+    keys = jax.random.split(jax.random.key(4), 3)
+    to_x, to_scale, gradient = (jax.random.normal(key, (3, 50, 8)) for key in keys)
+    arrays = to_x.astype(dtype), to_scale, gradient.astype(dtype)
+    for sums in lean._one_sum, lean._single_sums:
+        same, *found = sums(*arrays)
+        assert same.dtype == dtype
+        np.testing.assert_array_equal(same, arrays[0])
+        for one, each in zip(found, (to_x, to_scale, gradient), strict=True):
+            assert one.dtype == jnp.float32
+            np.testing.assert_allclose(one, each.sum((0, 1)), atol=15 * tolerance)
+
+
+@pytest.mark.parametrize("platform, products", [("cpu", 9), ("tpu", 9), ("cuda", 3)])
+def test_only_programs_for_a_gpu_join_products(platform, products):
+    """Three products for the values, the gradient of x and that of the kernels, or one for each."""
+    x, kernels, biases, wanted = drawn_layers()
+
+    def values_and_gradients(x, kernels):
+        values, back = jax.vjp(lambda x, *layers: joint_dense(x, *layers), x, *kernels)
+        return values, back(list(wanted))
+
+    layers = list(zip(kernels, biases, strict=True))
+    lowered = jax.jit(values_and_gradients).trace(x, layers).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("stablehlo.dot_general") == products
 
 
 def plain_attention(query, keys, values, allowed, mask, rate):
