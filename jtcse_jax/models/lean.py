@@ -59,9 +59,14 @@ def activated_dense(
 def joint_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
     """x W + b for several layers (W, b) of one size: [..., E] each, from [..., D], in one dtype.
 
-    On a GPU the layers are one product, and so are the gradients of x and of their weights.
+    In training on a GPU the layers are one product, and so are the gradients of x and of their
+    weights.
     """
-    return _on_gpu(_one_dense, _single_denses, x, *layers)
+    return _single_denses(x, *layers)
+
+
+def _joint_forward(*args: Any) -> tuple[list[Array], tuple]:
+    return _on_gpu(_one_dense, _single_denses, *args), args
 
 
 def _joint_backward(saved: tuple, gradients: list[Array]) -> tuple:
@@ -71,7 +76,7 @@ def _joint_backward(saved: tuple, gradients: list[Array]) -> tuple:
     return _on_gpu(backward(_one_dense), backward(_single_denses), gradients, *saved)
 
 
-joint_dense.defvjp(lambda *args: (joint_dense(*args), args), _joint_backward)
+joint_dense.defvjp(_joint_forward, _joint_backward)
 
 
 def _single_denses(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
