@@ -223,10 +223,12 @@ class Layer(nnx.Module):
     def _add_norm(
         self, norm: nnx.LayerNorm, x: Array, bias: Any, residual: Array, kept: Array | None
     ) -> Array:
-        """The LayerNorm of residual + dropout(x + bias)."""
+        """LayerNorm(residual + dropout(x + bias)), for a product x of a layer with this bias."""
         assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both
-        weights = norm.scale[...], norm.bias[...]
-        return lean.dropout_add_norm(x, bias, residual, *weights, kept, self.dropout, norm.epsilon)
+        norm_weights = norm.scale[...], norm.bias[...]
+        return lean.dropout_add_norm(
+            x, bias, residual, *norm_weights, kept, self.dropout, norm.epsilon
+        )
 
 
 @partial(jax.jit, static_argnames=("graph", "exchange"))
