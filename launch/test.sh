@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Installs the development requirements, then checks style and types and runs the tests.
 #   bash launch/test.sh [pytest arguments]       with CI=true also the slow tests
-#   bash launch/test.sh -m rehearsal             the benchmarks' commands at small size
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +10,7 @@ unset PYTHONDONTWRITEBYTECODE
 JTCSE_ACCELERATOR="${JTCSE_ACCELERATOR:-cpu}" bash launch/install.sh requirements-dev.txt
 slow=()
 if [[ "${CI:-}" == true ]]; then
-  slow=(-m "not rehearsal" --durations=30)
+  slow=(-m "" --durations=30)
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/lint-imports --no-cache

@@ -97,7 +97,7 @@ def test_unknown_part_is_one_sentence(refused, tmp_path):
     assert "--parts colour" in message and "cold_start" in message
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 def test_small_rehearsal(command, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
@@ -116,7 +116,7 @@ def test_small_rehearsal(command, monkeypatch, tmp_path):
     assert list((tmp_path / "out" / "trace_tncse_4").rglob("step.hlo.gz"))
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 def test_smoke(command, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", WITHOUT_TORCH)
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)

@@ -37,7 +37,7 @@ def test_losses_agree(monkeypatch, tmp_path):
     assert len(rows) == 2 and np.ptp([row["loss"] for row in rows]) < 1e-4
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_contenders")
 def test_host(monkeypatch, tmp_path):
     output = tmp_path / "host.json"
@@ -50,7 +50,7 @@ def test_host(monkeypatch, tmp_path):
     assert 0 < cache < 75
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_contenders")
 def test_encode(monkeypatch, tmp_path):
     output = tmp_path / "encode.json"
@@ -60,7 +60,7 @@ def test_encode(monkeypatch, tmp_path):
     assert len(rows) == 2 and all(row["sentences/s"] > 0 for row in rows)
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_contenders")
 def test_scaling(monkeypatch, tmp_path):
     output = tmp_path / "scaling.json"
@@ -70,7 +70,7 @@ def test_scaling(monkeypatch, tmp_path):
     assert row["collectives"] > 0
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_contenders")
 def test_plan_of_a_large_batch(monkeypatch, tmp_path):
     temporary, planned = [], ("--plan", "--output")
@@ -83,7 +83,7 @@ def test_plan_of_a_large_batch(monkeypatch, tmp_path):
     assert temporary[1] < temporary[0] / 2
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_contenders")
 def test_cold_start(monkeypatch, tmp_path):
     output = tmp_path / "cold_start.json"

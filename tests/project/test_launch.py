@@ -173,15 +173,16 @@ def test_too_old_a_python(checkout):
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize("ci, options", [("true", "-m not rehearsal --durations=30 "), ("", "")])
-def test_tests_run_after_style_and_in_ci_with_the_slow_ones(checkout, ci, options):
+@pytest.mark.parametrize("ci, everything", [("true", True), ("", False)])
+def test_tests_run_after_style_and_in_ci_with_the_slow_ones(checkout, ci, everything):
     for tool in ("lint-imports", "basedpyright"):
         stand_in(checkout / ".venv" / "bin" / tool, "exit 0")
     bash(checkout, "launch/test.sh", "-k", "some", CI=ci)
     install, style, tests = calls(checkout)
     assert install.endswith("requirements-dev.txt")
     assert style == "-m ruff check ."
-    assert tests == f"-m pytest -n auto --dist worksteal {options}-k some"
+    start = "-m pytest -n auto --dist worksteal"
+    assert tests == (f"{start} -m  --durations=30 -k some" if everything else f"{start} -k some")
 
 
 @pytest.mark.slow

@@ -329,15 +329,15 @@ KILLED = {"max_steps": 10**6, "save_every": 1, "eval_every": 50, "log_every": 50
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_as_an_uninterrupted_one(tmp_path):
-    """Two moments, starts and saves included; tests/soak.py does it for an hour."""
+def test_killed_at_five_random_moments_it_ends_as_an_uninterrupted_one(tmp_path):
+    """Starts and saves included; tests/soak.py does it for an hour."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     checkpoints = killed / "run" / CHECKPOINTS
     random = np.random.default_rng()
     moments, newest = [], [0]
-    for kill in range(4):
+    for kill in range(7):
         process = start(killed, f"**{KILLED}")
         if kill < 2:  # the first compiles; the second tells what a start takes
             began = time.monotonic()
