@@ -24,7 +24,7 @@ _TRIPS = re.compile(r'known_trip_count"?[:=]\{"n":"(\d+)"')
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _PASSING = {"bitcast", "get-tuple-element", "copy-done", "async-done", "slice-done"}
 _SAME = {"bitcast", "reshape", "get-tuple-element"}
-# Of whose result only the entries that are read are computed, each from one of the operand.
+# Each entry of the result needs one entry of the operand. A fusion computes only those it uses.
 _ENTRY_BY_ENTRY = {"convert", "copy", "transpose", "compare"}
 
 
@@ -191,7 +191,7 @@ def _read(program: Program, body: Computation, parameter: Instruction, whole: in
             continue
         elif user.op in _SAME:
             total += _read(program, body, user, whole)
-        elif user.op in _ENTRY_BY_ENTRY and not user.is_root and whole == parameter.bytes:
+        elif user.op in _ENTRY_BY_ENTRY and not user.is_root:
             total += _read(program, body, user, user.bytes) * whole // user.bytes
         elif user.op == "tuple":
             continue

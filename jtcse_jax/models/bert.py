@@ -221,7 +221,7 @@ class Layer(nnx.Module):
         return self.attention.probabilities(hidden, hidden, allowed).astype(jnp.float32)
 
     def _add_norm(
-        self, norm: nnx.LayerNorm, x: Array, bias: Any, residual: Array, kept: Array | None
+        self, norm: nnx.LayerNorm, x: Array, bias: Array | None, residual: Array, kept: Array | None
     ) -> Array:
         """LayerNorm(residual + dropout(x + bias)), for a product x of a layer with this bias."""
         assert norm.scale is not None and norm.bias is not None  # `layer_norm` makes both

@@ -42,20 +42,20 @@ def random_masks(
     )
     bits = random_bits(key, axes, sum(words))
     low, high = (bits & 0xFFFF) >= steps, (bits >> 16) >= steps
-    # Two entries in one number: then a GPU compares the bits as it draws them and writes a byte
-    # for each entry. The barrier keeps XLA from keeping the bits for the backward pass instead.
+    # Two entries in one number: a GPU then compares the bits as it draws them and writes a byte
+    # for each entry. Without the barrier XLA would store the bits for the backward pass instead.
     both = low.astype(jnp.uint16) | (high.astype(jnp.uint16) << 8)
     both = jax.lax.optimization_barrier(both)
     kept = jax.lax.bitcast_convert_type(both, jnp.uint8).reshape(*axes, -1) != 0
-    starts = itertools.accumulate(words, initial=0)
+    starts = itertools.accumulate(words[:-1], initial=0)
     return [
         kept[..., 2 * start : 2 * start + size].reshape(shape)
-        for shape, size, start in zip(shapes, sizes, starts, strict=False)
+        for shape, size, start in zip(shapes, sizes, starts, strict=True)
     ]
 
 
 def random_bits(key: Array, leading: tuple[int, ...], count: int) -> Array:
-    """[*leading, count] random uint32, for streams, if any, and rows.
+    """Random uint32 [*leading, count]; `leading` is the streams, if any, and the rows.
 
     The bits of a row do not depend on the rows after it, so fillers change nothing.
     """

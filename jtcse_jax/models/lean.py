@@ -5,8 +5,8 @@ for the backward pass. Here they keep one (and the mean and deviation of each ve
 the rest from it again. Attention needs only its probabilities, in the compute dtype. XLA may keep
 the float32 scores too; for the H100 it does.
 
-Some operations have another form in programs for a GPU (`_on_gpu`): fewer kernels, which move fewer
-bytes there. On a CPU it is slower, and on a TPU it takes more memory.
+Some operations have another form in programs for a GPU (`_on_gpu`), with fewer kernels that move
+fewer bytes. On a CPU it is not faster, and on a TPU it takes more memory.
 """
 
 from collections.abc import Callable
@@ -66,42 +66,42 @@ def joint_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
 
 
 def _joint_forward(*args: Any) -> tuple[list[Array], tuple]:
-    return _on_gpu(_one_dense, _single_denses, *args), args
+    return _on_gpu(_split_dense, _single_denses, *args), args
 
 
 def _joint_backward(saved: tuple, gradients: list[Array]) -> tuple:
-    def backward(denses: Callable) -> Callable:
-        return lambda gradients, *saved: jax.vjp(denses, *saved)[1](gradients)
+    def one(gradients: list[Array], *saved: Any) -> tuple:
+        # Without the barrier XLA would concatenate the gradients again for each use.
+        gradient = jax.lax.optimization_barrier(jnp.concatenate(gradients, axis=-1))
+        return jax.vjp(_one_dense, *saved)[1](gradient)
 
-    return _on_gpu(backward(_one_dense), backward(_single_denses), gradients, *saved)
+    def single(gradients: list[Array], *saved: Any) -> tuple:
+        return jax.vjp(_single_denses, *saved)[1](gradients)
+
+    return _on_gpu(one, single, gradients, *saved)
 
 
 joint_dense.defvjp(_joint_forward, _joint_backward)
 
 
 def _single_denses(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
-    return [
-        product(x, kernel) if bias is None else product(x, kernel) + bias for kernel, bias in layers
-    ]
+    return [_dense(x, kernel, bias) for kernel, bias in layers]
 
 
-def _one_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
+def _split_dense(x: Array, *layers: tuple[Array, Array | None]) -> list[Array]:
+    return jnp.split(_one_dense(x, *layers), len(layers), axis=-1)
+
+
+def _one_dense(x: Array, *layers: tuple[Array, Array | None]) -> Array:
+    """The results of all layers side by side, [..., n E]."""
     kernels, biases = zip(*layers, strict=True)
-    kernel = jnp.concatenate(kernels, axis=-1)
-    bias = None if biases[0] is None else jnp.concatenate(biases)
-    # Barriers: XLA would put the kernels and the gradients together anew for each use.
-    (joined,) = _single_denses(x, (jax.lax.optimization_barrier(kernel), bias))
-    return jnp.split(_whole_gradient(joined), len(layers), axis=-1)
+    # Without the barrier XLA would concatenate the kernels again for each use.
+    kernel = jax.lax.optimization_barrier(jnp.concatenate(kernels, axis=-1))
+    return _dense(x, kernel, None if biases[0] is None else jnp.concatenate(biases))
 
 
-@jax.custom_vjp
-def _whole_gradient(x: Array) -> Array:
-    return x
-
-
-_whole_gradient.defvjp(
-    lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
-)
+def _dense(x: Array, kernel: Array, bias: Array | None) -> Array:
+    return product(x, kernel) if bias is None else product(x, kernel) + bias
 
 
 def product(x: Array, kernel: Array) -> Array:

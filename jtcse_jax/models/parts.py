@@ -47,7 +47,7 @@ def dense(inputs: int, outputs: int, dtype, rngs: nnx.Rngs, *, use_bias: bool = 
 
 
 def weights(layer: nnx.Linear, dtype) -> tuple[Array, Array | None]:
-    """The kernel and bias of a linear layer, or None for the bias, in `dtype`."""
+    """The kernel [D, E] of a linear layer and its bias [E], or None if it has none, in `dtype`."""
     bias = None if layer.bias is None else layer.bias[...].astype(dtype)
     return layer.kernel[...].astype(dtype), bias
 

@@ -349,9 +349,12 @@ def test_residuals_belong_to_the_norm_and_bits_to_dropout():
 
 def test_products_of_an_attention_layer_are_products_and_its_weights_are_casts():
     attention = "models/bert.py:Attention._projected"
-    for name in ("product", "joint_dense", "_dense"):
+    for name in ("product", "joint_dense", "_dense", "_one_dense", "_joint_backward.<locals>.one"):
         assert kind_from((f"models/lean.py:{name}", attention), "concatenate") == PRODUCTS
     assert kind_from(("models/lean.py:_product", attention), "transpose") == ATTENTION
+    assert (
+        kind_from(("models/lean.py:_one_sum", "models/lean.py:_add_norm_backward"), "add") == NORM
+    )
     assert kind_from(("models/parts.py:weights", attention), "convert_element_type") == CASTS
 
 
