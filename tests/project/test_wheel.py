@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import QUICK_COMPILATION, ROOT, WITHOUT_TORCH
+from tiny_models import write_senteval
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def test_training_evaluating_and_encoding_away_from_the_checkout(installed, tmp_
     data = ("--data.source", "text.txt", "--workdir", "run")
     run(installed, "jtcse_jax", "train", "--config", "smoke", *overrides, *data, cwd=tmp_path)
     model = ("--model", "run")
-    run(installed, "jtcse_jax", "evaluate", *model, "--suite", "diagnostics", cwd=tmp_path)
+    sts = str(write_senteval(tmp_path / "STS"))
+    run(installed, "jtcse_jax", "evaluate", *model, "--sts", sts, cwd=tmp_path)
     files = ("--input", "text.txt", "--output", "v.npy")
     run(installed, "jtcse_jax", "encode", *model, *files, cwd=tmp_path)
     assert (tmp_path / "v.npy").stat().st_size > 200 * 4
