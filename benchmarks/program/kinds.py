@@ -26,7 +26,7 @@ _RULES = (
     (PRODUCTS, 1.0, r"^[^|]*\|[^<]*lean\.py:(?:_joint_|(?:joint|_one|_split|_single)?_dense)"),
     (NORM, 0.01, r"random_bits|threefry"),
     (ATTENTION, 1.0, r"(?i)attention|exchanged|from_next_tower"),
-    (GELU, 1.0, r"(?i)gelu|^erfc?\b"),
+    (GELU, 1.0, r"(?i)gelu|activated_dense|^erfc?\b"),
     (NORM, 1.0, r"(?i)layer_?norm|add_norm|/normalization\.py:|dropout"),
     (NORM, 1.0, r"^(?:add|add_any)\|[^<]*Layer\.__call__"),  # the residual
     (GELU, 1.0, r"^(?:mul|div|neg|exp|integer_pow|square|sub)\|[^<]*Layer\.__call__"),

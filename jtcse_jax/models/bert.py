@@ -234,6 +234,7 @@ class Layer(nnx.Module):
 @partial(jax.jit, static_argnames=("graph", "exchange"))
 def _run_layer(graph, params, hidden, allowed, key, places, *, exchange: str | None) -> Array:
     """`Layer.__call__`, jitted so that equal layers are traced once and not twelve times."""
+    params, hidden = lean.gradients_in_turn(params, hidden)
     layer = nnx.merge(graph, params)
     return layer(hidden, allowed, key=key, exchange=exchange, places=places)
 
@@ -297,7 +298,7 @@ class Attention(nnx.Module):
             each = lean.joint_dense(hidden, query, *others)
         else:
             each = [*lean.joint_dense(asking, query), *lean.joint_dense(hidden, *others)]
-        return [x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2) for x in each]
+        return [lean.split_heads(x, self.num_heads) for x in each]
 
 
 def same_sentence(asking: Array, segments: Array) -> Array:

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -24,15 +26,24 @@ def dropout(x: Array, rate: float, kept: Array | None) -> Array:
 
 def random_masks(
     key: Array | None, leading: int, *sites: tuple[tuple[int, ...], float]
-) -> list[Array | None]:
+) -> Sequence[Array | None]:
     """Which entries dropout keeps: bool of each site's shape; without a key, None for each site.
 
-    A site is a shape and a rate, which is rounded to a multiple of 2^-16. All sites are from one
-    draw, because each draw takes a CPU time to compile. The shapes share their first `leading`
-    axes: streams, if any, and rows, which may be sharded.
+    A site is a shape and a rate, which is rounded to a multiple of 2^-16. The shapes share their
+    first `leading` axes: streams, if any, and rows, which may be sharded. On a TPU the masks are
+    not those of other devices.
     """
     if key is None:
         return [None] * len(sites)
+    return jax.lax.platform_dependent(
+        key,
+        tpu=partial(_single_draws, leading=leading, sites=sites),
+        default=partial(_one_draw, leading=leading, sites=sites),
+    )
+
+
+def _one_draw(key: Array, leading: int, sites: Sequence[tuple]) -> list[Array]:
+    """The masks from one draw, because each draw takes a CPU time to compile."""
     shapes, rates = zip(*sites, strict=True)
     axes = shapes[0][:leading]
     sizes = [math.prod(shape[leading:]) for shape in shapes]
@@ -40,7 +51,7 @@ def random_masks(
     steps = jnp.concatenate(
         [jnp.full(n, _steps(rate), jnp.uint32) for n, rate in zip(words, rates, strict=True)]
     )
-    bits = random_bits(key, axes, sum(words))
+    bits = random_bits(key, axes, (sum(words),))
     low, high = (bits & 0xFFFF) >= steps, (bits >> 16) >= steps
     # Two entries in one number: a GPU then compares the bits as it draws them and writes a byte
     # for each entry. Without the barrier XLA would store the bits for the backward pass instead.
@@ -54,13 +65,23 @@ def random_masks(
     ]
 
 
-def random_bits(key: Array, leading: tuple[int, ...], count: int) -> Array:
-    """Random uint32 [*leading, count]; `leading` is the streams, if any, and the rows.
+def _single_draws(key: Array, leading: int, sites: Sequence[tuple]) -> list[Array]:
+    """A draw for each mask, in its shape: a TPU would copy slices of one draw to other tiles."""
+    masks = []
+    for number, (shape, rate) in enumerate(sites):
+        bits = random_bits(jax.random.fold_in(key, number), shape[:leading], shape[leading:])
+        # Without the barrier XLA would store the bits for the backward pass.
+        masks.append(jax.lax.optimization_barrier(bits >= np.uint32(_steps(rate) << 16)))
+    return masks
+
+
+def random_bits(key: Array, leading: tuple[int, ...], rest: tuple[int, ...]) -> Array:
+    """Random uint32 [*leading, *rest]; `leading` is the streams, if any, and the rows.
 
     The bits of a row do not depend on the rows after it, so fillers change nothing.
     """
     *streams, rows = leading
-    draw = partial(jax.random.bits, shape=(rows, count))
+    draw = partial(jax.random.bits, shape=(rows, *rest))
     if streams:
         key, draw = jax.random.split(key, *streams), jax.vmap(draw)
     return draw(key)

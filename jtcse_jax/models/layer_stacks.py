@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from jtcse_jax.models.parts import on_tpu
 
 PyTree = Any
 LAYERS, STACKS = "layers", "layer_stacks"
@@ -50,20 +53,32 @@ def _stacked(bank: PyTree) -> PyTree:
             layers[first],
             *(layers[number] for number in others),
         )
-    return {**{name: part for name, part in bank.items() if name != LAYERS}, STACKS: stacks}
+    others = {name: part for name, part in bank.items() if name != LAYERS}
+    return {**others, STACKS: on_tpu(_row_major, stacks)}
 
 
 def _unstacked(bank: PyTree) -> PyTree:
     if not _has(STACKS, bank):
         return bank
     layers = {}
-    for first, stack in bank[STACKS].items():
+    for first, stack in on_tpu(_row_major, bank[STACKS]).items():
         for index in range(jax.tree.leaves(stack)[0].shape[1]):
             layers[first + index] = jax.tree.map(
                 lambda leaf, index=index: jax.lax.index_in_dim(leaf, index, 1, keepdims=False),
                 stack,
             )
-    return {**{name: part for name, part in bank.items() if name != STACKS}, LAYERS: layers}
+    others = {name: part for name, part in bank.items() if name != STACKS}
+    return {**others, LAYERS: on_tpu(_row_major, layers)}
+
+
+def _row_major(tree: PyTree) -> PyTree:
+    """The tree with its arrays laid out as the state is.
+
+    XLA would put the axis of the layers first, and so copy each stack of the state, forth and back.
+    """
+    return jax.tree.map(
+        lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim)))), tree
+    )
 
 
 def _shapes(layer: PyTree) -> tuple:

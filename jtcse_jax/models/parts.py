@@ -1,5 +1,8 @@
 """The parts that encoders are made of, with BERT's initial values."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +58,11 @@ def weights(layer: nnx.Linear, dtype) -> tuple[Array, Array | None]:
 def exact(dtype) -> jax.lax.Precision | None:
     """Full float32 precision for float32 products: accelerators would round the factors."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def on_tpu(form: Callable[[Any], Any], x: Any) -> Any:
+    """form(x) in a program for a TPU, x in one for another device; they have the same values."""
+    return jax.lax.platform_dependent(x, tpu=form, default=lambda x: x)
 
 
 def embed(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Embed:

@@ -347,6 +347,13 @@ def test_residuals_belong_to_the_norm_and_bits_to_dropout():
     assert kind_from(("models/dropout.py:random_bits", "bert.py:Layer.__call__"), "xor") == NORM
 
 
+def test_what_the_backward_pass_computes_again_for_gelu_is_gelu():
+    # Under `jax.checkpoint` its own functions are not in the frames.
+    frames = ("models/lean.py:activated_dense", "models/bert.py:Layer.__call__")
+    assert kind_from(frames, "exp") == kind_from(frames, "convert_element_type") == GELU
+    assert kind_from(("models/lean.py:product", *frames), "dot_general") == PRODUCTS
+
+
 def test_products_of_an_attention_layer_are_products_and_its_weights_are_casts():
     attention = "models/bert.py:Attention._projected"
     for name in ("product", "joint_dense", "_dense", "_one_dense", "_joint_backward.<locals>.one"):

@@ -34,6 +34,47 @@ def test_dropout_in_bfloat16_keeps_the_mean(rate):
     assert abs(scale - 1 / (1 - rate)) < 5e-4
 
 
+@pytest.fixture(params=["tpu", "default"])
+def device(request, monkeypatch):
+    """Masks are drawn as on this device."""
+    chosen = lambda *args, **forms: forms[request.param](*args)  # noqa: E731
+    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+
+
+@pytest.mark.usefixtures("device")
+def test_masks_have_the_rates_of_their_sites_and_are_independent():
+    rows, heads, length, rates = 4, 3, 40, (0.1, 0.5, 0.5)
+    shapes = [(2, rows, heads, length, length), *2 * [(2, rows, length, heads * length)]]
+    masks = dropout.random_masks(jax.random.key(3), 2, *zip(shapes, rates, strict=True))
+    assert [mask.shape for mask in masks] == shapes
+    flat = [np.asarray(mask).reshape(-1, length) for mask in masks]
+    for mask, rate in zip(flat, rates, strict=True):
+        assert abs(mask.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / mask.size)
+    _, one, two = flat
+    streams = np.asarray(masks[1])
+    for first, second in ((one, two), streams, (one[1:], one[:-1]), (one[:, 1:], one[:, :-1])):
+        assert abs((first == second).mean() - 0.5) < 5 * np.sqrt(0.25 / first.size)
+
+
+@pytest.mark.usefixtures("device")
+def test_masks_of_a_row_do_not_depend_on_the_rows_after_it():
+    few, more = (
+        dropout.random_masks(jax.random.key(0), 2, ((2, n, 3, 6), 0.5), ((2, n, 6), 0.5))
+        for n in (6, 8)
+    )
+    for one, other in zip(few, more, strict=True):
+        np.testing.assert_array_equal(one, other[:, :6])
+
+
+def test_a_tpu_draws_each_mask_in_its_shape():
+    def masks(key):
+        return dropout.random_masks(key, 1, ((2, 3, 8, 8), 0.1), ((2, 8, 24), 0.1))
+
+    traced = jax.jit(masks).trace(jax.random.key(0))
+    texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")]
+    assert ["tensor<2x3x8x8xui32>" in text for text in texts] == [True, False]
+
+
 def drawn(key, x, rate=0.5):
     (kept,) = dropout.random_masks(key, 1, (x.shape, rate))
     return kept
@@ -43,7 +84,7 @@ def test_an_entry_is_kept_if_its_bits_are_not_below_the_rate(monkeypatch):
     """All values of 16 bits, in two rows; the smallest rate that a config takes drops one."""
     every = np.arange(2**16, dtype=np.uint32).reshape(2, -1)
     words = jnp.asarray(every[:, ::2] | every[:, 1::2] << 16)  # the lower half first
-    monkeypatch.setattr(dropout, "random_bits", lambda key, leading, count: words)
+    monkeypatch.setattr(dropout, "random_bits", lambda key, leading, rest: words)
     shapes = [(2, 2**14), (2, 2**7, 2**6), (2, 2**13 - 1)]  # the last has half a word left over
     key = jax.random.key(0)
     masks = dropout.random_masks(key, 1, *zip(shapes, (7.63e-6, 0.75, 0.0), strict=True))
@@ -56,7 +97,7 @@ def test_an_entry_is_kept_if_its_bits_are_not_below_the_rate(monkeypatch):
 
 
 def test_random_bits_are_uniform_and_independent():
-    words = np.asarray(dropout.random_bits(jax.random.key(0), (3,), 1821))
+    words = np.asarray(dropout.random_bits(jax.random.key(0), (3,), (1821,)))
     assert words.shape == (3, 1821) and words.dtype == np.uint32
     flat = words.view(np.uint16).ravel().astype(np.float64)
     # Mean and neighbours' correlation of a uniform distribution, five deviations of each wide.
@@ -72,7 +113,7 @@ def test_random_bits_are_uniform_and_independent():
 @pytest.mark.parametrize("streams", [(), (2,)])
 def test_random_bits_of_a_row_do_not_depend_on_the_rows_after_it(streams):
     """The number of devices decides how many fillers a batch ends in."""
-    few, more = (dropout.random_bits(jax.random.key(0), (*streams, n), 21) for n in (6, 8))
+    few, more = (dropout.random_bits(jax.random.key(0), (*streams, n), (21,)) for n in (6, 8))
     np.testing.assert_array_equal(few, more[..., :6, :])
     if streams:
         assert (few[0] != few[1]).mean() > 0.99

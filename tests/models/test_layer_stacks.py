@@ -73,3 +73,12 @@ def test_training_is_the_same_with_stacked_layers(name, monkeypatch):
     assert jax.tree.structure(single) == jax.tree.structure(stacked)
     assert_close(single.params, stacked.params, 1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ends[0][1], ends[1][1])
+
+
+def test_a_tpu_keeps_the_layout_of_the_state():
+    params = bank_of(BERT).init(0)
+    stacks = stack_layers(params)
+    for change, tree in ((stack_layers, params), (unstack_layers, stacks)):
+        traced = jax.jit(change).trace(tree)
+        texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cuda")]
+        assert ["LayoutConstraint" in text for text in texts] == [True, False]

@@ -16,6 +16,7 @@ from jtcse_jax.models.lean import (
     attention_probs,
     dropout_add_norm,
     gelu,
+    gradients_in_turn,
     joint_dense,
     weighted_values,
 )
@@ -173,6 +174,25 @@ def test_only_programs_for_a_gpu_join_products(platform, products):
     assert lowered.as_text().count("stablehlo.dot_general") == products
 
 
+def test_gradients_in_turn_are_the_same_and_together_on_a_tpu():
+    x, (kernel, *_), _, wanted = drawn_layers()
+
+    def loss(turn, params, x):
+        params, x = turn(params, x)
+        return (jnp.tanh(x @ params["kernel"]) * wanted[0]).sum()
+
+    def found(turn):
+        return jax.value_and_grad(partial(loss, turn), (0, 1))
+
+    ours, theirs = found(gradients_in_turn), found(lambda *args: args)
+    jax.tree.map(
+        np.testing.assert_array_equal, ours({"kernel": kernel}, x), theirs({"kernel": kernel}, x)
+    )
+    traced = jax.jit(ours).trace({"kernel": kernel}, x)
+    texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")]
+    assert [text.count("optimization_barrier") for text in texts] == [1, 0]
+
+
 def plain_attention(query, keys, values, allowed, mask, rate):
     scores = jnp.einsum("rhqd,rhkd->rhqk", query, keys) / np.sqrt(query.shape[-1])
     probs = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
@@ -255,3 +275,17 @@ def test_attention_keeps_probabilities_once_for_the_backward_pass():
     _, back = jax.vjp(lambda *arrays: lean_attention(*arrays, allowed, mask, 0.1), *arrays)
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(back) if leaf.shape == mask.shape}
     assert sorted(str(leaf.dtype) for leaf in kept.values()) == ["bfloat16", "bool"]
+    # Queries, keys and values with all heads in one axis, which a TPU does not pad.
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(back) if leaf.shape != mask.shape)
+    assert shapes == [(2, 5, 12), (2, 8, 12), (2, 8, 12)]
+
+
+def test_a_tpu_does_not_keep_padded_heads_for_the_backward_pass():
+    arrays, allowed, mask, wanted = drawn_attention()
+
+    def loss(*arrays):
+        return (lean_attention(*arrays, allowed, mask, 0.1) * wanted).sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+    texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")]
+    assert [text.count("optimization_barrier") for text in texts] == [3, 0]
